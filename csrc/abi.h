@@ -1,0 +1,452 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The layout that a tenant's shim and the router's engine share: control
+ * messages (zmq frames) and everything in shared memory.
+ *
+ * This header is the only declaration of both. C includes it; Python reads the
+ * same text through cffi (router/sluice/engine/build.py), so it holds nothing
+ * but fixed-width structs and enums. Numbers that verbs define (states, access
+ * flags, work completion statuses, GID types) keep rdma-core's values.
+ *
+ * Three files carry shared memory, all made by the router and handed to the
+ * shim over the descriptor socket:
+ *
+ *   engine page   one for the node, read-only for tenants: struct sluice_engine_page
+ *   segment       one per session, 2^32 bytes, sparse: struct sluice_segment at
+ *                 offset 0, then the rings of that session's queues
+ *   arena         one per session, 2^47 bytes, sparse: the file offset is the
+ *                 application's virtual address (see shim/arena.h)
+ *
+ * Trust: the engine believes nothing that a tenant can write. It copies a WQE
+ * or a command once, checks the copy and uses the copy. Sizes and offsets of
+ * rings are kept by the engine itself and only told to the shim.
+ *
+ * Byte order is the host's; both ends run on one machine.
+ */
+#ifndef SLUICE_ABI_H
+#define SLUICE_ABI_H
+
+#ifndef SLUICE_CDEF
+#include <stdint.h>
+#endif
+
+enum {
+    SLUICE_ABI_VERSION = 1,
+
+    SLUICE_SEGMENT_SHIFT = 32,  /* log2 of a session's segment, bytes */
+    SLUICE_ARENA_SHIFT = 47,    /* log2 of the arena, bytes: user addresses */
+    SLUICE_WINDOW_SHIFT = 30,   /* log2 of the engine's view into an arena */
+    SLUICE_SEGMENT_RINGS = 65536, /* offset of the first ring in a segment */
+
+    SLUICE_SESSION_QPS = 16384, /* QPs per session: bits in the doorbell */
+    SLUICE_DOORBELL_WORDS = 256,
+    SLUICE_DOORBELL_SUMMARY = 4,
+
+    SLUICE_BLOCK = 64,          /* a WQE is 1..8 blocks of one cache line */
+    SLUICE_WQE_MAX = 512,       /* bytes */
+    SLUICE_WQE_SGES = 2,        /* SGEs that fit beside the header in block 0 */
+    SLUICE_MAX_SGE = 30,
+    SLUICE_MAX_INLINE = 480,    /* bytes: WQE_MAX less the 32-byte header */
+    SLUICE_MAX_WR = 32768,      /* per queue */
+    SLUICE_MAX_CQE = 1048576,   /* per CQ: 2^20 */
+    SLUICE_MAX_GIDS = 8,
+    SLUICE_NAME = 64,
+    SLUICE_TOKEN = 16
+};
+
+/* ---- control channel: zmq frames -------------------------------------- */
+
+/*
+ * A request is one frame: a struct sluice_*_request. The answer is one frame
+ * that starts with the same op and cookie; status is 0 or a positive errno.
+ * A request whose size is not that of its struct ends the session.
+ */
+enum sluice_op {
+    SLUICE_OP_HELLO = 1,
+    SLUICE_OP_QUERY_DEVICE,
+    SLUICE_OP_ALLOC_PD,
+    SLUICE_OP_DEALLOC_PD,
+    SLUICE_OP_CREATE_CHANNEL,
+    SLUICE_OP_DESTROY_CHANNEL,
+    SLUICE_OP_CREATE_CQ,
+    SLUICE_OP_DESTROY_CQ,
+    SLUICE_OP_CREATE_QP,
+    SLUICE_OP_MODIFY_QP,
+    SLUICE_OP_QUERY_QP,
+    SLUICE_OP_DESTROY_QP
+};
+
+struct sluice_header {
+    uint16_t op;     /* enum sluice_op */
+    uint16_t size;   /* of the whole frame, bytes */
+    int32_t status;  /* answers: 0 or errno */
+    uint64_t cookie; /* echoed; matches an answer (and a descriptor) to its request */
+};
+
+/*
+ * The first thing on the descriptor socket (AF_UNIX SOCK_SEQPACKET), from the
+ * router, with four descriptors: engine page, segment, arena, async event pipe
+ * (read end); and a fifth, /dev/userfaultfd, where has_userfaultfd is 1.
+ * The socket stays open as long as the session lives.
+ */
+struct sluice_welcome {
+    uint32_t abi_version;
+    uint32_t session;
+    uint8_t token[SLUICE_TOKEN]; /* says on the zmq socket which session speaks */
+    uint32_t has_userfaultfd;
+    uint32_t reserved;
+};
+
+/*
+ * Later packets on that socket: one descriptor each, for the request with this
+ * cookie. Sent before the zmq answer, so a shim that has the answer finds it.
+ */
+struct sluice_descriptor {
+    uint64_t cookie;
+};
+
+struct sluice_hello_request {
+    struct sluice_header header;
+    uint32_t abi_version;
+    uint32_t reserved;
+    uint8_t token[SLUICE_TOKEN];
+};
+
+struct sluice_hello_reply {
+    struct sluice_header header; /* EPROTO: other ABI version; EACCES: bad token */
+    uint32_t abi_version;        /* the router's */
+    uint32_t session;
+    char device[SLUICE_NAME];    /* "sluice0" */
+    uint64_t node_guid;          /* big-endian bytes, as ibv_get_device_guid */
+};
+
+/*
+ * Handles name objects of one session. Those of PDs, channels and CQs are never
+ * 0 and not used again soon; a QP's is its bit in the doorbell.
+ *
+ * Any request about one object, or about the whole device (handle 0).
+ */
+struct sluice_handle_request {
+    struct sluice_header header;
+    uint32_t handle;
+    uint32_t reserved;
+};
+
+/* Any answer that is a handle, or nothing but a status. */
+struct sluice_handle_reply {
+    struct sluice_header header;
+    uint32_t handle;
+    uint32_t reserved;
+};
+
+struct sluice_gid {
+    uint8_t raw[16];
+    uint32_t type; /* enum ibv_gid_type: 1 = RoCE v1, 2 = RoCE v2 */
+    uint32_t reserved;
+};
+
+/* Answer to QUERY_DEVICE: what differs from device to device. One port. */
+struct sluice_device_reply {
+    struct sluice_header header;
+    char fw_ver[SLUICE_NAME];
+    uint64_t node_guid;
+    uint64_t sys_image_guid;
+    uint64_t max_mr_size;
+    uint64_t page_size_cap;
+    uint32_t vendor_id;
+    uint32_t vendor_part_id;
+    uint32_t hw_ver;
+    uint32_t max_qp;
+    uint32_t max_qp_wr;
+    uint32_t max_sge;
+    uint32_t max_inline;
+    uint32_t max_cq;
+    uint32_t max_cqe;
+    uint32_t max_mr;
+    uint32_t max_pd;
+    uint32_t max_qp_rd_atom;
+    uint32_t port_state; /* enum ibv_port_state */
+    uint32_t active_mtu; /* enum ibv_mtu */
+    uint32_t active_speed;
+    uint32_t active_width;
+    uint32_t gid_count;
+    uint32_t reserved;
+    struct sluice_gid gids[SLUICE_MAX_GIDS];
+};
+
+struct sluice_create_cq_request {
+    struct sluice_header header;
+    uint32_t cqe;     /* asked for; the ring gets the next power of two */
+    uint32_t channel; /* handle, or 0 */
+};
+
+struct sluice_create_cq_reply {
+    struct sluice_header header;
+    uint32_t handle;
+    uint32_t cqe;    /* ring entries: a power of two */
+    uint64_t offset; /* of struct sluice_cq_shared in the segment */
+};
+
+struct sluice_qp_cap {
+    uint32_t max_send_wr;
+    uint32_t max_recv_wr;
+    uint32_t max_send_sge;
+    uint32_t max_recv_sge;
+    uint32_t max_inline_data;
+};
+
+struct sluice_create_qp_request {
+    struct sluice_header header;
+    uint32_t pd;
+    uint32_t send_cq;
+    uint32_t recv_cq;
+    uint32_t qp_type; /* enum ibv_qp_type */
+    uint32_t sq_sig_all;
+    struct sluice_qp_cap cap;
+};
+
+struct sluice_create_qp_reply {
+    struct sluice_header header;
+    uint32_t handle; /* 0..SLUICE_SESSION_QPS-1: the bit in the doorbell */
+    uint32_t qp_num;
+    struct sluice_qp_cap cap; /* granted: at least what was asked for */
+    uint32_t sq_entries;      /* powers of two; 0: the queue does not exist */
+    uint32_t rq_entries;
+    uint32_t sq_stride;       /* bytes from one WQE to the next */
+    uint32_t rq_stride;
+    uint64_t offset;          /* of struct sluice_qp_shared in the segment */
+    uint64_t sq_offset;
+    uint64_t rq_offset;
+};
+
+struct sluice_ah_attr {
+    uint8_t dgid[16];
+    uint32_t flow_label;
+    uint32_t sgid_index;
+    uint32_t hop_limit;
+    uint32_t traffic_class;
+    uint32_t dlid;
+    uint32_t sl;
+    uint32_t src_path_bits;
+    uint32_t static_rate;
+    uint32_t is_global;
+    uint32_t port_num;
+};
+
+/* struct ibv_qp_attr less the alternate path, which RoCE doesn't have. */
+struct sluice_qp_attr {
+    uint32_t qp_state; /* enum ibv_qp_state */
+    uint32_t cur_qp_state;
+    uint32_t path_mtu;
+    uint32_t path_mig_state;
+    uint32_t qkey;
+    uint32_t rq_psn;
+    uint32_t sq_psn;
+    uint32_t dest_qp_num;
+    uint32_t qp_access_flags;
+    uint32_t pkey_index;
+    uint32_t en_sqd_async_notify;
+    uint32_t sq_draining;
+    uint32_t max_rd_atomic;
+    uint32_t max_dest_rd_atomic;
+    uint32_t min_rnr_timer;
+    uint32_t port_num;
+    uint32_t timeout;
+    uint32_t retry_cnt;
+    uint32_t rnr_retry;
+    uint32_t rate_limit;
+    struct sluice_qp_cap cap;
+    struct sluice_ah_attr ah;
+};
+
+struct sluice_modify_qp_request {
+    struct sluice_header header;
+    uint32_t handle;
+    uint32_t attr_mask; /* enum ibv_qp_attr_mask */
+    struct sluice_qp_attr attr;
+};
+
+/* Answer to MODIFY_QP and QUERY_QP: the attributes as they are now. */
+struct sluice_qp_reply {
+    struct sluice_header header;
+    struct sluice_qp_attr attr;
+};
+
+/* ---- engine page: one per node, tenants map it read-only --------------- */
+
+struct sluice_engine_page {
+    /*
+     * 1 while the engine sleeps on this word (futex, shared). Who posts work
+     * makes it visible first, then a full fence, then reads this word, and
+     * wakes the engine where it is 1.
+     */
+    uint32_t parked;
+    uint32_t abi_version;
+    uint32_t reserved[14];
+};
+
+/* ---- segment: one per session ------------------------------------------ */
+
+/*
+ * Registering memory is hot in many applications, and deregistering must not
+ * race with a copy; so the engine itself does both, on this one mailbox. The
+ * shim serialises its callers.
+ */
+enum sluice_command_op {
+    SLUICE_COMMAND_REG_MR = 1,
+    SLUICE_COMMAND_DEREG_MR
+};
+
+enum sluice_command_state {
+    SLUICE_COMMAND_IDLE = 0,
+    SLUICE_COMMAND_POSTED, /* by the shim */
+    SLUICE_COMMAND_DONE    /* by the engine, which then wakes the word */
+};
+
+struct sluice_command {
+    uint32_t state;  /* futex word */
+    uint32_t op;
+    uint32_t pd;     /* REG_MR */
+    uint32_t access; /* REG_MR: enum ibv_access_flags */
+    uint64_t addr;   /* REG_MR: the application's address */
+    uint64_t length; /* REG_MR: bytes */
+    uint64_t iova;   /* REG_MR: the address that WRs use */
+    uint32_t key;    /* REG_MR: out, lkey and rkey; DEREG_MR: in */
+    int32_t status;  /* out: 0 or errno */
+    uint32_t sleeping; /* the shim waits on state with a futex */
+    uint32_t reserved[3];
+};
+
+/*
+ * Doorbell: bit n of words says that QP n has something new; bit w of summary
+ * says that words[w] is not 0. The shim sets words before summary, the engine
+ * clears summary before words. command is 1 while the mailbox is POSTED.
+ */
+struct sluice_segment {
+    uint64_t summary[SLUICE_DOORBELL_SUMMARY];
+    uint32_t command_rung;
+    uint32_t reserved[7];
+    struct sluice_command command;
+    uint64_t words[SLUICE_DOORBELL_WORDS];
+};
+
+/*
+ * A send queue or receive queue. Indices count WRs and run free (modulo 2^32);
+ * the slot of WR i is i & (entries - 1). A slot is free again when the CQE that
+ * covers it has been polled, so the shim needs no consumer index of the engine's.
+ *
+ * armed: the engine has seen everything up to producer and won't look again
+ * until it is told. Who raises producer does so with release, then a full
+ * fence, then exchanges armed with 0, and rings the doorbell if it was 1.
+ */
+struct sluice_queue_shared {
+    uint32_t producer;     /* shim */
+    uint32_t reserved0[15];
+    uint32_t armed;        /* engine sets, shim takes */
+    uint32_t reserved1[15];
+};
+
+struct sluice_qp_shared {
+    struct sluice_queue_shared sq;
+    struct sluice_queue_shared rq;
+    uint32_t state; /* engine: enum ibv_qp_state, so that posting can refuse */
+    uint32_t reserved[15];
+};
+
+/* Wire opcodes of send WQEs: rdma-core's enum ibv_wr_opcode. */
+enum sluice_wqe_flag {
+    SLUICE_WQE_SIGNALED = 1,
+    SLUICE_WQE_SOLICITED = 2,
+    SLUICE_WQE_FENCE = 4,
+    SLUICE_WQE_INLINE = 8
+};
+
+struct sluice_sge {
+    uint64_t addr;
+    uint32_t length;
+    uint32_t lkey;
+};
+
+/*
+ * A send WQE: this header, then what the opcode needs:
+ *   inline      inline_length bytes right behind the header
+ *   atomic      struct sluice_atomic, then num_sge SGEs
+ *   else        num_sge SGEs
+ */
+struct sluice_wqe {
+    uint8_t opcode; /* enum ibv_wr_opcode */
+    uint8_t flags;  /* enum sluice_wqe_flag */
+    uint16_t num_sge;
+    uint16_t inline_length;
+    uint16_t reserved;
+    uint64_t wr_id;
+    uint64_t remote_addr;
+    uint32_t rkey;
+    uint32_t imm_data; /* big-endian as given, or the rkey to invalidate */
+};
+
+struct sluice_atomic {
+    uint64_t compare_add;
+    uint64_t swap;
+};
+
+struct sluice_recv_wqe {
+    uint64_t wr_id;
+    uint32_t num_sge;
+    uint32_t reserved;
+    /* SGEs follow */
+};
+
+/*
+ * A CQE is one cache line. turn is stored last, with release: entry i (running
+ * free) is there when turn == (i / entries) + 1, modulo 2^32.
+ */
+struct sluice_cqe {
+    uint64_t wr_id;
+    uint32_t status;   /* enum ibv_wc_status */
+    uint32_t opcode;   /* enum ibv_wc_opcode */
+    uint32_t vendor_err;
+    uint32_t byte_len;
+    uint32_t imm_data;
+    uint32_t wc_flags; /* enum ibv_wc_flags */
+    uint32_t qp_num;
+    uint32_t src_qp;
+    uint32_t qp;       /* handle of the QP */
+    uint32_t tail;     /* WRs of that queue that are free now, running count */
+    uint64_t timestamp; /* CLOCK_MONOTONIC, ns */
+    uint32_t is_recv;  /* tail belongs to the receive queue */
+    uint32_t turn;
+};
+
+enum sluice_cq_arm {
+    SLUICE_CQ_UNARMED = 0,
+    SLUICE_CQ_ARM_NEXT = 1,
+    SLUICE_CQ_ARM_SOLICITED = 2
+};
+
+struct sluice_cq_shared {
+    uint32_t consumer; /* shim: entries polled, running free */
+    uint32_t reserved0[15];
+    /*
+     * Shim sets enum sluice_cq_arm, then a full fence, then polls once more;
+     * the engine stores CQEs, then a full fence, then takes it and writes one
+     * struct sluice_comp_event to the channel.
+     */
+    uint32_t arm;
+    uint32_t reserved1[15];
+    /* CQEs follow */
+};
+
+/* What the router writes to a completion channel's pipe. */
+struct sluice_comp_event {
+    uint32_t cq; /* handle */
+    uint32_t reserved;
+};
+
+/* What the router writes to the async event pipe. */
+struct sluice_async_event {
+    uint32_t event_type; /* enum ibv_event_type */
+    uint32_t element;    /* the QP's number, the CQ's handle or the port's number */
+};
+
+#endif

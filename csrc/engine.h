@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The engine: the router's data path. One worker thread executes the WQEs of
+ * all sessions; the control plane (Python, through cffi) makes tenants,
+ * sessions and verbs objects with the functions below.
+ *
+ * Every function may be called from any thread. It runs on the worker, between
+ * two batches of work, and returns when it is done: so the worker alone touches
+ * the engine's state and needs no locks. Returns 0 (or a value >= 0 where said)
+ * or a negative errno.
+ *
+ * Python reads this header through cffi as well (SLUICE_CDEF).
+ */
+#ifndef SLUICE_ENGINE_H
+#define SLUICE_ENGINE_H
+
+#ifndef SLUICE_CDEF
+#include "abi.h"
+#endif
+
+struct sluice_engine;
+
+enum sluice_engine_limits {
+    SLUICE_MAX_TENANTS = 4096,
+    SLUICE_MAX_SESSIONS = 16384,
+    SLUICE_MAX_QPS = 262144 /* of the node */
+};
+
+/* A rate of 0 means: no ceiling. */
+struct sluice_shape {
+    uint64_t max_bps;       /* ceiling, bits per second, each direction */
+    uint64_t burst;         /* bytes; 0: chosen from the rate */
+    uint64_t max_mr_bytes;  /* 0: no limit */
+    uint64_t max_mrs;       /* 0: no limit */
+};
+
+/*
+ * The counters file: 64-bit words that any tool can map. Page 0 holds struct
+ * sluice_counters_header; tenant t is at tenants_offset + t * tenant_stride, QP
+ * slot q at qps_offset + q * qp_stride. Only the engine writes.
+ */
+struct sluice_counters_header {
+    uint64_t magic; /* "SLUICE\0\1" as a little-endian word */
+    uint64_t tenants_offset;
+    uint64_t tenant_stride;
+    uint64_t tenants;
+    uint64_t qps_offset;
+    uint64_t qp_stride;
+    uint64_t qps; /* slots in use so far: none beyond has ever been written */
+    uint64_t worker_loops;
+    uint64_t worker_parks;
+    uint64_t worker_busy_ns;
+};
+
+struct sluice_tenant_counters {
+    uint64_t tx_bytes;      /* payload this tenant sent: SEND, WRITE, READ answered */
+    uint64_t rx_bytes;      /* payload it received: SEND, WRITE, READ asked for */
+    uint64_t tx_messages;   /* SEND and WRITE messages it sent */
+    uint64_t rx_messages;   /* SEND and WRITE messages it received */
+    uint64_t reads;         /* READ operations it asked for */
+    uint64_t atomics;       /* atomic operations it asked for */
+    uint64_t completions;   /* CQEs written to it */
+    uint64_t errors;        /* of these, with a status other than success and flush */
+    uint64_t throttled_ns;  /* time in which work waited for the ceiling */
+    uint64_t rnr_naks;      /* its messages that found no receive posted */
+    uint64_t qps;           /* objects now */
+    uint64_t cqs;
+    uint64_t mrs;
+    uint64_t mr_bytes;
+    uint64_t sessions;
+    uint64_t max_bps;       /* ceiling in force, 0: none */
+};
+
+struct sluice_qp_counters {
+    uint64_t qp_num; /* 0: slot free */
+    uint64_t tenant;
+    uint64_t session;
+    uint64_t state;  /* enum ibv_qp_state */
+    uint64_t peer_qp_num;
+    uint64_t tx_bytes;
+    uint64_t rx_bytes;
+    uint64_t tx_messages;
+    uint64_t rx_messages;
+    uint64_t reads;
+    uint64_t atomics;
+    uint64_t errors;
+    uint64_t reserved[4];
+};
+
+/* What the engine tells the control plane. */
+enum sluice_engine_event_kind {
+    SLUICE_EVENT_SESSION_BROKEN = 1 /* garbage in its shared memory; its QPs are stopped already */
+};
+
+struct sluice_engine_event {
+    uint32_t kind;
+    uint32_t session;
+    char reason[112];
+};
+
+struct sluice_session_files {
+    int engine_page; /* owned by the engine: dup before closing */
+    int segment;     /* these three are the caller's to close */
+    int arena;
+    int async_events;
+};
+
+enum sluice_transport_kind {
+    SLUICE_TRANSPORT_NONE = 0,
+    SLUICE_TRANSPORT_LOCAL
+};
+
+/*
+ * counters_path: where the counters file is made (truncated if it is there), or
+ * NULL for none. *out is the engine, its worker running.
+ */
+int sluice_engine_open(const char *counters_path, struct sluice_engine **out);
+
+/* Ends all sessions, stops the worker, frees everything. */
+void sluice_engine_close(struct sluice_engine *engine);
+
+/* An eventfd that is readable while events wait. Owned by the engine. */
+int sluice_engine_event_fd(struct sluice_engine *engine);
+
+/* 1: *event is the oldest waiting event; 0: none waits. */
+int sluice_engine_next_event(struct sluice_engine *engine, struct sluice_engine_event *event);
+
+/* Returns the tenant's number, which is its slot in the counters file. -EAGAIN: too many. */
+int sluice_tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape);
+/* -EBUSY while it has sessions. */
+int sluice_tenant_remove(struct sluice_engine *engine, uint32_t tenant);
+int sluice_tenant_shape(struct sluice_engine *engine, uint32_t tenant, const struct sluice_shape *shape);
+
+/* Returns the session's number. */
+int sluice_session_open(struct sluice_engine *engine, uint32_t tenant, struct sluice_session_files *files);
+/* Destroys all it has; peers' next messages find nobody. */
+int sluice_session_close(struct sluice_engine *engine, uint32_t session);
+
+/* Return the handle. */
+int sluice_pd_alloc(struct sluice_engine *engine, uint32_t session);
+int sluice_channel_create(struct sluice_engine *engine, uint32_t session, int *read_fd);
+int sluice_cq_create(struct sluice_engine *engine, uint32_t session,
+                     const struct sluice_create_cq_request *request, struct sluice_create_cq_reply *reply);
+int sluice_qp_create(struct sluice_engine *engine, uint32_t session,
+                     const struct sluice_create_qp_request *request, struct sluice_create_qp_reply *reply);
+
+/* -EBUSY while something uses the object; -EINVAL where there is none. */
+int sluice_pd_dealloc(struct sluice_engine *engine, uint32_t session, uint32_t handle);
+int sluice_channel_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
+int sluice_cq_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
+int sluice_qp_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
+
+/*
+ * Applies attributes that the control plane has checked against the state
+ * table (router/sluice/control/qp_state.py). At RTR, transport says how bytes
+ * travel and peer_tenant who the destination GID belongs to (-1: nobody, then
+ * messages run into the retry limit). *now gets all attributes after the change.
+ */
+int sluice_qp_modify(struct sluice_engine *engine, uint32_t session, uint32_t handle,
+                     const struct sluice_qp_attr *attr, uint32_t attr_mask,
+                     uint32_t transport, int32_t peer_tenant, struct sluice_qp_attr *now);
+int sluice_qp_query(struct sluice_engine *engine, uint32_t session, uint32_t handle,
+                    struct sluice_qp_attr *now);
+
+/* Writes an async event (enum ibv_event_type) to the session. */
+int sluice_session_async_event(struct sluice_engine *engine, uint32_t session,
+                               uint32_t event_type, uint32_t element);
+
+#endif
