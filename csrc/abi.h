@@ -45,7 +45,7 @@ enum {
     SLUICE_BLOCK = 64,          /* a WQE is 1..8 blocks of one cache line */
     SLUICE_WQE_MAX = 512,       /* bytes */
     SLUICE_WQE_SGES = 2,        /* SGEs that fit beside the header in block 0 */
-    SLUICE_MAX_SGE = 30,
+    SLUICE_MAX_SGE = 29,     /* 32-byte header, 16 of an atomic, 29 SGEs: WQE_MAX */
     SLUICE_MAX_INLINE = 480,    /* bytes: WQE_MAX less the 32-byte header */
     SLUICE_MAX_WR = 32768,      /* per queue */
     SLUICE_MAX_CQE = 1048576,   /* per CQ: 2^20 */
@@ -276,9 +276,11 @@ struct sluice_qp_reply {
 
 struct sluice_engine_page {
     /*
-     * 1 while the engine sleeps on this word (futex, shared). Who posts work
-     * makes it visible first, then a full fence, then reads this word, and
-     * wakes the engine where it is 1.
+     * 1 while the engine sleeps on this word (futex, shared), or is about to.
+     * Who posts work makes it visible first, then a full fence, then reads this
+     * word, and wakes the engine for as long as the word is 1 and the wake-up
+     * reached nobody: tenants can't write the word, so the engine may still
+     * have been on its way to sleep.
      */
     uint32_t parked;
     uint32_t abi_version;

@@ -4,10 +4,9 @@
  * all sessions; the control plane (Python, through cffi) makes tenants,
  * sessions and verbs objects with the functions below.
  *
- * Every function may be called from any thread. It runs on the worker, between
- * two batches of work, and returns when it is done: so the worker alone touches
- * the engine's state and needs no locks. Returns 0 (or a value >= 0 where said)
- * or a negative errno.
+ * Every function may be called from any thread. It runs while the worker stands
+ * still between two rounds of work (worker.h), so the engine's state needs no
+ * locks. Returns 0 (or a value >= 0 where said) or a negative errno.
  *
  * Python reads this header through cffi as well (SLUICE_CDEF).
  */

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cq.h"
+
+#include <errno.h>
+#include <infiniband/verbs.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "atomic.h"
+#include "qp.h"
+
+static uint64_t ring_size(uint32_t entries)
+{
+    return sizeof(struct sluice_cq_shared) + (uint64_t)entries * sizeof(struct sluice_cqe);
+}
+
+int cq_create(struct session *session, const struct sluice_create_cq_request *request,
+              struct sluice_create_cq_reply *reply)
+{
+    struct channel *channel = NULL;
+    uint32_t entries = 1;
+
+    if (request->cqe == 0 || request->cqe > SLUICE_MAX_CQE)
+        return -EINVAL;
+    while (entries < request->cqe)
+        entries *= 2;
+    if (request->channel) {
+        for (struct list *link = session->channels.next; link != &session->channels; link = link->next)
+            if (list_entry(link, struct channel, link)->handle == request->channel)
+                channel = list_entry(link, struct channel, link);
+        if (!channel)
+            return -EINVAL;
+    }
+
+    struct cq *cq = calloc(1, sizeof(*cq));
+
+    if (!cq)
+        return -ENOMEM;
+    int64_t offset = segment_take(&session->segment, ring_size(entries));
+
+    if (offset < 0) {
+        free(cq);
+        return (int)offset;
+    }
+    *cq = (struct cq){
+        .session = session,
+        .handle = session->next_handle++,
+        .entries = entries,
+        .offset = (uint64_t)offset,
+        .shared = (struct sluice_cq_shared *)(session->segment.base + offset),
+        .ring = (struct sluice_cqe *)(session->segment.base + offset + sizeof(struct sluice_cq_shared)),
+        .channel = channel,
+    };
+    list_init(&cq->notify);
+    list_init(&cq->link);
+    list_append(&session->cqs, &cq->link);
+    if (channel)
+        channel->users++;
+    session->tenant->counters->cqs++;
+    reply->handle = cq->handle;
+    reply->cqe = entries;
+    reply->offset = cq->offset;
+    return 0;
+}
+
+void cq_free(struct cq *cq)
+{
+    if (cq->channel)
+        cq->channel->users--;
+    cq->session->tenant->counters->cqs--;
+    segment_give(&cq->session->segment, cq->offset, ring_size(cq->entries));
+    list_remove(&cq->notify);
+    list_remove(&cq->link);
+    free(cq);
+}
+
+struct cq *cq_find(struct session *session, uint32_t handle)
+{
+    for (struct list *link = session->cqs.next; link != &session->cqs; link = link->next)
+        if (list_entry(link, struct cq, link)->handle == handle)
+            return list_entry(link, struct cq, link);
+    return NULL;
+}
+
+/* Whether there is room, after asking the shim how far it has polled. */
+static bool has_room(struct cq *cq)
+{
+    cq->consumer = load_acquire(&cq->shared->consumer);
+    if (cq->produced - cq->consumer > cq->entries) {
+        session_break(cq->session, "a completion queue's consumer index is ahead of what was produced");
+        return false;
+    }
+    return cq->produced - cq->consumer < cq->entries;
+}
+
+static void overrun(struct cq *cq)
+{
+    cq->overrun = true;
+    session_async_event(cq->session, IBV_EVENT_CQ_ERR, cq->handle);
+    qps_of_dead_cq(cq);
+}
+
+void cq_push(struct cq *cq, const struct sluice_cqe *cqe, bool solicited)
+{
+    if (cq->session->broken || cq->overrun)
+        return;
+    if (__builtin_expect(cq->produced - cq->consumer >= cq->entries, 0) && !has_room(cq)) {
+        if (!cq->session->broken)
+            overrun(cq);
+        return;
+    }
+    struct sluice_cqe *slot = &cq->ring[cq->produced & (cq->entries - 1)];
+    uint32_t turn = cq->produced / cq->entries + 1;
+
+    /* All but turn; then turn with release: who sees it sees the rest, and all data before. */
+    slot->wr_id = cqe->wr_id;
+    slot->status = cqe->status;
+    slot->opcode = cqe->opcode;
+    slot->vendor_err = cqe->vendor_err;
+    slot->byte_len = cqe->byte_len;
+    slot->imm_data = cqe->imm_data;
+    slot->wc_flags = cqe->wc_flags;
+    slot->qp_num = cqe->qp_num;
+    slot->src_qp = cqe->src_qp;
+    slot->qp = cqe->qp;
+    slot->tail = cqe->tail;
+    slot->timestamp = cq->session->engine->now;
+    slot->is_recv = cqe->is_recv;
+    store_release(&slot->turn, turn);
+    cq->produced++;
+    cq->session->tenant->counters->completions++;
+    if (cqe->status != IBV_WC_SUCCESS && cqe->status != IBV_WC_WR_FLUSH_ERR)
+        cq->session->tenant->counters->errors++;
+
+    cq->solicited |= solicited || cqe->status != IBV_WC_SUCCESS;
+    if (cq->channel && list_unlinked(&cq->notify))
+        list_append(&cq->session->engine->notify, &cq->notify);
+}
+
+void cq_notify_all(struct sluice_engine *engine)
+{
+    if (list_empty(&engine->notify))
+        return;
+    /*
+     * Pairs with the fence in req_notify_cq: either the shim's extra poll sees our
+     * CQE, or we see that it armed. One fence serves the whole batch.
+     */
+    full_fence();
+    while (!list_empty(&engine->notify)) {
+        struct cq *cq = list_entry(list_take(&engine->notify), struct cq, notify);
+        uint32_t arm = load_relaxed(&cq->shared->arm);
+
+        if (arm != SLUICE_CQ_ARM_NEXT && !(arm == SLUICE_CQ_ARM_SOLICITED && cq->solicited)) {
+            /* A solicited CQE that came before arming doesn't count for a later one. */
+            cq->solicited = false;
+            continue;
+        }
+        store_relaxed(&cq->shared->arm, SLUICE_CQ_UNARMED);
+        cq->solicited = false;
+        struct sluice_comp_event event = {.cq = cq->handle};
+
+        /* The pipe holds 8,000 events; a tenant that leaves them all unread loses its own. */
+        if (write(cq->channel->fd, &event, sizeof(event)) < 0)
+            continue;
+    }
+}

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Completion queues and the channels that announce them. */
+#ifndef SLUICE_CQ_H
+#define SLUICE_CQ_H
+
+#include "node.h"
+
+struct cq {
+    struct session *session;
+    uint32_t handle;
+    uint32_t entries;  /* power of two */
+    uint32_t produced; /* running free */
+    uint32_t consumer; /* as last read from the shim, checked */
+    uint32_t users;    /* QPs */
+    bool overrun;      /* lost a CQE: dead, as IBTA 11.6.3.1 has it */
+    bool solicited;    /* a CQE since the last notification was solicited or an error */
+    uint64_t offset;
+    struct sluice_cq_shared *shared;
+    struct sluice_cqe *ring;
+    struct channel *channel; /* or NULL */
+    struct list notify;      /* in engine->notify */
+    struct list link;
+};
+
+/* Returns 0 or a negative errno; *reply gets all but its header. */
+int cq_create(struct session *session, const struct sluice_create_cq_request *request,
+              struct sluice_create_cq_reply *reply);
+void cq_free(struct cq *cq);
+struct cq *cq_find(struct session *session, uint32_t handle);
+
+/*
+ * Appends a CQE; turn and timestamp are filled in. Where the queue is full the
+ * CQE is lost, the CQ dead and the application told (IBV_EVENT_CQ_ERR).
+ */
+void cq_push(struct cq *cq, const struct sluice_cqe *cqe, bool solicited);
+
+/* Tells the channels of all CQs that got CQEs and were armed. Once after a batch of work. */
+void cq_notify_all(struct sluice_engine *engine);
+
+#endif

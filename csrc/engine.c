@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "engine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "copy.h"
+#include "cq.h"
+#include "mr.h"
+#include "node.h"
+#include "qp.h"
+#include "session.h"
+#include "tenant.h"
+#include "transport/transport.h"
+#include "worker.h"
+
+enum { PAGE = 4096 };
+
+#define COUNTERS_MAGIC 0x0100454349554c53ull /* "SLUICE\0\1" */
+#define TENANTS_OFFSET ((uint64_t)PAGE)
+#define QPS_OFFSET (TENANTS_OFFSET + SLUICE_MAX_TENANTS * sizeof(struct sluice_tenant_counters))
+#define COUNTERS_SIZE (QPS_OFFSET + SLUICE_MAX_QPS * sizeof(struct sluice_qp_counters))
+
+/* Sparse: a table of everything there may be costs only what is used of it. */
+static void *sparse(size_t size)
+{
+    void *place = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    return place == MAP_FAILED ? NULL : place;
+}
+
+static int open_counters(struct sluice_engine *engine, const char *path)
+{
+    int fd = path ? open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)
+                  : memfd_create("sluice-counters", MFD_CLOEXEC);
+
+    if (fd < 0)
+        return -errno;
+    void *place = MAP_FAILED;
+
+    if (ftruncate(fd, (off_t)COUNTERS_SIZE) == 0)
+        place = mmap(NULL, COUNTERS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    int error = place == MAP_FAILED ? -errno : 0;
+
+    close(fd);
+    if (error)
+        return error;
+    engine->counters = place;
+    engine->header = place;
+    *engine->header = (struct sluice_counters_header){
+        .magic = COUNTERS_MAGIC,
+        .tenants_offset = TENANTS_OFFSET,
+        .tenant_stride = sizeof(struct sluice_tenant_counters),
+        .tenants = SLUICE_MAX_TENANTS,
+        .qps_offset = QPS_OFFSET,
+        .qp_stride = sizeof(struct sluice_qp_counters),
+    };
+    return 0;
+}
+
+/*
+ * Tenants read this page to learn whether the engine sleeps, and must not be able
+ * to write it: they could make it deaf for the others. Our own mapping is made
+ * first; the seal then refuses every later writable one, whoever opens the file
+ * again through /proc.
+ */
+static int open_page(struct sluice_engine *engine)
+{
+    engine->page_fd = memfd_create("sluice-engine", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (engine->page_fd < 0 || ftruncate(engine->page_fd, PAGE))
+        return -errno;
+    void *place = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, engine->page_fd, 0);
+
+    if (place == MAP_FAILED)
+        return -errno;
+    engine->page = place;
+    engine->page->abi_version = SLUICE_ABI_VERSION;
+    if (fcntl(engine->page_fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+        return -errno;
+    return 0;
+}
+
+int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
+{
+    struct sluice_engine *engine = calloc(1, sizeof(*engine));
+    int error = -ENOMEM;
+
+    if (!engine)
+        return -ENOMEM;
+    engine->page_fd = engine->events.fd = -1;
+    engine->now = clock_now();
+    list_init(&engine->turns);
+    list_init(&engine->notify);
+    engine->tenants = sparse(SLUICE_MAX_TENANTS * sizeof(*engine->tenants));
+    engine->sessions = sparse(SLUICE_MAX_SESSIONS * sizeof(*engine->sessions));
+    engine->live = sparse(SLUICE_MAX_SESSIONS * sizeof(*engine->live));
+    engine->qps = sparse(SLUICE_MAX_QPS * sizeof(*engine->qps));
+    engine->qp_generations = sparse(SLUICE_MAX_QPS);
+    engine->qp_free = sparse(SLUICE_MAX_QPS * sizeof(*engine->qp_free));
+    engine->mrs = sparse(MR_MAX * sizeof(*engine->mrs));
+    engine->events.ring = sparse(SLUICE_MAX_SESSIONS * sizeof(*engine->events.ring));
+    if (!engine->tenants || !engine->sessions || !engine->live || !engine->qps || !engine->qp_generations ||
+        !engine->qp_free || !engine->mrs || !engine->events.ring)
+        goto fail;
+    for (uint32_t slot = 0; slot < SLUICE_MAX_QPS; slot++)
+        engine->qp_free[slot] = slot;
+    engine->qp_free_count = SLUICE_MAX_QPS;
+    engine->mr_used = 1; /* entry 0 ends the list of free ones, and key 0 is nobody's */
+    if (getrandom(&engine->mr_random, sizeof(engine->mr_random), 0) != sizeof(engine->mr_random)) {
+        error = -errno;
+        goto fail;
+    }
+    engine->mr_random |= 1;
+    engine->events.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (engine->events.fd < 0) {
+        error = -errno;
+        goto fail;
+    }
+    copy_init();
+    if ((error = windows_open()) || (error = open_counters(engine, counters_path)) || (error = open_page(engine)) ||
+        (error = worker_start(engine)))
+        goto fail;
+    *out = engine;
+    return 0;
+
+fail:
+    sluice_engine_close(engine);
+    return error;
+}
+
+static void unmap(void *place, size_t size)
+{
+    if (place)
+        munmap(place, size);
+}
+
+void sluice_engine_close(struct sluice_engine *engine)
+{
+    worker_stop(engine);
+    while (engine->live_count)
+        session_free(engine->live[0]);
+    for (uint32_t i = 0; engine->tenants && i < SLUICE_MAX_TENANTS; i++)
+        if (engine->tenants[i])
+            tenant_free(engine->tenants[i]);
+    timers_free(&engine->timers);
+    unmap(engine->tenants, SLUICE_MAX_TENANTS * sizeof(*engine->tenants));
+    unmap(engine->sessions, SLUICE_MAX_SESSIONS * sizeof(*engine->sessions));
+    unmap(engine->live, SLUICE_MAX_SESSIONS * sizeof(*engine->live));
+    unmap(engine->qps, SLUICE_MAX_QPS * sizeof(*engine->qps));
+    unmap(engine->qp_generations, SLUICE_MAX_QPS);
+    unmap(engine->qp_free, SLUICE_MAX_QPS * sizeof(*engine->qp_free));
+    unmap(engine->mrs, MR_MAX * sizeof(*engine->mrs));
+    unmap(engine->events.ring, SLUICE_MAX_SESSIONS * sizeof(*engine->events.ring));
+    unmap(engine->counters, COUNTERS_SIZE);
+    unmap(engine->page, PAGE);
+    if (engine->page_fd >= 0)
+        close(engine->page_fd);
+    if (engine->events.fd >= 0)
+        close(engine->events.fd);
+    free(engine);
+}
+
+/* ---- events ------------------------------------------------------------ */
+
+int sluice_engine_event_fd(struct sluice_engine *engine)
+{
+    return engine->events.fd;
+}
+
+int sluice_engine_next_event(struct sluice_engine *engine, struct sluice_engine_event *event)
+{
+    int found = 0;
+
+    worker_enter(engine);
+    if (engine->events.count) {
+        *event = engine->events.ring[engine->events.head];
+        engine->events.head = (engine->events.head + 1) % SLUICE_MAX_SESSIONS;
+        engine->events.count--;
+        found = 1;
+    } else {
+        eventfd_t ignored;
+
+        /* Emptied while nobody can add one. */
+        if (eventfd_read(engine->events.fd, &ignored))
+            found = 0;
+    }
+    worker_leave(engine);
+    return found;
+}
+
+/* ---- tenants ----------------------------------------------------------- */
+
+int sluice_tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape)
+{
+    worker_enter(engine);
+    int result = tenant_add(engine, shape);
+
+    worker_leave(engine);
+    return result;
+}
+
+static struct tenant *find_tenant(struct sluice_engine *engine, uint32_t number)
+{
+    return number < SLUICE_MAX_TENANTS ? engine->tenants[number] : NULL;
+}
+
+int sluice_tenant_remove(struct sluice_engine *engine, uint32_t number)
+{
+    int result = -EINVAL;
+
+    worker_enter(engine);
+    struct tenant *tenant = find_tenant(engine, number);
+
+    if (tenant) {
+        result = tenant->session_count ? -EBUSY : 0;
+        if (result == 0)
+            tenant_free(tenant);
+    }
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_tenant_shape(struct sluice_engine *engine, uint32_t number, const struct sluice_shape *shape)
+{
+    worker_enter(engine);
+    struct tenant *tenant = find_tenant(engine, number);
+
+    if (tenant)
+        tenant_shape(tenant, shape);
+    worker_leave(engine);
+    return tenant ? 0 : -EINVAL;
+}
+
+/* ---- sessions and their objects ---------------------------------------- */
+
+int sluice_session_open(struct sluice_engine *engine, uint32_t number, struct sluice_session_files *files)
+{
+    worker_enter(engine);
+    struct tenant *tenant = find_tenant(engine, number);
+    int result = tenant ? session_open(tenant, files) : -EINVAL;
+
+    worker_leave(engine);
+    return result;
+}
+
+/* Enters, and leaves again where there is no such session. */
+static struct session *enter_session(struct sluice_engine *engine, uint32_t number)
+{
+    worker_enter(engine);
+    struct session *session = number < SLUICE_MAX_SESSIONS ? engine->sessions[number] : NULL;
+
+    if (!session)
+        worker_leave(engine);
+    return session;
+}
+
+/* The same for one of its QPs. */
+static struct qp *enter_qp(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct session *session = enter_session(engine, number);
+    struct qp *qp = session && handle < SLUICE_SESSION_QPS ? session->qps[handle] : NULL;
+
+    if (session && !qp)
+        worker_leave(engine);
+    return qp;
+}
+
+int sluice_session_close(struct sluice_engine *engine, uint32_t number)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    session_free(session);
+    worker_leave(engine);
+    return 0;
+}
+
+int sluice_session_async_event(struct sluice_engine *engine, uint32_t number, uint32_t event_type, uint32_t element)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    session_async_event(session, event_type, element);
+    worker_leave(engine);
+    return 0;
+}
+
+int sluice_pd_alloc(struct sluice_engine *engine, uint32_t number)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = pd_alloc(session);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_pd_dealloc(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = pd_dealloc(session, handle);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_channel_create(struct sluice_engine *engine, uint32_t number, int *read_fd)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = channel_create(session, read_fd);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_channel_destroy(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = channel_destroy(session, handle);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_cq_create(struct sluice_engine *engine, uint32_t number, const struct sluice_create_cq_request *request,
+                     struct sluice_create_cq_reply *reply)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = cq_create(session, request, reply);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_cq_destroy(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    struct cq *cq = cq_find(session, handle);
+    int result = !cq ? -EINVAL : cq->users ? -EBUSY : 0;
+
+    if (result == 0)
+        cq_free(cq);
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_qp_create(struct sluice_engine *engine, uint32_t number, const struct sluice_create_qp_request *request,
+                     struct sluice_create_qp_reply *reply)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = session->broken ? -EIO : qp_create(session, request, reply);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_qp_destroy(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct qp *qp = enter_qp(engine, number, handle);
+
+    if (!qp)
+        return -EINVAL;
+    qp_free(qp);
+    worker_leave(engine);
+    return 0;
+}
+
+int sluice_qp_modify(struct sluice_engine *engine, uint32_t number, uint32_t handle,
+                     const struct sluice_qp_attr *attr, uint32_t attr_mask, uint32_t transport, int32_t peer_tenant,
+                     struct sluice_qp_attr *now)
+{
+    struct qp *qp = enter_qp(engine, number, handle);
+
+    if (!qp)
+        return -EINVAL;
+    /* Who is on no node is looked for here, and not found. */
+    int result = qp_modify(qp, attr, attr_mask, &transport_local,
+                           transport == SLUICE_TRANSPORT_LOCAL ? peer_tenant : -1);
+
+    *now = qp->attr;
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_qp_query(struct sluice_engine *engine, uint32_t number, uint32_t handle, struct sluice_qp_attr *now)
+{
+    struct qp *qp = enter_qp(engine, number, handle);
+
+    if (!qp)
+        return -EINVAL;
+    *now = qp->attr;
+    now->qp_state = now->cur_qp_state = qp->state;
+    now->sq_draining = qp->state == 4 /* IBV_QPS_SQD */ && qp->message.active;
+    worker_leave(engine);
+    return 0;
+}

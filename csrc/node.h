@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Everything that the engine has, and who owns what:
+ *
+ *   engine ── tenants ── sessions ── PDs, channels, CQs, QPs, MRs
+ *
+ * Only the worker touches any of it (see worker.h), so there are no locks.
+ */
+#ifndef SLUICE_NODE_H
+#define SLUICE_NODE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "abi.h"
+#include "engine.h"
+#include "list.h"
+#include "shaper.h"
+#include "segment.h"
+#include "timer.h"
+#include "window.h"
+
+struct cq;
+struct mr;
+struct qp;
+struct session;
+struct worker;
+
+/* One direction of a tenant's traffic. */
+struct lane_shaper {
+    struct bucket bucket;
+    struct list waiting;   /* QPs whose next bytes are not allowed yet */
+    struct timer timer;    /* when they are */
+    uint64_t waiting_since;
+    struct tenant *tenant;
+};
+
+struct tenant {
+    struct sluice_engine *engine;
+    uint32_t number;
+    struct sluice_shape shape;
+    struct lane_shaper egress, ingress;
+    struct list active;   /* QPs with work to do now */
+    struct list turn;     /* in engine->turns while active isn't empty */
+    uint32_t session_count;
+    struct sluice_tenant_counters *counters;
+};
+
+struct pd {
+    struct session *session;
+    uint32_t handle;
+    uint32_t users; /* QPs and MRs */
+    struct list link;
+};
+
+struct channel {
+    uint32_t handle;
+    int fd; /* write end */
+    uint32_t users;
+    struct list link;
+};
+
+struct session {
+    struct sluice_engine *engine;
+    struct tenant *tenant;
+    uint32_t number;
+    uint32_t live; /* place in engine->live */
+    bool broken;   /* its shared memory held garbage: nothing of it is read any more */
+    struct segment segment;
+    struct arena arena;
+    int async_fd;
+    uint32_t next_handle;
+    struct list pds, channels, cqs, mrs;
+    struct qp **qps; /* SLUICE_SESSION_QPS, by handle */
+    uint32_t qp_hint; /* where to look for a free handle */
+};
+
+struct sluice_engine {
+    struct worker *worker;
+    uint64_t now; /* ns; read once a round of work */
+    uint64_t linger; /* ns for which an empty send queue is watched; 0: no core to spare */
+
+    struct sluice_engine_page *page;
+    int page_fd;
+
+    struct tenant **tenants;  /* SLUICE_MAX_TENANTS */
+    struct session **sessions; /* SLUICE_MAX_SESSIONS */
+    struct session **live;    /* the sessions there are, dense */
+    uint32_t live_count;
+    struct list turns;        /* tenants with work to do */
+
+    struct qp **qps;          /* SLUICE_MAX_QPS, by slot */
+    uint8_t *qp_generations;
+    uint32_t *qp_free;        /* ring of free slots: the longest unused is next */
+    uint32_t qp_free_head, qp_free_count;
+
+    struct mr *mrs;           /* MR_MAX, by index; see mr.h */
+    uint32_t mr_free;         /* first of the list of free entries */
+    uint32_t mr_used;         /* entries beyond have never been used */
+    uint64_t mr_random;
+
+    struct timers timers;
+    struct list notify;       /* CQs with CQEs that nobody was told of yet */
+
+    uint8_t *counters;        /* the mapped file */
+    struct sluice_counters_header *header;
+
+    struct {
+        struct sluice_engine_event *ring;
+        uint32_t head, count;
+        int fd;
+    } events;
+};
+
+/* Ends what a session may do, and tells the control plane why; it closes the session then. */
+void session_break(struct session *session, const char *reason);
+
+/* Async event to the application; lost only where it has left 8,000 unread. */
+void session_async_event(struct session *session, uint32_t event_type, uint32_t element);
+
+#endif

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A session's segment: the file whose pages hold its doorbell and its rings, and
+ * who has which part of it. The engine maps all of it once; untouched parts cost
+ * nothing.
+ */
+#ifndef SLUICE_SEGMENT_H
+#define SLUICE_SEGMENT_H
+
+#include <stdint.h>
+
+#include "abi.h"
+
+struct extent;
+
+struct segment {
+    int fd;
+    uint8_t *base;
+    struct extent *free; /* by offset, neighbours merged */
+};
+
+/* Negative errno: no memory, no descriptors, no address space. */
+int segment_open(struct segment *segment);
+void segment_close(struct segment *segment);
+
+/* A zeroed, page-aligned part; returns its offset or a negative errno (-ENOMEM: full). */
+int64_t segment_take(struct segment *segment, uint64_t size);
+/* Gives it back, and its pages to the system. */
+void segment_give(struct segment *segment, uint64_t offset, uint64_t size);
+
+static inline struct sluice_segment *segment_head(const struct segment *segment)
+{
+    return (struct sluice_segment *)segment->base;
+}
+
+#endif

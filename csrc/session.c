@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "atomic.h"
+#include "futex.h"
+#include "qp.h"
+
+/*
+ * The two ends of a pipe are separate open files, so the engine's end is
+ * non-blocking whatever the application does with its own.
+ */
+static int open_pipe(int *read_fd, int *write_fd)
+{
+    int fds[2];
+
+    if (pipe2(fds, O_CLOEXEC))
+        return -errno;
+    if (fcntl(fds[1], F_SETFL, O_NONBLOCK)) {
+        int error = -errno;
+
+        close(fds[0]);
+        close(fds[1]);
+        return error;
+    }
+    *read_fd = fds[0];
+    *write_fd = fds[1];
+    return 0;
+}
+
+static int take_number(struct sluice_engine *engine, struct session *session)
+{
+    for (uint32_t number = 0; number < SLUICE_MAX_SESSIONS; number++) {
+        if (engine->sessions[number])
+            continue;
+        engine->sessions[number] = session;
+        session->number = number;
+        session->live = engine->live_count;
+        engine->live[engine->live_count++] = session;
+        return 0;
+    }
+    return -EAGAIN;
+}
+
+static void free_memory(struct session *session)
+{
+    segment_close(&session->segment);
+    arena_close(&session->arena);
+    if (session->async_fd >= 0)
+        close(session->async_fd);
+    free(session->qps);
+    free(session);
+}
+
+int session_open(struct tenant *tenant, struct sluice_session_files *files)
+{
+    struct session *session = calloc(1, sizeof(*session));
+    int async_read = -1, error = -ENOMEM;
+
+    if (!session)
+        return -ENOMEM;
+    session->engine = tenant->engine;
+    session->tenant = tenant;
+    session->segment.fd = session->arena.fd = session->async_fd = -1;
+    session->next_handle = 1;
+    list_init(&session->pds);
+    list_init(&session->channels);
+    list_init(&session->cqs);
+    list_init(&session->mrs);
+    session->qps = calloc(SLUICE_SESSION_QPS, sizeof(*session->qps));
+    if (!session->qps || (error = segment_open(&session->segment)) || (error = arena_open(&session->arena)) ||
+        (error = open_pipe(&async_read, &session->async_fd)))
+        goto fail;
+
+    files->engine_page = tenant->engine->page_fd;
+    files->segment = fcntl(session->segment.fd, F_DUPFD_CLOEXEC, 3);
+    files->arena = fcntl(session->arena.fd, F_DUPFD_CLOEXEC, 3);
+    files->async_events = async_read;
+    if (files->segment < 0 || files->arena < 0) {
+        error = -errno;
+        goto fail_files;
+    }
+    error = take_number(tenant->engine, session);
+    if (error)
+        goto fail_files;
+    tenant->session_count++;
+    tenant->counters->sessions++;
+    return (int)session->number;
+
+fail_files:
+    if (files->segment >= 0)
+        close(files->segment);
+    if (files->arena >= 0)
+        close(files->arena);
+    close(async_read);
+fail:
+    free_memory(session);
+    return error;
+}
+
+void session_free(struct session *session)
+{
+    struct sluice_engine *engine = session->engine;
+
+    for (uint32_t handle = 0; handle < SLUICE_SESSION_QPS; handle++)
+        if (session->qps[handle])
+            qp_free(session->qps[handle]);
+    while (!list_empty(&session->mrs))
+        mr_free(engine, list_entry(session->mrs.next, struct mr, link));
+    while (!list_empty(&session->cqs))
+        cq_free(list_entry(session->cqs.next, struct cq, link));
+    while (!list_empty(&session->channels))
+        channel_destroy(session, list_entry(session->channels.next, struct channel, link)->handle);
+    while (!list_empty(&session->pds))
+        pd_dealloc(session, list_entry(session->pds.next, struct pd, link)->handle);
+
+    engine->sessions[session->number] = NULL;
+    engine->live[session->live] = engine->live[--engine->live_count];
+    engine->live[session->live]->live = session->live;
+    session->tenant->session_count--;
+    session->tenant->counters->sessions--;
+    free_memory(session);
+}
+
+/* ---- the doorbell ------------------------------------------------------ */
+
+bool session_rung(const struct session *session)
+{
+    const struct sluice_segment *head = segment_head(&session->segment);
+
+    if (session->broken)
+        return false;
+    return load_relaxed(&head->summary[0]) | load_relaxed(&head->summary[1]) | load_relaxed(&head->summary[2]) |
+           load_relaxed(&head->summary[3]) | load_relaxed(&head->command_rung);
+}
+
+static void answer_command(struct session *session)
+{
+    struct sluice_command *mailbox = &segment_head(&session->segment)->command;
+    struct sluice_command command;
+
+    if (load_acquire(&mailbox->state) != SLUICE_COMMAND_POSTED)
+        return;
+    memcpy(&command, mailbox, sizeof(command));
+    mr_command(session, &command);
+    mailbox->key = command.key;
+    mailbox->status = command.status;
+    /* Full order: either the shim, about to sleep, sees DONE, or we see that it sleeps. */
+    exchange(&mailbox->state, (uint32_t)SLUICE_COMMAND_DONE);
+    full_fence();
+    if (load_relaxed(&mailbox->sleeping))
+        futex_wake(&mailbox->state);
+}
+
+void session_poll(struct session *session)
+{
+    struct sluice_segment *head = segment_head(&session->segment);
+
+    if (load_relaxed(&head->command_rung) && exchange(&head->command_rung, 0))
+        answer_command(session);
+    for (uint32_t i = 0; i < SLUICE_DOORBELL_SUMMARY; i++) {
+        uint64_t summary = load_relaxed(&head->summary[i]) ? exchange(&head->summary[i], 0) : 0;
+
+        for (; summary; summary &= summary - 1) {
+            uint32_t word = i * 64 + (uint32_t)__builtin_ctzll(summary);
+            uint64_t bits = exchange(&head->words[word], 0);
+
+            for (; bits; bits &= bits - 1) {
+                struct qp *qp = session->qps[word * 64 + (uint32_t)__builtin_ctzll(bits)];
+
+                if (qp)
+                    qp_ring(qp);
+                if (session->broken)
+                    return;
+            }
+        }
+    }
+}
+
+/* ---- the end of a session that misbehaves ------------------------------ */
+
+void session_break(struct session *session, const char *reason)
+{
+    struct sluice_engine *engine = session->engine;
+
+    if (session->broken)
+        return;
+    session->broken = true;
+    for (uint32_t handle = 0; handle < SLUICE_SESSION_QPS; handle++)
+        if (session->qps[handle])
+            qp_error(session->qps[handle]);
+    if (engine->events.count == SLUICE_MAX_SESSIONS)
+        return; /* can't be: a session breaks once */
+    struct sluice_engine_event *event =
+        &engine->events.ring[(engine->events.head + engine->events.count++) % SLUICE_MAX_SESSIONS];
+
+    *event = (struct sluice_engine_event){.kind = SLUICE_EVENT_SESSION_BROKEN, .session = session->number};
+    snprintf(event->reason, sizeof(event->reason), "%s", reason);
+    if (eventfd_write(engine->events.fd, 1))
+        return; /* only where it is readable already */
+}
+
+void session_async_event(struct session *session, uint32_t event_type, uint32_t element)
+{
+    struct sluice_async_event event = {.event_type = event_type, .element = element};
+
+    if (!session->broken && write(session->async_fd, &event, sizeof(event)) < 0)
+        return; /* the application has left 8,000 events unread */
+}
+
+/* ---- protection domains and completion channels ------------------------ */
+
+int pd_alloc(struct session *session)
+{
+    struct pd *pd = calloc(1, sizeof(*pd));
+
+    if (!pd)
+        return -ENOMEM;
+    pd->session = session;
+    pd->handle = session->next_handle++;
+    list_init(&pd->link);
+    list_append(&session->pds, &pd->link);
+    return (int)pd->handle;
+}
+
+int pd_dealloc(struct session *session, uint32_t handle)
+{
+    for (struct list *link = session->pds.next; link != &session->pds; link = link->next) {
+        struct pd *pd = list_entry(link, struct pd, link);
+
+        if (pd->handle != handle)
+            continue;
+        if (pd->users)
+            return -EBUSY;
+        list_remove(&pd->link);
+        free(pd);
+        return 0;
+    }
+    return -EINVAL;
+}
+
+int channel_create(struct session *session, int *read_fd)
+{
+    struct channel *channel = calloc(1, sizeof(*channel));
+
+    if (!channel)
+        return -ENOMEM;
+    int error = open_pipe(read_fd, &channel->fd);
+
+    if (error) {
+        free(channel);
+        return error;
+    }
+    channel->handle = session->next_handle++;
+    list_init(&channel->link);
+    list_append(&session->channels, &channel->link);
+    return (int)channel->handle;
+}
+
+int channel_destroy(struct session *session, uint32_t handle)
+{
+    for (struct list *link = session->channels.next; link != &session->channels; link = link->next) {
+        struct channel *channel = list_entry(link, struct channel, link);
+
+        if (channel->handle != handle)
+            continue;
+        if (channel->users)
+            return -EBUSY;
+        list_remove(&channel->link);
+        close(channel->fd);
+        free(channel);
+        return 0;
+    }
+    return -EINVAL;
+}

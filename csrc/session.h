@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A session: one process of a tenant, its segment, its arena and all its verbs objects. */
+#ifndef SLUICE_SESSION_H
+#define SLUICE_SESSION_H
+
+#include "node.h"
+
+/* Returns the session's number or a negative errno. */
+int session_open(struct tenant *tenant, struct sluice_session_files *files);
+void session_free(struct session *session);
+
+/* Looks at the doorbell and the mailbox, and rings what they name. */
+void session_poll(struct session *session);
+
+/* Whether there is something for session_poll. */
+bool session_rung(const struct session *session);
+
+/* Return the handle or a negative errno. */
+int pd_alloc(struct session *session);
+int pd_dealloc(struct session *session, uint32_t handle);
+int channel_create(struct session *session, int *read_fd);
+int channel_destroy(struct session *session, uint32_t handle);
+
+#endif

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "window.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { SLOTS = 16384, ARENA_WINDOWS = 1 << (SLUICE_ARENA_SHIFT - SLUICE_WINDOW_SHIFT), FAULTS = 16 };
+
+/* One entry a slot of the reserved stretch: what is mapped there, to map it again after a fault. */
+struct slot {
+    int fd; /* -1: free */
+    uint64_t offset;
+};
+
+static uint8_t *stretch;
+static struct slot slots[SLOTS];
+static uint32_t free_slots[SLOTS], free_count;
+static struct sigaction earlier_action;
+static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
+
+_Thread_local bool window_fault;
+static _Thread_local uint32_t faulted[FAULTS], fault_count;
+
+static void on_sigbus(int number, siginfo_t *info, void *context)
+{
+    uintptr_t place = (uintptr_t)info->si_addr - (uintptr_t)stretch;
+
+    if (stretch && place < SLOTS * WINDOW_SIZE) {
+        int error = errno;
+        uintptr_t page = (uintptr_t)info->si_addr & ~(uintptr_t)(sysconf(_SC_PAGESIZE) - 1);
+
+        /* mmap is a bare system call: safe here. Where even this fails there is no way on. */
+        if (mmap((void *)page, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+            abort();
+        window_fault = true;
+        uint32_t slot = (uint32_t)(place / WINDOW_SIZE);
+
+        if (fault_count == 0 || (faulted[fault_count - 1] != slot && fault_count < FAULTS))
+            faulted[fault_count++] = slot;
+        errno = error;
+        return;
+    }
+    if (earlier_action.sa_flags & SA_SIGINFO) {
+        earlier_action.sa_sigaction(number, info, context);
+    } else if (earlier_action.sa_handler != SIG_DFL && earlier_action.sa_handler != SIG_IGN) {
+        earlier_action.sa_handler(number);
+    } else {
+        /* Not ours: the default action, when the access is tried again. */
+        signal(SIGBUS, SIG_DFL);
+    }
+}
+
+int windows_open(void)
+{
+    struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_NODEFER};
+
+    if (stretch)
+        return 0;
+    void *place = mmap(NULL, SLOTS * WINDOW_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (place == MAP_FAILED)
+        return -errno;
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        slots[i].fd = -1;
+        free_slots[i] = SLOTS - 1 - i;
+    }
+    free_count = SLOTS;
+    if (sigaction(SIGBUS, &action, &earlier_action)) {
+        int error = -errno;
+
+        munmap(place, SLOTS * WINDOW_SIZE);
+        return error;
+    }
+    stretch = place;
+    return 0;
+}
+
+static bool slot_map(uint32_t slot)
+{
+    return mmap(stretch + slot * WINDOW_SIZE, WINDOW_SIZE, PROT_READ | PROT_WRITE,
+                MAP_SHARED | MAP_NORESERVE | MAP_FIXED, slots[slot].fd, (off_t)slots[slot].offset) != MAP_FAILED;
+}
+
+static void slot_free(uint32_t slot)
+{
+    mmap(stretch + slot * WINDOW_SIZE, WINDOW_SIZE, PROT_NONE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    slots[slot].fd = -1;
+    pthread_mutex_lock(&slots_lock);
+    free_slots[free_count++] = slot;
+    pthread_mutex_unlock(&slots_lock);
+}
+
+int arena_open(struct arena *arena)
+{
+    int error;
+
+    arena->windows = mmap(NULL, ARENA_WINDOWS * sizeof(*arena->windows), PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (arena->windows == MAP_FAILED) {
+        arena->windows = NULL;
+        return -errno;
+    }
+    arena->fd = memfd_create("sluice-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (arena->fd < 0 || ftruncate(arena->fd, (off_t)ARENA_SIZE) ||
+        fcntl(arena->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
+        error = -errno;
+        arena_close(arena);
+        return error;
+    }
+    return 0;
+}
+
+void arena_close(struct arena *arena)
+{
+    if (arena->windows) {
+        for (uint32_t i = 0; i < ARENA_WINDOWS; i++)
+            if (arena->windows[i])
+                slot_free((uint32_t)((size_t)(arena->windows[i] - stretch) / WINDOW_SIZE));
+        munmap(arena->windows, ARENA_WINDOWS * sizeof(*arena->windows));
+    }
+    if (arena->fd >= 0)
+        close(arena->fd);
+    arena->windows = NULL;
+    arena->fd = -1;
+}
+
+uint8_t *arena_map(struct arena *arena, uint64_t address)
+{
+    uint32_t slot;
+
+    pthread_mutex_lock(&slots_lock);
+    slot = free_count ? free_slots[--free_count] : SLOTS;
+    pthread_mutex_unlock(&slots_lock);
+    if (slot == SLOTS)
+        return NULL;
+    slots[slot] = (struct slot){arena->fd, address & ~(WINDOW_SIZE - 1)};
+    if (!slot_map(slot)) {
+        slot_free(slot);
+        return NULL;
+    }
+    return arena->windows[address >> SLUICE_WINDOW_SHIFT] = stretch + slot * WINDOW_SIZE;
+}
+
+void windows_repair(void)
+{
+    /* A window beyond FAULTS keeps its page of zeroes, which only its own tenant sees. */
+    while (fault_count)
+        slot_map(faulted[--fault_count]);
+    window_fault = false;
+}

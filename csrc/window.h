@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The engine's view of sessions' registered memory: an arena (a file whose offset
+ * is the application's address) is seen through windows of 1 GiB, each mapped
+ * when first used. So registering maps nothing, a look-up is one index, and
+ * thousands of memory regions don't use up the kernel's map count.
+ *
+ * All windows of all arenas lie in one reserved stretch of addresses. A fault
+ * there (SIGBUS: the kernel could not give the page, for instance because the
+ * tenant's memory cgroup is full) is survived: the handler puts a page of zeroes
+ * in the place, and the copy's owner asks windows_faulted() afterwards.
+ */
+#ifndef SLUICE_WINDOW_H
+#define SLUICE_WINDOW_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "abi.h"
+
+#define WINDOW_SIZE (1ull << SLUICE_WINDOW_SHIFT)
+#define ARENA_SIZE (1ull << SLUICE_ARENA_SHIFT)
+
+struct arena {
+    int fd;
+    uint8_t **windows; /* ARENA_SIZE / WINDOW_SIZE pointers; NULL: not mapped */
+};
+
+/* Reserves the addresses and installs the SIGBUS handler. Once a process. -errno. */
+int windows_open(void);
+
+int arena_open(struct arena *arena);
+void arena_close(struct arena *arena);
+
+/* Maps the window of an address below ARENA_SIZE. NULL: no window is left. */
+uint8_t *arena_map(struct arena *arena, uint64_t address);
+
+/* Where the engine sees an address below ARENA_SIZE; valid to the end of its window. */
+static inline uint8_t *arena_at(struct arena *arena, uint64_t address)
+{
+    uint8_t *window = arena->windows[address >> SLUICE_WINDOW_SHIFT];
+
+    if (__builtin_expect(!window, 0)) {
+        window = arena_map(arena, address);
+        if (!window)
+            return NULL;
+    }
+    return window + (address & (WINDOW_SIZE - 1));
+}
+
+/* This thread's last copies met a page that could not be had. */
+extern _Thread_local bool window_fault;
+
+/* Makes faulted windows whole again; call when window_fault is set, which it clears. */
+void windows_repair(void);
+
+#endif

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "worker.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "atomic.h"
+#include "clock.h"
+#include "futex.h"
+#include "qp.h"
+#include "session.h"
+
+#ifdef __SANITIZE_THREAD__
+uint32_t sluice_fence_word;
+#endif
+
+/* Bytes of one QP's turn: what another tenant's small message waits for at most, times the tenants. */
+#define TURN_BYTES 65536u
+/* How long an empty queue is watched where a core is free: longer than an application takes to answer. */
+#define LINGER_NS 50000ull
+/* How often to ask whether a core is free. */
+#define CORES_NS 5000000ull
+
+struct worker {
+    pthread_t thread;
+    pthread_mutex_t lock; /* held by the worker while it works */
+    uint32_t wanted;      /* how many want to enter */
+    uint32_t stopping;
+    int loadavg;          /* /proc/loadavg, or -1 */
+    uint64_t cores_asked; /* ns */
+};
+
+/*
+ * Spinning pays where a core is free and costs a time slice where applications
+ * spin on all of them (docs: facts about two cores: 5 us against 8 ms). The kernel
+ * says how many threads run or want to: the fourth field of /proc/loadavg.
+ */
+static void ask_for_cores(struct sluice_engine *engine)
+{
+    struct worker *worker = engine->worker;
+    char text[128];
+    cpu_set_t cpus;
+    unsigned running;
+
+    if (engine->now - worker->cores_asked < CORES_NS)
+        return;
+    worker->cores_asked = engine->now;
+    engine->linger = 0;
+    ssize_t length = worker->loadavg < 0 ? -1 : pread(worker->loadavg, text, sizeof(text) - 1, 0);
+
+    if (length <= 0)
+        return;
+    text[length] = 0;
+    if (sscanf(text, "%*s %*s %*s %u/", &running) != 1 || sched_getaffinity(0, sizeof(cpus), &cpus))
+        return;
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+
+    if (CPU_COUNT(&cpus) > 1 && running <= (unsigned long)online)
+        engine->linger = LINGER_NS;
+}
+
+static void serve(struct sluice_engine *engine)
+{
+    struct list round;
+
+    list_init(&round);
+    list_splice(&round, &engine->turns);
+    while (!list_empty(&round)) {
+        struct tenant *tenant = list_entry(list_take(&round), struct tenant, turn);
+        uint32_t spent = 0;
+
+        if (list_empty(&tenant->active))
+            continue;
+        struct qp *qp = list_entry(list_take(&tenant->active), struct qp, link);
+
+        list_append(&tenant->active, &qp->link);
+        qp_send(qp, TURN_BYTES, &spent);
+        if (!list_empty(&tenant->active) && list_unlinked(&tenant->turn))
+            list_append(&engine->turns, &tenant->turn);
+    }
+}
+
+static bool rung(const struct sluice_engine *engine)
+{
+    for (uint32_t i = 0; i < engine->live_count; i++)
+        if (session_rung(engine->live[i]))
+            return true;
+    return false;
+}
+
+/* Sleeps until someone rings, a timer is due, or the control plane has changed something. */
+static void park(struct sluice_engine *engine)
+{
+    struct worker *worker = engine->worker;
+    uint64_t deadline = timers_next(&engine->timers);
+
+    exchange(&engine->page->parked, 1);
+    /* Pairs with the fence of whoever rings: he sees that we sleep, or we see that he rang. */
+    full_fence();
+    if (!rung(engine) && !load_relaxed(&worker->stopping) && !load_relaxed(&worker->wanted)) {
+        engine->header->worker_parks++;
+        engine->header->worker_busy_ns += clock_now() - engine->now;
+        pthread_mutex_unlock(&worker->lock);
+        futex_wait(&engine->page->parked, 1, deadline);
+        pthread_mutex_lock(&worker->lock);
+    }
+    store_relaxed(&engine->page->parked, 0);
+}
+
+static void *work(void *argument)
+{
+    struct sluice_engine *engine = argument;
+    struct worker *worker = engine->worker;
+
+    pthread_setname_np(pthread_self(), "sluice-worker");
+    /* The default slack of 50 us would make every rate uneven. */
+    prctl(PR_SET_TIMERSLACK, 1);
+    pthread_mutex_lock(&worker->lock);
+    while (!load_relaxed(&worker->stopping)) {
+        if (load_relaxed(&worker->wanted)) {
+            pthread_mutex_unlock(&worker->lock);
+            while (load_relaxed(&worker->wanted))
+                sched_yield();
+            pthread_mutex_lock(&worker->lock);
+        }
+        uint64_t now = clock_now();
+
+        if (engine->now)
+            engine->header->worker_loops++;
+        engine->now = now;
+        timers_run(&engine->timers, now);
+        for (uint32_t i = 0; i < engine->live_count; i++)
+            if (session_rung(engine->live[i]))
+                session_poll(engine->live[i]);
+        serve(engine);
+        cq_notify_all(engine);
+        if (list_empty(&engine->turns)) {
+            park(engine);
+        } else {
+            ask_for_cores(engine);
+        }
+    }
+    pthread_mutex_unlock(&worker->lock);
+    return NULL;
+}
+
+int worker_start(struct sluice_engine *engine)
+{
+    struct worker *worker = calloc(1, sizeof(*worker));
+    sigset_t all, before;
+
+    if (!worker)
+        return -ENOMEM;
+    engine->worker = worker;
+    worker->loadavg = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+    pthread_mutex_init(&worker->lock, NULL);
+    /* Signals are the control plane's; but SIGBUS comes to who caused it (window.c). */
+    sigfillset(&all);
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, SIGSEGV);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&worker->thread, NULL, work, engine);
+
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error) {
+        close(worker->loadavg);
+        free(worker);
+        engine->worker = NULL;
+    }
+    return -error;
+}
+
+void worker_stop(struct sluice_engine *engine)
+{
+    struct worker *worker = engine->worker;
+
+    if (!worker)
+        return;
+    exchange(&worker->stopping, 1);
+    exchange(&engine->page->parked, 0);
+    futex_wake(&engine->page->parked);
+    pthread_join(worker->thread, NULL);
+    if (worker->loadavg >= 0)
+        close(worker->loadavg);
+    pthread_mutex_destroy(&worker->lock);
+    free(worker);
+    engine->worker = NULL;
+}
+
+void worker_enter(struct sluice_engine *engine)
+{
+    struct worker *worker = engine->worker;
+
+    __atomic_fetch_add(&worker->wanted, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_lock(&worker->lock);
+    __atomic_fetch_sub(&worker->wanted, 1, __ATOMIC_SEQ_CST);
+    engine->now = clock_now();
+}
+
+void worker_leave(struct sluice_engine *engine)
+{
+    /* Where it sleeps it has something to look at: timers that are nearer, QPs that may send. */
+    bool wake = load_relaxed(&engine->page->parked) &&
+                (!list_empty(&engine->turns) || !list_empty(&engine->notify) || engine->timers.count);
+
+    /* Cleared first, so that a worker which is only about to sleep doesn't. */
+    if (wake)
+        exchange(&engine->page->parked, 0);
+    pthread_mutex_unlock(&engine->worker->lock);
+    if (wake)
+        futex_wake(&engine->page->parked);
+}
