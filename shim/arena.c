@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "arena.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "abi.h"
+#include "guard.h"
+#include "mapping.h"
+
+#define ADDRESS_END (1ull << SLUICE_ARENA_SHIFT)
+#define SWEEP_BYTES (64ull << 20)
+
+/* A range that was adopted once: where to look, not proof of what is there. */
+struct range {
+    uint64_t start, end;
+};
+
+static struct {
+    int fd;
+    int pagemap;
+    uint64_t page; /* bytes */
+    uint64_t inode;
+    uint32_t dev_major, dev_minor;
+    struct range *ranges; /* sorted, apart; mmap'ed, as malloc's memory may be what we move */
+    size_t count, capacity;
+    uint64_t live;    /* bytes of all ranges */
+    uint64_t adopted; /* bytes since the last sweep */
+    pthread_mutex_t lock;
+} arena = {.fd = -1, .pagemap = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
+
+int sluice_arena_open(int arena_fd, int userfaultfd_device_fd)
+{
+    struct stat status;
+
+    arena.fd = arena_fd;
+    arena.page = (uint64_t)sysconf(_SC_PAGESIZE);
+    guard_init(userfaultfd_device_fd);
+    if (fstat(arena_fd, &status))
+        return errno;
+    arena.inode = status.st_ino;
+    arena.dev_major = major(status.st_dev);
+    arena.dev_minor = minor(status.st_dev);
+    arena.pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    return mapping_open();
+}
+
+static bool is_arena(const struct mapping *mapping)
+{
+    return mapping->inode == arena.inode && mapping->dev_major == arena.dev_major &&
+           mapping->dev_minor == arena.dev_minor && mapping->shared && mapping->offset == mapping->start;
+}
+
+/* ---- the ranges -------------------------------------------------------- */
+
+/* The first range that ends behind address. */
+static size_t range_at(uint64_t address)
+{
+    size_t low = 0, high = arena.count;
+
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+
+        if (arena.ranges[middle].end > address)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+static bool make_room(void)
+{
+    size_t capacity = arena.capacity ? arena.capacity * 2 : 4096;
+
+    if (arena.count < arena.capacity)
+        return true;
+    void *ranges = arena.ranges ? mremap(arena.ranges, arena.capacity * sizeof(struct range),
+                                         capacity * sizeof(struct range), MREMAP_MAYMOVE)
+                                : mmap(NULL, capacity * sizeof(struct range), PROT_READ | PROT_WRITE,
+                                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (ranges == MAP_FAILED)
+        return false;
+    arena.ranges = ranges;
+    arena.capacity = capacity;
+    return true;
+}
+
+/* Adds a range, merging what it touches. */
+static void remember(uint64_t start, uint64_t end)
+{
+    size_t first = range_at(start ? start - 1 : 0), after = first;
+
+    if (!make_room())
+        return; /* its pages won't be given back before the process ends */
+    while (after < arena.count && arena.ranges[after].start <= end) {
+        struct range *range = &arena.ranges[after++];
+
+        arena.live -= range->end - range->start;
+        if (range->start < start)
+            start = range->start;
+        if (range->end > end)
+            end = range->end;
+    }
+    memmove(&arena.ranges[first + 1], &arena.ranges[after], (arena.count - after) * sizeof(struct range));
+    arena.count = arena.count - (after - first) + 1;
+    arena.ranges[first] = (struct range){start, end};
+    arena.live += end - start;
+}
+
+static void punch(uint64_t start, uint64_t end)
+{
+    (void)fallocate(arena.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start, (off_t)(end - start));
+}
+
+/*
+ * Gives back what the application has unmapped, or mapped anew, since it was
+ * adopted. Only what is still ours stays in the list.
+ */
+static void sweep(void)
+{
+    struct range *old = arena.ranges;
+    size_t old_count = arena.count, old_capacity = arena.capacity;
+
+    arena.ranges = NULL;
+    arena.count = arena.capacity = 0;
+    arena.live = arena.adopted = 0;
+    for (size_t i = 0; i < old_count; i++) {
+        uint64_t at = old[i].start;
+
+        while (at < old[i].end) {
+            struct mapping mapping;
+            uint64_t end = old[i].end;
+
+            if (!mapping_find(at, &mapping) || mapping.start >= end) {
+                punch(at, end);
+                break;
+            }
+            if (mapping.start > at) {
+                punch(at, mapping.start);
+                at = mapping.start;
+            }
+            if (mapping.end < end)
+                end = mapping.end;
+            if (is_arena(&mapping))
+                remember(at, end);
+            else
+                punch(at, end);
+            at = end;
+        }
+    }
+    if (old)
+        munmap(old, old_capacity * sizeof(struct range));
+}
+
+/* ---- moving pages ------------------------------------------------------ */
+
+/* Linux 6.7; not in older headers. */
+struct page_region {
+    uint64_t start, end, categories;
+};
+
+struct pm_scan_arg {
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+    uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+
+#define SCAN _IOWR('f', 16, struct pm_scan_arg)
+enum { PAGE_PRESENT = 1 << 3, PAGE_SWAPPED = 1 << 4, PAGE_ZERO = 1 << 5, REGIONS = 32 };
+
+/* Copies the pages that were ever written; the others are zeroes here and there. False: no way to know. */
+static bool copy_by_scan(uint64_t start, uint64_t end, uint8_t *to)
+{
+    struct page_region regions[REGIONS];
+    uint64_t at = start;
+
+    while (at < end) {
+        struct pm_scan_arg arg = {
+            .size = sizeof(arg),
+            .start = at,
+            .end = end,
+            .vec = (uintptr_t)regions,
+            .vec_len = REGIONS,
+            .category_inverted = PAGE_ZERO,
+            .category_mask = PAGE_ZERO,
+            .category_anyof_mask = PAGE_PRESENT | PAGE_SWAPPED,
+            .return_mask = PAGE_PRESENT,
+        };
+        int found = arena.pagemap < 0 ? -1 : ioctl(arena.pagemap, SCAN, &arg);
+
+        if (found < 0 || arg.walk_end <= at)
+            return false;
+        for (int i = 0; i < found; i++)
+            memcpy(to + (regions[i].start - start), (const void *)(uintptr_t)regions[i].start,
+                   regions[i].end - regions[i].start);
+        at = arg.walk_end;
+    }
+    return true;
+}
+
+/* The same from /proc/self/pagemap: bit 63 present, bit 62 swapped. */
+static bool copy_by_pagemap(uint64_t start, uint64_t end, uint8_t *to)
+{
+    uint64_t entries[128];
+
+    for (uint64_t at = start; at < end;) {
+        uint64_t pages = (end - at) / arena.page;
+
+        if (pages > sizeof(entries) / sizeof(*entries))
+            pages = sizeof(entries) / sizeof(*entries);
+        /* syscall() is no cancellation point: pread would write to thread-local memory. */
+        if (arena.pagemap < 0 || syscall(SYS_pread64, arena.pagemap, entries, pages * 8, at / arena.page * 8) !=
+                                     (long)(pages * 8))
+            return false;
+        for (uint64_t i = 0; i < pages; i++, at += arena.page)
+            if (entries[i] >> 62)
+                memcpy(to + (at - start), (const void *)(uintptr_t)at, arena.page);
+    }
+    return true;
+}
+
+/* One exchange: everything here must be able to run while nobody may write to the range. */
+struct exchange {
+    uint64_t start, end;
+    int protection;
+    bool anonymous;
+    int error;
+};
+
+static void exchange_pages(struct exchange *exchange)
+{
+    uint64_t length = exchange->end - exchange->start;
+    struct guard guard = {.start = exchange->start, .length = length, .protection = exchange->protection};
+    sigset_t all, before;
+
+    /* What an earlier mapping at this address left in the file. */
+    punch(exchange->start, exchange->end);
+    uint8_t *fresh = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, arena.fd,
+                          (off_t)exchange->start);
+
+    if (fresh == MAP_FAILED) {
+        exchange->error = errno;
+        return;
+    }
+    /* A signal handler on this thread would wait for ourselves. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    exchange->error = guard_close(&guard, exchange->anonymous);
+    if (!exchange->error) {
+        bool copied = exchange->anonymous && (copy_by_scan(exchange->start, exchange->end, fresh) ||
+                                              copy_by_pagemap(exchange->start, exchange->end, fresh));
+
+        if (!copied && guard.faults) {
+            /* Reading an untouched page would wait for ourselves. */
+            exchange->error = EOPNOTSUPP;
+        } else {
+            if (!copied)
+                memcpy(fresh, (const void *)(uintptr_t)exchange->start, length);
+            if (exchange->protection != (PROT_READ | PROT_WRITE))
+                mprotect(fresh, length, exchange->protection);
+            if (mremap(fresh, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)(uintptr_t)exchange->start) ==
+                MAP_FAILED)
+                exchange->error = ENOMEM;
+        }
+        if (exchange->error) {
+            guard_give_up(&guard);
+            munmap(fresh, length);
+        } else {
+            guard_open(&guard);
+        }
+    } else {
+        munmap(fresh, length);
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* makecontext passes ints: a pointer goes in two halves. */
+static void exchange_entry(unsigned high, unsigned low)
+{
+    exchange_pages((struct exchange *)(uintptr_t)((uint64_t)high << 32 | low));
+}
+
+/* The range holds the stack that we run on: from another one. */
+static void exchange_from_elsewhere(struct exchange *exchange)
+{
+    enum { STACK = 256 * 1024 };
+    ucontext_t *contexts;
+    uint8_t *place = mmap(NULL, STACK + 64 * 1024, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (place == MAP_FAILED) {
+        exchange->error = ENOMEM;
+        return;
+    }
+    /* Nothing that is written meanwhile may lie on the old stack: contexts and arguments live here as well. */
+    contexts = (ucontext_t *)(place + STACK);
+    struct exchange *copy = (struct exchange *)(contexts + 2);
+    uint64_t pointer = (uintptr_t)copy;
+
+    *copy = *exchange;
+    getcontext(&contexts[1]);
+    contexts[1].uc_stack.ss_sp = place;
+    contexts[1].uc_stack.ss_size = STACK;
+    contexts[1].uc_link = &contexts[0];
+    makecontext(&contexts[1], (void (*)(void))exchange_entry, 2, (unsigned)(pointer >> 32), (unsigned)pointer);
+    swapcontext(&contexts[0], &contexts[1]);
+    exchange->error = copy->error;
+    munmap(place, STACK + 64 * 1024);
+}
+
+static int adopt_piece(uint64_t start, uint64_t end, const struct mapping *mapping, bool writable)
+{
+    uint64_t here = (uintptr_t)__builtin_frame_address(0);
+    struct exchange exchange = {
+        .start = start,
+        .end = end,
+        .protection = (mapping->readable ? PROT_READ : 0) | (mapping->writable ? PROT_WRITE : 0) |
+                      (mapping->executable ? PROT_EXEC : 0),
+        .anonymous = mapping->inode == 0,
+    };
+
+    if (!mapping->readable || (writable && !mapping->writable))
+        return EFAULT;
+    if (is_arena(mapping))
+        return 0;
+    if (mapping->shared)
+        return EOPNOTSUPP;
+    /* Ours is one of the stacks within a page or two of here, or further up. */
+    if (start < mapping->end && here >= mapping->start && here < mapping->end)
+        exchange_from_elsewhere(&exchange);
+    else
+        exchange_pages(&exchange);
+    if (exchange.error == EINVAL)
+        exchange.error = EOPNOTSUPP; /* huge pages and device memory: the kernel won't replace a part */
+    if (!exchange.error) {
+        remember(start, end);
+        arena.adopted += end - start;
+    }
+    return exchange.error;
+}
+
+int sluice_arena_adopt(void *addr, size_t length, int writable)
+{
+    uint64_t from = (uintptr_t)addr;
+    int error = 0;
+
+    if (length == 0 || from >= ADDRESS_END || length > ADDRESS_END - from)
+        return EINVAL;
+    pthread_mutex_lock(&arena.lock);
+    if (arena.fd < 0)
+        error = EIO;
+    if (!error && arena.adopted > (arena.live > SWEEP_BYTES ? arena.live : SWEEP_BYTES))
+        sweep();
+    uint64_t at = from & ~(arena.page - 1);
+    uint64_t end = (from + length + arena.page - 1) & ~(arena.page - 1);
+
+    while (!error && at < end) {
+        struct mapping mapping;
+
+        if (!mapping_find(at, &mapping) || mapping.start > at) {
+            error = EFAULT;
+            break;
+        }
+        uint64_t piece_end = mapping.end < end ? mapping.end : end;
+
+        error = adopt_piece(at, piece_end, &mapping, writable);
+        at = piece_end;
+    }
+    pthread_mutex_unlock(&arena.lock);
+    return error;
+}
+
+void sluice_arena_retire(void *addr, size_t length)
+{
+    /* Nothing now: the next adoptions decide when a sweep is worth it. */
+    (void)addr;
+    (void)length;
+}
+
+void sluice_arena_fork_child(void)
+{
+    if (arena.fd < 0)
+        return;
+    pthread_mutex_init(&arena.lock, NULL);
+    /* These speak of the parent's address space. */
+    guard_exit();
+    mapping_close();
+    if (arena.pagemap >= 0)
+        close(arena.pagemap);
+    arena.pagemap = -1;
+    if (mapping_open() == 0) {
+        for (size_t i = 0; i < arena.count; i++) {
+            for (uint64_t at = arena.ranges[i].start; at < arena.ranges[i].end;) {
+                struct mapping mapping;
+
+                if (!mapping_find(at, &mapping) || mapping.start >= arena.ranges[i].end)
+                    break;
+                uint64_t start = mapping.start > at ? mapping.start : at;
+                uint64_t end = mapping.end < arena.ranges[i].end ? mapping.end : arena.ranges[i].end;
+
+                if (is_arena(&mapping))
+                    mmap((void *)(uintptr_t)start, end - start,
+                         (mapping.readable ? PROT_READ : 0) | (mapping.writable ? PROT_WRITE : 0),
+                         MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, arena.fd, (off_t)start);
+                at = mapping.end;
+            }
+        }
+        mapping_close();
+    }
+    close(arena.fd);
+    arena.fd = -1;
+}
+
+void sluice_arena_close(void)
+{
+    pthread_mutex_lock(&arena.lock);
+    guard_exit();
+    mapping_close();
+    if (arena.pagemap >= 0)
+        close(arena.pagemap);
+    if (arena.fd >= 0)
+        close(arena.fd);
+    arena.fd = arena.pagemap = -1;
+    pthread_mutex_unlock(&arena.lock);
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The identity arena: registered memory lies in a file that the router maps too,
+ * at the offset that is its address here. Registering moves the pages of a range
+ * into the file and maps the file over the range; the address stays, so nothing in
+ * the application notices.
+ *
+ * What can be moved: private memory, anonymous or of a file (heap, mmap, bss, data,
+ * stacks). What can't: memory that is shared already and huge pages (EOPNOTSUPP).
+ */
+#ifndef SLUICE_SHIM_ARENA_H
+#define SLUICE_SHIM_ARENA_H
+
+#include <stddef.h>
+
+/*
+ * arena_fd: the sparse file; userfaultfd_device_fd: an open /dev/userfaultfd, or -1.
+ * Takes both over. 0 or errno.
+ */
+int sluice_arena_open(int arena_fd, int userfaultfd_device_fd);
+
+/*
+ * Moves the pages of [addr, addr+length) onto the arena; those that are there
+ * already stay. writable: the range is to be written through the device. Other
+ * threads may go on using the range; no write of theirs is lost. Thread-safe.
+ *
+ * 0, or EINVAL: not an address of user space; EFAULT: not mapped, or not writable;
+ * EOPNOTSUPP: can't be moved; ENOMEM. On an error some pages may have moved, which
+ * does no harm.
+ */
+int sluice_arena_adopt(void *addr, size_t length, int writable);
+
+/*
+ * After deregistration. The pages stay where they are, so registering again is
+ * nearly free; what the application has unmapped since is given back now and then.
+ */
+void sluice_arena_retire(void *addr, size_t length);
+
+/* In a forked child: its adopted memory becomes private to it. */
+void sluice_arena_fork_child(void);
+
+void sluice_arena_close(void);
+
+#endif

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The device list and contexts: man ibv_get_device_list, ibv_open_device. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "objects.h"
+#include "session.h"
+
+static struct shim_device device;
+static pthread_once_t device_once = PTHREAD_ONCE_INIT;
+
+static void describe_device(void)
+{
+    struct ibv_device *public = &device.device;
+
+    public->node_type = IBV_NODE_CA;
+    public->transport_type = IBV_TRANSPORT_IB;
+    snprintf(public->name, sizeof(public->name), "%s", session.device);
+    snprintf(public->dev_name, sizeof(public->dev_name), "uverbs0");
+    snprintf(public->dev_path, sizeof(public->dev_path), "/sys/class/infiniband_verbs/uverbs0");
+    snprintf(public->ibdev_path, sizeof(public->ibdev_path), "/sys/class/infiniband/%s", session.device);
+    device.guid = session.node_guid;
+}
+
+EXPORT struct ibv_device **ibv_get_device_list(int *num_devices)
+{
+    struct ibv_device **list = calloc(2, sizeof(*list));
+    int error;
+
+    if (num_devices)
+        *num_devices = 0;
+    if (!list)
+        return NULL;
+    error = session_open();
+    if (error) {
+        /* As on a host without a device: an empty list. */
+        errno = error;
+        return list;
+    }
+    pthread_once(&device_once, describe_device);
+    list[0] = &device.device;
+    if (num_devices)
+        *num_devices = 1;
+    return list;
+}
+
+EXPORT void ibv_free_device_list(struct ibv_device **list)
+{
+    free(list);
+}
+
+EXPORT const char *ibv_get_device_name(struct ibv_device *public)
+{
+    return public->name;
+}
+
+EXPORT __be64 ibv_get_device_guid(struct ibv_device *public)
+{
+    (void)public;
+    return device.guid;
+}
+
+EXPORT int ibv_get_device_index(struct ibv_device *public)
+{
+    (void)public;
+    return 0;
+}
+
+EXPORT struct ibv_context *ibv_open_device(struct ibv_device *public)
+{
+    struct shim_context *context;
+    int async_fd;
+
+    if (!session.open) {
+        errno = EIO;
+        return NULL;
+    }
+    context = calloc(1, sizeof(*context));
+    if (!context)
+        return NULL;
+    /* All contexts read from one pipe; each closes a descriptor of its own. */
+    async_fd = fcntl(session.async_events, F_DUPFD_CLOEXEC, 3);
+    if (async_fd < 0) {
+        free(context);
+        return NULL;
+    }
+    struct verbs_context *verbs = &context->verbs;
+
+    /* What stays NULL the inlines of verbs.h answer with EOPNOTSUPP. */
+    verbs->sz = sizeof(*verbs);
+    verbs->query_port = shim_query_port;
+    verbs->query_rt_values = shim_query_rt_values;
+    verbs->query_device_ex = shim_query_device_ex;
+    verbs->create_cq_ex = shim_create_cq_ex;
+    verbs->create_qp_ex = shim_create_qp_ex;
+
+    struct ibv_context *base = &verbs->context;
+
+    base->device = public;
+    base->ops.poll_cq = shim_poll_cq;
+    base->ops.req_notify_cq = shim_req_notify_cq;
+    base->ops.post_send = shim_post_send;
+    base->ops.post_recv = shim_post_recv;
+    base->cmd_fd = -1;
+    base->async_fd = async_fd;
+    base->num_comp_vectors = 1;
+    pthread_mutex_init(&base->mutex, NULL);
+    base->abi_compat = __VERBS_ABI_IS_EXTENDED;
+    return base;
+}
+
+EXPORT int ibv_close_device(struct ibv_context *public)
+{
+    struct shim_context *context =
+        (struct shim_context *)((char *)public - offsetof(struct shim_context, verbs.context));
+
+    close(public->async_fd);
+    free(context);
+    return 0;
+}
+
+/* ---- sysfs ------------------------------------------------------------- */
+
+EXPORT const char *ibv_get_sysfs_path(void)
+{
+    return "/sys";
+}
+
+/* There is no directory in sysfs behind the device: what applications look for is answered here. */
+static const char *device_file(const char *file)
+{
+    if (strcmp(file, "board_id") == 0)
+        return "SLUICE0000000001";
+    if (strcmp(file, "node_type") == 0)
+        return "1: CA";
+    if (strcmp(file, "hca_type") == 0)
+        return "Sluice";
+    return NULL;
+}
+
+EXPORT int ibv_read_sysfs_file(const char *directory, const char *file, char *text, size_t size)
+{
+    char path[IBV_SYSFS_PATH_MAX];
+    const char *answer = device.device.ibdev_path[0] && strcmp(directory, device.device.ibdev_path) == 0
+                             ? device_file(file)
+                             : NULL;
+
+    if (answer)
+        return snprintf(text, size, "%s", answer) < (int)size ? (int)strlen(answer) : -1;
+    if ((size_t)snprintf(path, sizeof(path), "%s/%s", directory, file) >= sizeof(path))
+        return -1;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return -1;
+    ssize_t length = read(fd, text, size);
+
+    close(fd);
+    if (length > 0) {
+        if (text[length - 1] == '\n')
+            text[--length] = 0;
+        else if ((size_t)length < size)
+            text[length] = 0;
+        else
+            return -1;
+    }
+    return (int)length;
+}

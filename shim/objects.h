@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What stands behind the objects that applications hold. Each begins with the
+ * public structure of <infiniband/verbs.h>, whose fields applications read
+ * directly, so a pointer to the one is a pointer to the other.
+ */
+#ifndef SLUICE_SHIM_OBJECTS_H
+#define SLUICE_SHIM_OBJECTS_H
+
+#include <infiniband/verbs.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "abi.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* A lock that costs one exchange where nobody else wants it; held for some 100 ns. */
+struct spinlock {
+    atomic_flag taken;
+};
+
+void spinlock_wait(struct spinlock *lock);
+
+static inline void spinlock_lock(struct spinlock *lock)
+{
+    if (atomic_flag_test_and_set_explicit(&lock->taken, memory_order_acquire))
+        spinlock_wait(lock);
+}
+
+static inline void spinlock_unlock(struct spinlock *lock)
+{
+    atomic_flag_clear_explicit(&lock->taken, memory_order_release);
+}
+
+struct shim_device {
+    struct ibv_device device;
+    uint64_t guid;
+};
+
+/* The verbs_context with all operations of the header that we were built with. */
+struct shim_context {
+    struct verbs_context verbs; /* its last member is the ibv_context that the application holds */
+};
+
+struct shim_pd {
+    struct ibv_pd pd;
+    uint32_t handle;
+};
+
+struct shim_channel {
+    struct ibv_comp_channel channel;
+    uint32_t handle;
+    int users; /* CQs; guarded by objects_lock */
+};
+
+struct shim_mr {
+    struct ibv_mr mr;
+};
+
+struct shim_cq {
+    struct ibv_cq_ex cq; /* its first members are those of ibv_cq */
+    struct shim_cq *next;
+    uint32_t handle;
+    uint32_t entries;
+    uint32_t consumer;
+    uint32_t wc_flags;
+    struct sluice_cq_shared *shared;
+    struct sluice_cqe *ring;
+    struct sluice_cqe *current; /* between start_poll and end_poll */
+    struct spinlock lock;
+    uint32_t comp_events_given, async_events_given; /* read by the application; guarded by events_lock */
+};
+
+struct shim_queue {
+    struct sluice_queue_shared *shared;
+    uint8_t *ring;
+    uint32_t entries;
+    uint32_t stride;
+    uint32_t limit;    /* WRs that may be outstanding */
+    uint32_t max_sge;
+    uint32_t producer; /* posted */
+    uint32_t tail;     /* free again; written under the CQ's lock */
+    struct spinlock lock;
+};
+
+struct shim_qp {
+    union {
+        struct ibv_qp qp;
+        struct ibv_qp_ex ex;
+    } base;
+    struct shim_qp *next;
+    uint32_t handle;
+    bool extended;    /* made with send_ops_flags */
+    bool sq_sig_all;
+    uint32_t max_inline;
+    struct sluice_qp_shared *shared;
+    struct shim_queue sq, rq;
+    /* ibv_wr_*: the WQE being built, and how many are */
+    struct sluice_wqe *building;
+    uint32_t built;
+    int build_error;
+    uint32_t async_events_given;
+    struct ibv_qp_init_attr init;
+};
+
+static inline struct shim_cq *to_cq(struct ibv_cq *cq)
+{
+    return (struct shim_cq *)cq;
+}
+
+static inline struct shim_qp *to_qp(struct ibv_qp *qp)
+{
+    return (struct shim_qp *)qp;
+}
+
+/* QPs by handle, so that polling can free their slots; NULL where there is none. */
+extern struct shim_qp *qps[SLUICE_SESSION_QPS];
+
+/* Guards the lists and tables of objects, not the data path. */
+extern pthread_mutex_t objects_lock;
+
+/* CQs by handle, QPs by number; objects_lock is held. */
+struct shim_cq *cq_by_handle(uint32_t handle);
+struct shim_qp *qp_by_number(uint32_t qp_num);
+
+/* Drops the CQEs of a QP that is destroyed or reset. */
+void cq_forget_qp(struct shim_cq *cq, uint32_t qp_num);
+
+/* Blocks until all events that were read about an object are acknowledged. */
+void events_wait(const uint32_t *given, const uint32_t *acked);
+void events_given(uint32_t *counter);
+void events_acked(uint32_t *counter, uint32_t count);
+
+/* Fast verbs, which the context's operations point to. */
+int shim_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad_wr);
+int shim_post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad_wr);
+int shim_poll_cq(struct ibv_cq *cq, int num_entries, struct ibv_wc *wc);
+int shim_req_notify_cq(struct ibv_cq *cq, int solicited_only);
+
+/* Makes what is posted visible to the engine; the queue's lock is held. */
+void queue_publish(struct shim_qp *qp, struct shim_queue *queue);
+
+/* Fills in the ibv_wr_* functions. */
+void wr_init(struct shim_qp *qp);
+/* Fills in the ibv_start_poll functions. */
+void cq_ex_init(struct shim_cq *cq, uint32_t wc_flags);
+/* Takes the next CQE where there is one, or NULL; the CQ's lock is held. */
+struct sluice_cqe *cq_next(struct shim_cq *cq);
+
+/* Operations of struct verbs_context. */
+struct ibv_cq_ex *shim_create_cq_ex(struct ibv_context *context, struct ibv_cq_init_attr_ex *attr);
+struct ibv_qp *shim_create_qp_ex(struct ibv_context *context, struct ibv_qp_init_attr_ex *attr);
+int shim_query_device_ex(struct ibv_context *context, const struct ibv_query_device_ex_input *input,
+                         struct ibv_device_attr_ex *attr, size_t attr_size);
+int shim_query_port(struct ibv_context *context, uint8_t port_num, struct ibv_port_attr *attr, size_t attr_size);
+int shim_query_rt_values(struct ibv_context *context, struct ibv_values_ex *values);
+
+#endif

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Posting work requests: man ibv_post_send, ibv_post_recv. Touches shared memory only. */
+#include <errno.h>
+#include <string.h>
+
+#include "atomic.h"
+#include "objects.h"
+#include "session.h"
+
+void queue_publish(struct shim_qp *qp, struct shim_queue *queue)
+{
+    /* Pairs with the engine's acquire: it finds whole WQEs up to here. */
+    store_release(&queue->shared->producer, queue->producer);
+    /* Pairs with queue_arm: the engine's second look sees producer, or we see that it armed. */
+    full_fence();
+    if (load_relaxed(&queue->shared->armed) && exchange(&queue->shared->armed, 0))
+        session_ring(qp->handle);
+}
+
+static uint8_t *slot_of(const struct shim_queue *queue, uint32_t index)
+{
+    return queue->ring + (uint64_t)(index & (queue->entries - 1)) * queue->stride;
+}
+
+static bool is_full(const struct shim_queue *queue)
+{
+    return queue->producer - load_relaxed(&queue->tail) >= queue->limit;
+}
+
+/* Gathers the bytes now: the application may reuse its buffers at once. Returns their number, or -EINVAL. */
+static int write_inline(const struct shim_qp *qp, uint8_t *to, const struct ibv_send_wr *wr)
+{
+    uint64_t length = 0;
+
+    for (int i = 0; i < wr->num_sge; i++) {
+        length += wr->sg_list[i].length;
+        if (length > qp->max_inline)
+            return -EINVAL;
+        memcpy(to, (const void *)(uintptr_t)wr->sg_list[i].addr, wr->sg_list[i].length);
+        to += wr->sg_list[i].length;
+    }
+    return (int)length;
+}
+
+static void write_sges(struct sluice_sge *to, const struct ibv_sge *sges, int count)
+{
+    for (int i = 0; i < count; i++)
+        to[i] = (struct sluice_sge){.addr = sges[i].addr, .length = sges[i].length, .lkey = sges[i].lkey};
+}
+
+static int write_wqe(const struct shim_qp *qp, struct sluice_wqe *wqe, const struct ibv_send_wr *wr)
+{
+    struct sluice_sge *sges = (struct sluice_sge *)(wqe + 1);
+    struct sluice_wqe header = {.opcode = (uint8_t)wr->opcode, .wr_id = wr->wr_id, .imm_data = wr->imm_data};
+    bool can_inline = true;
+
+    if (wr->num_sge < 0 || (uint32_t)wr->num_sge > qp->sq.max_sge)
+        return EINVAL;
+    switch (wr->opcode) {
+    case IBV_WR_RDMA_READ:
+        can_inline = false;
+        /* fallthrough */
+    case IBV_WR_RDMA_WRITE:
+    case IBV_WR_RDMA_WRITE_WITH_IMM:
+        header.remote_addr = wr->wr.rdma.remote_addr;
+        header.rkey = wr->wr.rdma.rkey;
+        break;
+    case IBV_WR_SEND:
+    case IBV_WR_SEND_WITH_IMM:
+        break;
+    case IBV_WR_ATOMIC_CMP_AND_SWP:
+    case IBV_WR_ATOMIC_FETCH_AND_ADD:
+        can_inline = false;
+        header.remote_addr = wr->wr.atomic.remote_addr;
+        header.rkey = wr->wr.atomic.rkey;
+        *(struct sluice_atomic *)sges =
+            (struct sluice_atomic){.compare_add = wr->wr.atomic.compare_add, .swap = wr->wr.atomic.swap};
+        sges = (struct sluice_sge *)((struct sluice_atomic *)sges + 1);
+        break;
+    default:
+        return EINVAL;
+    }
+    if (wr->send_flags & IBV_SEND_SIGNALED)
+        header.flags |= SLUICE_WQE_SIGNALED;
+    if (wr->send_flags & IBV_SEND_SOLICITED)
+        header.flags |= SLUICE_WQE_SOLICITED;
+    if (wr->send_flags & IBV_SEND_FENCE)
+        header.flags |= SLUICE_WQE_FENCE;
+    if (wr->send_flags & IBV_SEND_INLINE) {
+        if (!can_inline)
+            return EINVAL;
+        header.flags |= SLUICE_WQE_INLINE;
+        int length = write_inline(qp, (uint8_t *)(wqe + 1), wr);
+
+        if (length < 0)
+            return -length;
+        header.inline_length = (uint16_t)length;
+    }
+    header.num_sge = header.flags & SLUICE_WQE_INLINE ? 0 : (uint16_t)wr->num_sge;
+    write_sges(sges, wr->sg_list, header.num_sge);
+    *wqe = header;
+    return 0;
+}
+
+int shim_post_send(struct ibv_qp *public, struct ibv_send_wr *wr, struct ibv_send_wr **bad_wr)
+{
+    struct shim_qp *qp = to_qp(public);
+    struct shim_queue *queue = &qp->sq;
+    uint32_t state = load_relaxed(&qp->shared->state);
+    int error = 0;
+
+    if (state < IBV_QPS_RTS) {
+        *bad_wr = wr;
+        return EINVAL;
+    }
+    spinlock_lock(&queue->lock);
+    uint32_t before = queue->producer;
+
+    for (; wr; wr = wr->next) {
+        if (is_full(queue)) {
+            error = ENOMEM;
+            break;
+        }
+        error = write_wqe(qp, (struct sluice_wqe *)slot_of(queue, queue->producer), wr);
+        if (error)
+            break;
+        queue->producer++;
+    }
+    if (queue->producer != before)
+        queue_publish(qp, queue);
+    spinlock_unlock(&queue->lock);
+    if (error)
+        *bad_wr = wr;
+    return error;
+}
+
+int shim_post_recv(struct ibv_qp *public, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad_wr)
+{
+    struct shim_qp *qp = to_qp(public);
+    struct shim_queue *queue = &qp->rq;
+    int error = 0;
+
+    if (load_relaxed(&qp->shared->state) == IBV_QPS_RESET) {
+        *bad_wr = wr;
+        return EINVAL;
+    }
+    spinlock_lock(&queue->lock);
+    uint32_t before = queue->producer;
+
+    for (; wr; wr = wr->next) {
+        if (is_full(queue)) {
+            error = ENOMEM;
+            break;
+        }
+        if (wr->num_sge < 0 || (uint32_t)wr->num_sge > queue->max_sge) {
+            error = EINVAL;
+            break;
+        }
+        struct sluice_recv_wqe *wqe = (struct sluice_recv_wqe *)slot_of(queue, queue->producer);
+
+        *wqe = (struct sluice_recv_wqe){.wr_id = wr->wr_id, .num_sge = (uint32_t)wr->num_sge};
+        write_sges((struct sluice_sge *)(wqe + 1), wr->sg_list, wr->num_sge);
+        queue->producer++;
+    }
+    if (queue->producer != before)
+        queue_publish(qp, queue);
+    spinlock_unlock(&queue->lock);
+    if (error)
+        *bad_wr = wr;
+    return error;
+}

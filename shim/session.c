@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "session.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "arena.h"
+#include "atomic.h"
+#include "clock.h"
+#include "futex.h"
+#include "zmtp.h"
+
+enum { WELCOME_FILES = 5 };
+
+struct session session = {.descriptors = -1, .control = -1, .async_events = -1};
+
+static pthread_mutex_t control_lock = PTHREAD_MUTEX_INITIALIZER; /* the zmq connection */
+static pthread_mutex_t command_lock = PTHREAD_MUTEX_INITIALIZER; /* the mailbox */
+static pthread_once_t fork_handlers = PTHREAD_ONCE_INIT;
+static uint64_t next_cookie = 1;
+
+void session_debug(const char *format, ...)
+{
+    va_list arguments;
+
+    if (!secure_getenv("SLUICE_DEBUG"))
+        return;
+    va_start(arguments, format);
+    fputs("libsluice: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    va_end(arguments);
+}
+
+/* ---- connecting -------------------------------------------------------- */
+
+static int connect_to(const char *directory, const char *name, int type)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+    if ((size_t)snprintf(address.sun_path, sizeof(address.sun_path), "%s/%s", directory, name) >=
+        sizeof(address.sun_path)) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+
+    if (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof(address))) {
+        int error = errno;
+
+        close(fd);
+        errno = error;
+        return -1;
+    }
+    return fd;
+}
+
+/* Receives one packet with its descriptors, all close-on-exec. Returns its size or a negative errno. */
+static ssize_t receive_files(int fd, void *data, size_t size, int *files, unsigned max_files, unsigned *count)
+{
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(WELCOME_FILES * sizeof(int))];
+    } control;
+    struct iovec part = {.iov_base = data, .iov_len = size};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    ssize_t got;
+
+    do
+        got = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+    while (got < 0 && errno == EINTR);
+    *count = 0;
+    if (got <= 0)
+        return got ? -errno : -EIO;
+    for (struct cmsghdr *part_of = CMSG_FIRSTHDR(&message); part_of; part_of = CMSG_NXTHDR(&message, part_of)) {
+        if (part_of->cmsg_level != SOL_SOCKET || part_of->cmsg_type != SCM_RIGHTS)
+            continue;
+        unsigned here = (unsigned)((part_of->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+
+        for (unsigned i = 0; i < here; i++) {
+            int file;
+
+            memcpy(&file, CMSG_DATA(part_of) + i * sizeof(int), sizeof(int));
+            if (*count < max_files)
+                files[(*count)++] = file;
+            else
+                close(file);
+        }
+    }
+    return got;
+}
+
+static void close_files(int *files, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++)
+        if (files[i] >= 0)
+            close(files[i]);
+}
+
+static int map_shared(const int *files)
+{
+    session.page = mmap(NULL, sizeof(*session.page), PROT_READ, MAP_SHARED, files[0], 0);
+    if (session.page == MAP_FAILED)
+        return errno;
+    session.segment = mmap(NULL, 1ull << SLUICE_SEGMENT_SHIFT, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+                           files[1], 0);
+    if (session.segment == MAP_FAILED) {
+        int error = errno;
+
+        munmap(session.page, sizeof(*session.page));
+        return error;
+    }
+    session.head = (struct sluice_segment *)session.segment;
+    return 0;
+}
+
+static void hang_up(void)
+{
+    if (session.descriptors >= 0)
+        close(session.descriptors);
+    if (session.control >= 0)
+        close(session.control);
+    session.descriptors = session.control = -1;
+}
+
+static int say_hello(const struct sluice_welcome *welcome)
+{
+    struct sluice_hello_request request = {.abi_version = SLUICE_ABI_VERSION};
+    struct sluice_hello_reply reply;
+
+    memcpy(request.token, welcome->token, sizeof(request.token));
+    int error = session_call(SLUICE_OP_HELLO, &request, sizeof(request), &reply, sizeof(reply));
+
+    if (error)
+        return error;
+    memcpy(session.device, reply.device, sizeof(session.device));
+    session.device[sizeof(session.device) - 1] = 0;
+    session.node_guid = reply.node_guid;
+    return 0;
+}
+
+static void in_child(void)
+{
+    /* The parent's session isn't ours: not a byte of ours may reach its rings or its memory. */
+    hang_up();
+    if (session.segment) {
+        session.open = false;
+        mmap(session.segment, 1ull << SLUICE_SEGMENT_SHIFT, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+        sluice_arena_fork_child();
+    }
+    pthread_mutex_init(&control_lock, NULL);
+    pthread_mutex_init(&command_lock, NULL);
+}
+
+static void install_fork_handlers(void)
+{
+    pthread_atfork(NULL, NULL, in_child);
+}
+
+static int connect_session(const char *directory)
+{
+    struct sluice_welcome welcome;
+    int files[WELCOME_FILES];
+    unsigned count = 0;
+    int error;
+
+    session.descriptors = connect_to(directory, "descriptors", SOCK_SEQPACKET);
+    if (session.descriptors < 0)
+        return errno;
+    ssize_t got = receive_files(session.descriptors, &welcome, sizeof(welcome), files, WELCOME_FILES, &count);
+
+    if (got != sizeof(welcome) || count != 4 + (welcome.has_userfaultfd ? 1u : 0u)) {
+        close_files(files, count);
+        return got < 0 ? (int)-got : EPROTO;
+    }
+    if (welcome.abi_version != SLUICE_ABI_VERSION) {
+        session_debug("the router speaks version %u, this library %u", welcome.abi_version, SLUICE_ABI_VERSION);
+        close_files(files, count);
+        return EPROTO;
+    }
+    error = map_shared(files);
+    if (error) {
+        close_files(files, count);
+        return error;
+    }
+    close(files[0]);
+    close(files[1]);
+    session.async_events = files[3];
+    error = sluice_arena_open(files[2], welcome.has_userfaultfd ? files[4] : -1);
+    if (!error) {
+        session.control = connect_to(directory, "control", SOCK_STREAM);
+        error = session.control < 0 ? errno : zmtp_greet(session.control);
+    }
+    if (!error)
+        error = say_hello(&welcome);
+    if (!error) {
+        session.open = true;
+        pthread_once(&fork_handlers, install_fork_handlers);
+    }
+    return error;
+}
+
+int session_open(void)
+{
+    static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
+    static int outcome; /* of the first try: a library that connected halfway doesn't try again */
+    static bool tried;
+    const char *directory = secure_getenv("SLUICE_TENANT_DIR");
+
+    if (!directory)
+        return ENOSYS;
+    pthread_mutex_lock(&open_lock);
+    if (!session.open && !tried) {
+        outcome = connect_session(directory);
+        if (outcome) {
+            session_debug("no session in %s: %s", directory, strerror(outcome));
+            hang_up();
+        }
+        /* Without a router nothing has begun, and a later call may find one. */
+        tried = session.segment != NULL;
+    }
+    int error = session.open ? 0 : outcome ? outcome : EIO;
+
+    pthread_mutex_unlock(&open_lock);
+    return error;
+}
+
+/* ---- calls ------------------------------------------------------------- */
+
+static int receive_file(uint64_t cookie, int *fd)
+{
+    struct sluice_descriptor packet;
+    unsigned count;
+    ssize_t got = receive_files(session.descriptors, &packet, sizeof(packet), fd, 1, &count);
+
+    if (got != sizeof(packet) || count != 1 || packet.cookie != cookie) {
+        close_files(fd, count);
+        return got < 0 ? (int)-got : EPROTO;
+    }
+    return 0;
+}
+
+int session_call_fd(uint16_t op, void *request, uint16_t request_size, void *reply, uint16_t reply_size, int *fd)
+{
+    struct sluice_header *asked = request, *answered = reply;
+
+    pthread_mutex_lock(&control_lock);
+    *asked = (struct sluice_header){.op = op, .size = request_size, .cookie = next_cookie++};
+    int error = session.control < 0 ? EIO : zmtp_send(session.control, request, request_size);
+
+    if (!error) {
+        ssize_t got = zmtp_receive(session.control, reply, reply_size);
+
+        if (got < 0)
+            error = (int)-got;
+        else if ((size_t)got < sizeof(*answered) || answered->op != op || answered->cookie != asked->cookie)
+            error = EPROTO;
+        else if (answered->status)
+            error = -1; /* the router's refusal, not a broken connection */
+        else if (got != reply_size)
+            error = EPROTO;
+    }
+    if (!error && fd)
+        error = receive_file(asked->cookie, fd);
+    if (error > 0) {
+        session_debug("the router is gone: %s", strerror(error));
+        hang_up();
+        error = EIO;
+    }
+    if (error < 0)
+        error = answered->status;
+    pthread_mutex_unlock(&control_lock);
+    return error;
+}
+
+int session_call(uint16_t op, void *request, uint16_t request_size, void *reply, uint16_t reply_size)
+{
+    return session_call_fd(op, request, request_size, reply, reply_size, NULL);
+}
+
+int session_call_handle(uint16_t op, uint32_t handle, uint32_t *new_handle)
+{
+    struct sluice_handle_request request = {.handle = handle};
+    struct sluice_handle_reply reply;
+    int error = session_call(op, &request, sizeof(request), &reply, sizeof(reply));
+
+    if (!error && new_handle)
+        *new_handle = reply.handle;
+    return error;
+}
+
+/* ---- reaching the engine ----------------------------------------------- */
+
+static void wake_engine(void)
+{
+    /* Pairs with the fence in the engine's park(): it sees what was written, or we see that it sleeps. */
+    full_fence();
+    /*
+     * It may have declared that it sleeps and not be there yet: then the wake-up
+     * reaches nobody, and is repeated.
+     */
+    while (__builtin_expect(load_relaxed(&session.page->parked), 0)) {
+        if (syscall(SYS_futex, &session.page->parked, FUTEX_WAKE, 1, NULL, NULL, 0) != 0)
+            return;
+        sched_yield();
+    }
+}
+
+void session_ring(uint32_t handle)
+{
+    uint32_t word = handle / 64;
+
+    __atomic_fetch_or(&session.head->words[word], 1ull << (handle % 64), __ATOMIC_SEQ_CST);
+    __atomic_fetch_or(&session.head->summary[word / 64], 1ull << (word % 64), __ATOMIC_SEQ_CST);
+    wake_engine();
+}
+
+static bool router_gone(void)
+{
+    struct pollfd socket = {.fd = session.descriptors, .events = POLLRDHUP};
+
+    return session.descriptors < 0 || (poll(&socket, 1, 0) > 0 && (socket.revents & (POLLHUP | POLLRDHUP | POLLERR)));
+}
+
+int session_command(struct sluice_command *command)
+{
+    struct sluice_command *mailbox;
+    int error = 0;
+
+    pthread_mutex_lock(&command_lock);
+    if (!session.open || session.descriptors < 0) {
+        pthread_mutex_unlock(&command_lock);
+        return EIO;
+    }
+    mailbox = &session.head->command;
+    mailbox->op = command->op;
+    mailbox->pd = command->pd;
+    mailbox->access = command->access;
+    mailbox->addr = command->addr;
+    mailbox->length = command->length;
+    mailbox->iova = command->iova;
+    mailbox->key = command->key;
+    mailbox->sleeping = 0;
+    store_release(&mailbox->state, (uint32_t)SLUICE_COMMAND_POSTED);
+    exchange(&session.head->command_rung, 1);
+    wake_engine();
+
+    for (int turn = 0; turn < 100 && load_acquire(&mailbox->state) != SLUICE_COMMAND_DONE; turn++)
+        spin_hint();
+    while (load_acquire(&mailbox->state) != SLUICE_COMMAND_DONE) {
+        /* Pairs with the engine's fence between DONE and sleeping. */
+        exchange(&mailbox->sleeping, 1);
+        full_fence();
+        if (load_relaxed(&mailbox->state) == SLUICE_COMMAND_DONE)
+            break;
+        futex_wait(&mailbox->state, SLUICE_COMMAND_POSTED, clock_now() + NS_PER_SECOND / 10);
+        if (load_acquire(&mailbox->state) != SLUICE_COMMAND_DONE && router_gone()) {
+            error = EIO;
+            break;
+        }
+    }
+    if (!error) {
+        command->key = mailbox->key;
+        error = command->status = mailbox->status;
+    }
+    store_relaxed(&mailbox->state, (uint32_t)SLUICE_COMMAND_IDLE);
+    pthread_mutex_unlock(&command_lock);
+    return error;
+}

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The rest of the public surface. It has to be here, or a call with our objects
+ * would reach the real library, which takes them for its own. Each answers as a
+ * driver does that lacks the feature.
+ */
+#include <errno.h>
+#include <infiniband/verbs.h>
+#include <string.h>
+
+#include "objects.h"
+
+#define NO_OBJECT               \
+    do {                        \
+        errno = EOPNOTSUPP;     \
+        return NULL;            \
+    } while (0)
+
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+
+EXPORT struct ibv_srq *ibv_create_srq(struct ibv_pd *pd, struct ibv_srq_init_attr *attr)
+{
+    NO_OBJECT;
+}
+
+EXPORT int ibv_modify_srq(struct ibv_srq *srq, struct ibv_srq_attr *attr, int attr_mask)
+{
+    return EOPNOTSUPP;
+}
+
+EXPORT int ibv_query_srq(struct ibv_srq *srq, struct ibv_srq_attr *attr)
+{
+    return EOPNOTSUPP;
+}
+
+EXPORT int ibv_destroy_srq(struct ibv_srq *srq)
+{
+    return EOPNOTSUPP;
+}
+
+EXPORT struct ibv_ah *ibv_create_ah(struct ibv_pd *pd, struct ibv_ah_attr *attr)
+{
+    NO_OBJECT;
+}
+
+EXPORT int ibv_init_ah_from_wc(struct ibv_context *context, uint8_t port_num, struct ibv_wc *wc,
+                               struct ibv_grh *grh, struct ibv_ah_attr *attr)
+{
+    errno = EOPNOTSUPP;
+    return -1;
+}
+
+EXPORT struct ibv_ah *ibv_create_ah_from_wc(struct ibv_pd *pd, struct ibv_wc *wc, struct ibv_grh *grh,
+                                            uint8_t port_num)
+{
+    NO_OBJECT;
+}
+
+EXPORT int ibv_destroy_ah(struct ibv_ah *ah)
+{
+    return EOPNOTSUPP;
+}
+
+EXPORT int ibv_attach_mcast(struct ibv_qp *qp, const union ibv_gid *gid, uint16_t lid)
+{
+    return EOPNOTSUPP;
+}
+
+EXPORT int ibv_detach_mcast(struct ibv_qp *qp, const union ibv_gid *gid, uint16_t lid)
+{
+    return EOPNOTSUPP;
+}
+
+EXPORT struct ibv_mr *ibv_reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t length, uint64_t iova, int fd,
+                                        int access)
+{
+    NO_OBJECT;
+}
+
+EXPORT int ibv_rereg_mr(struct ibv_mr *mr, int flags, struct ibv_pd *pd, void *addr, size_t length, int access)
+{
+    errno = EOPNOTSUPP;
+    return IBV_REREG_MR_ERR_INPUT;
+}
+
+EXPORT struct ibv_context *ibv_import_device(int cmd_fd)
+{
+    NO_OBJECT;
+}
+
+EXPORT struct ibv_pd *ibv_import_pd(struct ibv_context *context, uint32_t handle)
+{
+    NO_OBJECT;
+}
+
+EXPORT void ibv_unimport_pd(struct ibv_pd *pd)
+{
+}
+
+EXPORT struct ibv_mr *ibv_import_mr(struct ibv_pd *pd, uint32_t handle)
+{
+    NO_OBJECT;
+}
+
+EXPORT void ibv_unimport_mr(struct ibv_mr *mr)
+{
+}
+
+EXPORT struct ibv_dm *ibv_import_dm(struct ibv_context *context, uint32_t handle)
+{
+    NO_OBJECT;
+}
+
+EXPORT void ibv_unimport_dm(struct ibv_dm *dm)
+{
+}
+
+/* Enhanced connection establishment: no options to negotiate. */
+EXPORT int ibv_query_ece(struct ibv_qp *qp, struct ibv_ece *ece)
+{
+    memset(ece, 0, sizeof(*ece));
+    return EOPNOTSUPP;
+}
+
+EXPORT int ibv_set_ece(struct ibv_qp *qp, struct ibv_ece *ece)
+{
+    return ece->vendor_id ? EOPNOTSUPP : 0;
+}
+
+/* Writes land in increasing order, the last bytes last (csrc/copy.h): that is what this asks. */
+EXPORT int ibv_query_qp_data_in_order(struct ibv_qp *qp, enum ibv_wr_opcode op, uint32_t flags)
+{
+    return flags ? 0 : 1;
+}
+
+EXPORT int ibv_resolve_eth_l2_from_gid(struct ibv_context *context, struct ibv_ah_attr *attr, uint8_t mac[6],
+                                       uint16_t *vid)
+{
+    return EOPNOTSUPP;
+}
+
+/* A forked child gets a private view of registered memory by itself (arena.h). */
+EXPORT int ibv_fork_init(void)
+{
+    return 0;
+}
+
+EXPORT enum ibv_fork_status ibv_is_fork_initialized(void)
+{
+    return IBV_FORK_UNNEEDED;
+}
+
+EXPORT int ibv_dontfork_range(void *base, size_t size)
+{
+    return 0;
+}
+
+EXPORT int ibv_dofork_range(void *base, size_t size)
+{
+    return 0;
+}
