@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sluice run: run a command as a tenant."""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sluice import shim_path
+from sluice.cli.isolation import run_command
+from sluice.control.admin import RouterAbsent, ask
+from sluice.policy.policy import check_name
+
+ROUTER_START_SECONDS = 20
+
+
+def add_to(commands: Any, state_dir: Path) -> None:
+    command = commands.add_parser(
+        "run",
+        help="run a command as a tenant",
+        description="Runs a command that sees the tenant's RDMA device, sluice0, and no other. "
+        "Commands with one tenant name share its device and its limits. "
+        "Starts a router in the background where none runs.",
+    )
+    command.add_argument("--state-dir", type=Path, default=state_dir, help="the router's (default: %(default)s)")
+    command.add_argument("--tenant", metavar="NAME", help="default: a tenant of its own, gone afterwards")
+    command.add_argument("--max", metavar="RATE", help="ceiling in each direction, for instance 2Gbps")
+    command.add_argument(
+        "--no-isolate",
+        action="store_true",
+        help="as root: no mount, PID and IPC namespaces for the command",
+    )
+    command.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
+    command.set_defaults(run=run)
+
+
+def ensure_router(state_dir: Path) -> None:
+    """Starts a router in the background where none answers. RouterAbsent: it doesn't come up."""
+    try:
+        ask(state_dir, "ping")
+        return
+    except RouterAbsent:
+        pass
+    state_dir.mkdir(parents=True, exist_ok=True)
+    log = state_dir / "router.log"
+    with log.open("ab") as output:
+        router = subprocess.Popen(
+            [sys.executable, "-m", "sluice", "router", "--state-dir", str(state_dir)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + ROUTER_START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            ask(state_dir, "ping", timeout=1)
+        except RouterAbsent:
+            if router.poll() is not None:
+                # Another sluice run may have been faster: then that router answers by now.
+                break
+            time.sleep(0.05)
+        else:
+            print(f"sluice: started a router in the background (pid {router.pid}, log {log})", file=sys.stderr)
+            return
+    try:
+        ask(state_dir, "ping", timeout=1)
+    except RouterAbsent:
+        raise RouterAbsent(f"no router runs and none could be started: see {log}") from None
+
+
+def run(options: argparse.Namespace) -> int:
+    argv = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
+    if not argv:
+        print("sluice: which command? sluice run --tenant NAME -- COMMAND …", file=sys.stderr)
+        return 2
+    state_dir = options.state_dir.absolute()
+    name = check_name(options.tenant or f"run-{os.getpid()}")
+    limits = {} if options.max is None else {"max": options.max}
+    ensure_router(state_dir)
+    answer = ask(state_dir, "tenant-add", name=name, policy=limits)
+
+    preload = os.environ.get("LD_PRELOAD")
+    environment = dict(os.environ)
+    environment["LD_PRELOAD"] = f"{shim_path()}:{preload}" if preload else str(shim_path())
+    isolate = os.geteuid() == 0 and not options.no_isolate
+    try:
+        return run_command(argv, environment, state_dir, Path(answer["path"]), isolate)
+    finally:
+        if options.tenant is None:
+            # Its last session may be noticed a moment later; the tenant then stays, idle.
+            try:
+                ask(state_dir, "tenant-remove", name=name)
+            except RuntimeError as error:
+                print(f"sluice: {error}", file=sys.stderr)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's door: JSON over a zmq REP socket that only the router's user can reach."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from sluice.control.router import Router
+from sluice.policy.policy import Policy
+
+log = logging.getLogger(__name__)
+
+
+class RouterAbsent(RuntimeError):
+    """No router answers."""
+
+
+def _endpoint(state_dir: Path) -> str:
+    return f"ipc://{state_dir}/admin"
+
+
+class Admin:
+    """Answers requests {"op": …, …} with {…} or {"error": text}."""
+
+    def __init__(self, router: Router, shut_down: Callable[[], None]) -> None:
+        self._router = router
+        self._shut_down = shut_down
+        self._socket = router.context.socket(zmq.REP)
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.bind(_endpoint(router.state_dir))
+        (router.state_dir / "admin").chmod(0o600)
+        self._operations: dict[str, Callable[..., Any]] = {
+            "ping": lambda: {},
+            "status": router.status,
+            "tenant-add": self._tenant_add,
+            "tenant-remove": self._tenant_remove,
+            "policy-show": lambda: {name: tenant.policy.fields() for name, tenant in router.tenants.items()},
+            "policy-set": self._policy_set,
+            "policy-load": lambda path: {"tenants": router.load_policies(Path(path))},
+            "shutdown": self._shutdown,
+        }
+        asyncio.get_running_loop().add_reader(self._socket.getsockopt(zmq.FD), self._drain)
+
+    def _drain(self) -> None:
+        with suppress(zmq.Again):
+            while True:
+                request = self._socket.recv(zmq.NOBLOCK)
+                self._socket.send(json.dumps(self._answer(request)).encode(), zmq.NOBLOCK)
+
+    def _answer(self, request: bytes) -> Any:
+        try:
+            fields = json.loads(request)
+            operation = self._operations[fields.pop("op")]
+            return operation(**fields)
+        except (ValueError, OSError, RuntimeError) as error:
+            return {"error": str(error)}
+        except (KeyError, TypeError, AttributeError):
+            return {"error": "not a request of this router's version"}
+
+    def _tenant_add(self, name: str, policy: dict[str, object]) -> dict[str, Any]:
+        new = name not in self._router.tenants
+        wanted = Policy().changed(policy)
+        tenant = self._router.add_tenant(name, wanted)
+        if not new and policy:
+            self._router.set_policy(name, policy)
+        return {"path": str(tenant.path), "address": str(tenant.address), "new": new}
+
+    def _tenant_remove(self, name: str) -> dict[str, Any]:
+        self._router.remove_tenant(name)
+        return {}
+
+    def _policy_set(self, name: str, policy: dict[str, object]) -> dict[str, Any]:
+        return self._router.set_policy(name, policy).fields()
+
+    def _shutdown(self) -> dict[str, Any]:
+        self._shut_down()
+        return {}
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._socket.getsockopt(zmq.FD))
+        self._socket.close()
+        (self._router.state_dir / "admin").unlink(missing_ok=True)
+
+
+class RouterError(RuntimeError):
+    """The router refused; the text says why."""
+
+
+def ask(state_dir: Path, op: str, timeout: float = 5.0, **fields: object) -> Any:
+    """One request to a running router. RouterAbsent: none answers in time (seconds). RouterError: it refuses."""
+    if not (state_dir / "admin").exists():
+        raise RouterAbsent(f"no router runs with the state directory {state_dir}")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        client = context.socket(zmq.REQ)
+        client.setsockopt(zmq.LINGER, 0)
+        client.connect(_endpoint(state_dir))
+        client.send(json.dumps({"op": op, **fields}).encode())
+        if not client.poll(int(timeout * 1000)):
+            raise RouterAbsent(f"the router with the state directory {state_dir} does not answer")
+        answer = json.loads(client.recv())
+    finally:
+        context.destroy(linger=0)
+    if isinstance(answer, dict) and "error" in answer:
+        raise RouterError(answer["error"])
+    return answer

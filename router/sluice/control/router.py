@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The router: all tenants of a node, the engine, and what the operator asks over the admin socket.
+
+The state directory holds:
+    router.lock      held while the router runs; its process number inside
+    admin            zmq REP: JSON requests of the command line (admin.py)
+    counters         the engine's counters (csrc/engine.h)
+    tenants/NAME/    a tenant's directory
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from sluice.control.directory import Directory
+from sluice.control.tenant import Tenant
+from sluice.engine import Engine
+from sluice.engine.counters import Counters
+from sluice.policy.policy import Policy, PolicyError, check_name, load_policies
+
+log = logging.getLogger(__name__)
+
+
+class AlreadyRunning(RuntimeError):
+    """Another router has this state directory."""
+
+
+class Router:
+    """Make it inside a running event loop; close it there too."""
+
+    def __init__(self, state_dir: Path) -> None:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        self.state_dir = state_dir
+        self._lock = self._take_lock()
+        self._engine = Engine(state_dir / "counters")
+        self.counters = Counters(state_dir / "counters")
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._directory = Directory()
+        self.tenants: dict[str, Tenant] = {}
+        self.started = time.time()
+        asyncio.get_running_loop().add_reader(self._engine.event_fd(), self._on_engine_event)
+
+    def _take_lock(self) -> int:
+        path = self.state_dir / "router.lock"
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.read(lock, 32).decode().strip()
+            os.close(lock)
+            raise AlreadyRunning(f"a router (pid {pid}) already runs with the state directory {self.state_dir}") from None
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+        return lock
+
+    @property
+    def context(self) -> zmq.Context[zmq.Socket[bytes]]:
+        return self._context
+
+    def _on_engine_event(self) -> None:
+        for number, reason in self._engine.broken_sessions():
+            for tenant in self.tenants.values():
+                session = tenant.sessions.get(number)
+                if session is not None:
+                    log.warning("tenant %s: session %d (pid %d): %s", tenant.name, number, session.pid, reason)
+                    session.end(f"garbage in its shared memory: {reason}")
+
+    def add_tenant(self, name: str, policy: Policy) -> Tenant:
+        """The tenant with this name; made where there is none. ValueError, OSError."""
+        if name in self.tenants:
+            return self.tenants[name]
+        path = self.state_dir / "tenants" / check_name(name)
+        tenant = Tenant(name, path, policy, self._engine, self._directory, self._context)
+        self.tenants[name] = tenant
+        log.info("tenant %s: added, address %s", name, tenant.address)
+        return tenant
+
+    def find_tenant(self, name: str) -> Tenant:
+        try:
+            return self.tenants[name]
+        except KeyError:
+            known = ", ".join(sorted(self.tenants)) or "none yet"
+            raise PolicyError(f"there is no tenant {name!r}; there are: {known}") from None
+
+    def remove_tenant(self, name: str, force: bool = False) -> None:
+        tenant = self.find_tenant(name)
+        if tenant.sessions and not force:
+            raise PolicyError(f"tenant {name!r} has {len(tenant.sessions)} running processes")
+        tenant.close()
+        del self.tenants[name]
+        log.info("tenant %s: removed", name)
+
+    def set_policy(self, name: str, fields: dict[str, object]) -> Policy:
+        tenant = self.find_tenant(name)
+        tenant.set_policy(tenant.policy.changed(fields))
+        log.info("tenant %s: policy %s", name, tenant.policy.fields() or "without limits")
+        return tenant.policy
+
+    def load_policies(self, path: Path) -> list[str]:
+        """Applies a policy file: all of it or nothing. Returns the tenants' names."""
+        policies = load_policies(path)
+        for name, policy in policies.items():
+            self.add_tenant(name, policy).set_policy(policy)
+        return list(policies)
+
+    def status(self) -> dict[str, Any]:
+        """Counters as they are now; time_ns beside them makes rates of two."""
+        qps = self.counters.qps()
+        now = time.monotonic_ns()
+        tenants = {}
+        for name, tenant in self.tenants.items():
+            mine = qps[qps["tenant"] == tenant.number]
+            tenants[name] = {
+                "address": str(tenant.address),
+                "policy": tenant.policy.fields(),
+                "max_bps": tenant.policy.max_bps,
+                "processes": [session.pid for session in tenant.sessions.values()],
+                "counters": self.counters.tenant(tenant.number),
+                "qps": [
+                    {field: int(row[field]) for field in qps.dtype.names or () if field != "reserved"} for row in mine
+                ],
+            }
+        return {
+            "time_ns": now,
+            "pid": os.getpid(),
+            "started": self.started,
+            "worker": {
+                field: int(self.counters.header[f"worker_{field}"]) for field in ("loops", "parks", "busy_ns")
+            },
+            "tenants": tenants,
+        }
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._engine.event_fd())
+        for name in list(self.tenants):
+            self.remove_tenant(name, force=True)
+        self._engine.close()
+        self._context.destroy(linger=0)
+        (self.state_dir / "counters").unlink(missing_ok=True)
+        (self.state_dir / "router.lock").unlink(missing_ok=True)
+        os.close(self._lock)

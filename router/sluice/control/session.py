@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session: one process of a tenant. It lives as long as the process and its descriptor socket do."""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+
+from sluice.engine import Engine, ffi, lib
+
+log = logging.getLogger(__name__)
+
+USERFAULTFD = "/dev/userfaultfd"
+
+
+def _open_userfaultfd() -> int | None:
+    """The device with which an unprivileged process gets a userfaultfd (Linux 6.1), where it can be had."""
+    try:
+        return os.open(USERFAULTFD, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+class Session:
+    """on_end is called once, when the session is over for whatever reason."""
+
+    def __init__(
+        self, engine: Engine, tenant: int, connection: socket.socket, on_end: Callable[["Session", str], None]
+    ) -> None:
+        """Takes the connection over. OSError: the engine has no room, or the process is gone already."""
+        self._engine = engine
+        self._connection = connection
+        self._on_end = on_end
+        self._ended = False
+        self._pidfd: int | None = None
+        self.greeted = False
+        self.token = secrets.token_bytes(lib.SLUICE_TOKEN)
+        connection.setblocking(False)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        self.pid, self.uid, _ = struct.unpack("3i", credentials)
+        self.number, files = engine.open_session(tenant)
+        owned = [files.segment, files.arena, files.async_events]
+        try:
+            self._welcome([files.engine_page, *owned])
+            self._watch()
+        except OSError:
+            self._forget()
+            raise
+        finally:
+            for fd in owned:
+                os.close(fd)
+
+    def _welcome(self, files: list[int]) -> None:
+        userfaultfd = _open_userfaultfd()
+        welcome = ffi.new(
+            "struct sluice_welcome *",
+            {
+                "abi_version": lib.SLUICE_ABI_VERSION,
+                "session": self.number,
+                "token": self.token,
+                "has_userfaultfd": int(userfaultfd is not None),
+            },
+        )
+        try:
+            extra = [] if userfaultfd is None else [userfaultfd]
+            socket.send_fds(self._connection, [bytes(ffi.buffer(welcome))], files + extra)
+        finally:
+            if userfaultfd is not None:
+                os.close(userfaultfd)
+
+    def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._connection.fileno(), self._on_connection)
+        # A child that outlives its parent may hold the socket open: the process itself counts.
+        with suppress(OSError):
+            if self.pid > 0:
+                self._pidfd = os.pidfd_open(self.pid)
+                loop.add_reader(self._pidfd, self.end, "its process ended")
+
+    def _on_connection(self) -> None:
+        try:
+            data = self._connection.recv(64)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self.end("it sent something on the descriptor socket" if data else "it closed its connection")
+
+    def send_descriptor(self, cookie: int, fd: int) -> None:
+        """Passes one descriptor. OSError where the process doesn't take what it is sent."""
+        packet = ffi.new("struct sluice_descriptor *", {"cookie": cookie})
+        socket.send_fds(self._connection, [bytes(ffi.buffer(packet))], [fd])
+
+    def end(self, reason: str) -> None:
+        """Frees everything the process had; it sees the end of its descriptor socket."""
+        if self._ended:
+            return
+        self._forget()
+        self._on_end(self, reason)
+
+    def _forget(self) -> None:
+        self._ended = True
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._connection.fileno())
+        self._connection.close()
+        if self._pidfd is not None:
+            loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+        self._engine.close_session(self.number)

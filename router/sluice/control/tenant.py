@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tenant: a directory with two sockets. Who can reach the directory is the tenant; nothing else says so."""
+
+import asyncio
+import errno
+import logging
+import os
+import shutil
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import zmq
+
+from sluice.control.directory import Directory
+from sluice.control.session import Session
+from sluice.control.verbs import ProtocolError, Verbs, hello_token, refusal, same_token
+from sluice.device.virtual import VirtualDevice
+from sluice.engine import Engine, lib
+from sluice.policy.policy import Policy
+
+log = logging.getLogger(__name__)
+
+MAX_SESSIONS = 1024
+"""Processes of one tenant at a time."""
+MAX_SOCKET_PATH = 107
+"""sun_path less its terminating zero (man unix)."""
+MAX_REQUEST = 4096
+"""Bytes; libzmq hangs up on who sends more."""
+
+
+class Tenant:
+    """Its sockets, sessions, policy and address."""
+
+    def __init__(
+        self, name: str, path: Path, policy: Policy, engine: Engine, directory: Directory, context: zmq.Context[zmq.Socket[bytes]]
+    ) -> None:
+        longest = path / "descriptors"
+        if len(os.fsencode(longest)) > MAX_SOCKET_PATH:
+            raise ValueError(
+                f"{longest} is longer than the {MAX_SOCKET_PATH} bytes that a socket's path may have: "
+                "choose a shorter --state-dir or tenant name"
+            )
+        self.name = name
+        self.path = path
+        self.policy = policy
+        self._engine = engine
+        self._directory = directory
+        self.number = engine.add_tenant(policy.shape())
+        self.address = directory.assign(self.number)
+        self._verbs = Verbs(engine, directory, VirtualDevice(self.address))
+        self.sessions: dict[int, Session] = {}
+        self._speakers: dict[bytes, Session] = {}
+        self._open_sockets(context)
+
+    def _open_sockets(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self._listener.bind(str(self.path / "descriptors"))
+        self._listener.listen(128)
+        self._listener.setblocking(False)
+        self._control = context.socket(zmq.ROUTER)
+        self._control.setsockopt(zmq.LINGER, 0)
+        self._control.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST)
+        self._control.bind(f"ipc://{self.path}/control")
+        # Containers run as any user; the directory is what keeps strangers out.
+        for name in ("descriptors", "control"):
+            (self.path / name).chmod(0o666)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._listener.fileno(), self._accept)
+        loop.add_reader(self._control.getsockopt(zmq.FD), self._drain)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        if len(self.sessions) >= MAX_SESSIONS:
+            log.warning("tenant %s: refused a process: it has %d already", self.name, MAX_SESSIONS)
+            connection.close()
+            return
+        try:
+            session = Session(self._engine, self.number, connection, self._on_end)
+        except OSError as error:
+            log.warning("tenant %s: refused a process: %s", self.name, error.strerror)
+            connection.close()
+            return
+        self.sessions[session.number] = session
+        log.info("tenant %s: session %d opened by pid %d, uid %d", self.name, session.number, session.pid, session.uid)
+
+    def _on_end(self, session: Session, reason: str) -> None:
+        self.sessions.pop(session.number, None)
+        for identity in [identity for identity, speaker in self._speakers.items() if speaker is session]:
+            del self._speakers[identity]
+        log.info("tenant %s: session %d closed: %s", self.name, session.number, reason)
+
+    def _drain(self) -> None:
+        """Answers all that waits: the descriptor of a zmq socket tells only that something is new."""
+        with suppress(zmq.Again):
+            while True:
+                identity, *frames = self._control.recv_multipart(zmq.NOBLOCK)
+                answer = self._answer(identity, frames)
+                if answer is not None:
+                    with suppress(zmq.Again):
+                        self._control.send_multipart([identity, answer], zmq.NOBLOCK)
+
+    def _answer(self, identity: bytes, frames: list[bytes]) -> bytes | None:
+        session = self._speakers.get(identity)
+        frame = frames[0] if len(frames) == 1 else b""
+        if session is None:
+            return self._greet(identity, frame)
+        try:
+            return self._verbs.dispatch(session, frame)
+        except ProtocolError as error:
+            session.end(f"it broke the protocol: {error}")
+            return refusal(frame, errno.EPROTO)
+
+    def _greet(self, identity: bytes, frame: bytes) -> bytes | None:
+        hello = hello_token(frame)
+        if hello is None:
+            # A session that was ended asks once more, or a stranger does.
+            return refusal(frame, errno.EIO)
+        abi_version, token = hello
+        if abi_version != lib.SLUICE_ABI_VERSION:
+            log.warning(
+                "tenant %s: a shim of ABI version %d was refused; this router speaks %d",
+                self.name,
+                abi_version,
+                lib.SLUICE_ABI_VERSION,
+            )
+            return refusal(frame, errno.EPROTO)
+        for session in self.sessions.values():
+            if not session.greeted and same_token(session.token, token):
+                session.greeted = True
+                self._speakers[identity] = session
+                return self._verbs.hello(frame, session)
+        return refusal(frame, errno.EACCES)
+
+    def set_policy(self, policy: Policy) -> None:
+        self.policy = policy
+        self._engine.shape_tenant(self.number, policy.shape())
+
+    def close(self) -> None:
+        """Ends its sessions and removes its directory."""
+        loop = asyncio.get_running_loop()
+        for session in list(self.sessions.values()):
+            session.end("the tenant was removed")
+        loop.remove_reader(self._listener.fileno())
+        loop.remove_reader(self._control.getsockopt(zmq.FD))
+        self._listener.close()
+        self._control.close()
+        self._directory.release(self.address)
+        self._engine.remove_tenant(self.number)
+        shutil.rmtree(self.path, ignore_errors=True)

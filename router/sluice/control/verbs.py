@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests of the control channel (enum sluice_op in csrc/abi.h): parsed, checked, carried out."""
+
+import errno
+import hmac
+import os
+from collections.abc import Callable
+from typing import Any
+
+from sluice.control.directory import Directory
+from sluice.control.qp_state import Attr, State, allowed
+from sluice.control.session import Session
+from sluice.device.virtual import NAME, VirtualDevice
+from sluice.engine import Engine, ffi, lib
+
+HEADER_SIZE = ffi.sizeof("struct sluice_header")
+
+
+class ProtocolError(Exception):
+    """A request that no shim sends: the session ends."""
+
+
+def refusal(frame: bytes, error: int) -> bytes | None:
+    """An answer that says only `error`; None where the frame has no header to answer to."""
+    if len(frame) < HEADER_SIZE:
+        return None
+    header = ffi.new("struct sluice_header *")
+    ffi.memmove(header, frame, HEADER_SIZE)
+    header.size = HEADER_SIZE
+    header.status = error
+    return bytes(ffi.buffer(header))
+
+
+class Verbs:
+    """The verbs of one tenant's sessions."""
+
+    def __init__(self, engine: Engine, directory: Directory, device: VirtualDevice) -> None:
+        self._engine = engine
+        self._directory = directory
+        self._device = device
+        handle, handle_reply = "struct sluice_handle_request", "struct sluice_handle_reply"
+        table: list[tuple[int, str, str, Callable[[Session, Any, Any], None]]] = [
+            (lib.SLUICE_OP_QUERY_DEVICE, handle, "struct sluice_device_reply", self._query_device),
+            (lib.SLUICE_OP_ALLOC_PD, handle, handle_reply, self._alloc_pd),
+            (lib.SLUICE_OP_DEALLOC_PD, handle, handle_reply, self._dealloc_pd),
+            (lib.SLUICE_OP_CREATE_CHANNEL, handle, handle_reply, self._create_channel),
+            (lib.SLUICE_OP_DESTROY_CHANNEL, handle, handle_reply, self._destroy_channel),
+            (
+                lib.SLUICE_OP_CREATE_CQ,
+                "struct sluice_create_cq_request",
+                "struct sluice_create_cq_reply",
+                self._create_cq,
+            ),
+            (lib.SLUICE_OP_DESTROY_CQ, handle, handle_reply, self._destroy_cq),
+            (
+                lib.SLUICE_OP_CREATE_QP,
+                "struct sluice_create_qp_request",
+                "struct sluice_create_qp_reply",
+                self._create_qp,
+            ),
+            (
+                lib.SLUICE_OP_MODIFY_QP,
+                "struct sluice_modify_qp_request",
+                "struct sluice_qp_reply",
+                self._modify_qp,
+            ),
+            (lib.SLUICE_OP_QUERY_QP, handle, "struct sluice_qp_reply", self._query_qp),
+            (lib.SLUICE_OP_DESTROY_QP, handle, handle_reply, self._destroy_qp),
+        ]
+        # Types are looked up once: parsing "struct x *" costs more than carrying most verbs out.
+        self._table = {
+            op: (ffi.typeof(request + " *"), ffi.sizeof(request), ffi.typeof(reply + " *"), ffi.sizeof(reply), run)
+            for op, request, reply, run in table
+        }
+
+    def hello(self, frame: bytes, session: Session) -> bytes:
+        """Answers HELLO, whose token was this session's."""
+        reply = ffi.new("struct sluice_hello_reply *")
+        ffi.memmove(reply, frame, HEADER_SIZE)
+        reply.header.size = ffi.sizeof("struct sluice_hello_reply")
+        reply.abi_version = lib.SLUICE_ABI_VERSION
+        reply.session = session.number
+        reply.device = NAME.encode()
+        reply.node_guid = int.from_bytes(self._device.node_guid, "little")
+        return bytes(ffi.buffer(reply))
+
+    def dispatch(self, session: Session, frame: bytes) -> bytes:
+        """Carries a request out. OSErrors of the engine become the answer's status; ProtocolError ends the session."""
+        if len(frame) < HEADER_SIZE:
+            raise ProtocolError(f"a request of {len(frame)} bytes")
+        header = ffi.from_buffer("struct sluice_header *", frame)
+        entry = self._table.get(header.op)
+        if entry is None:
+            raise ProtocolError(f"operation {header.op}")
+        request_type, request_size, reply_type, reply_size, run = entry
+        if len(frame) != request_size or header.size != request_size:
+            raise ProtocolError(f"operation {header.op} with {len(frame)} bytes instead of {request_size}")
+        request = ffi.from_buffer(request_type, frame)
+        reply = ffi.new(reply_type)
+        reply.header.op = header.op
+        reply.header.size = reply_size
+        reply.header.cookie = header.cookie
+        try:
+            run(session, request, reply)
+        except OSError as error:
+            reply.header.status = error.errno or errno.EIO
+        return bytes(ffi.buffer(reply))
+
+    def _query_device(self, _session: Session, _request: Any, reply: Any) -> None:
+        self._device.describe(reply)
+
+    def _alloc_pd(self, session: Session, _request: Any, reply: Any) -> None:
+        reply.handle = self._engine.alloc_pd(session.number)
+
+    def _dealloc_pd(self, session: Session, request: Any, _reply: Any) -> None:
+        self._engine.dealloc_pd(session.number, request.handle)
+
+    def _create_channel(self, session: Session, request: Any, reply: Any) -> None:
+        reply.handle, fd = self._engine.create_channel(session.number)
+        try:
+            # Before the answer, so that who has the answer finds it.
+            session.send_descriptor(request.header.cookie, fd)
+        except OSError as error:
+            raise ProtocolError(f"the descriptor socket is not read: {error.strerror}") from None
+        finally:
+            os.close(fd)
+
+    def _destroy_channel(self, session: Session, request: Any, _reply: Any) -> None:
+        self._engine.destroy_channel(session.number, request.handle)
+
+    def _create_cq(self, session: Session, request: Any, reply: Any) -> None:
+        self._engine.create_cq(session.number, request, reply)
+
+    def _destroy_cq(self, session: Session, request: Any, _reply: Any) -> None:
+        self._engine.destroy_cq(session.number, request.handle)
+
+    def _create_qp(self, session: Session, request: Any, reply: Any) -> None:
+        self._engine.create_qp(session.number, request, reply)
+
+    def _destroy_qp(self, session: Session, request: Any, _reply: Any) -> None:
+        self._engine.destroy_qp(session.number, request.handle)
+
+    def _query_qp(self, session: Session, request: Any, reply: Any) -> None:
+        self._engine.query_qp(session.number, request.handle, ffi.addressof(reply, "attr"))
+
+    def _modify_qp(self, session: Session, request: Any, reply: Any) -> None:
+        now = ffi.addressof(reply, "attr")
+        self._engine.query_qp(session.number, request.handle, now)
+        attr, mask = ffi.addressof(request, "attr"), request.attr_mask
+        if not allowed(now.qp_state, attr, mask, gid_count=1):
+            raise OSError(errno.EINVAL, "the state table forbids it")
+        peer = None
+        if mask & Attr.STATE and attr.qp_state == State.RTR:
+            peer = self._directory.tenant_of(bytes(ffi.buffer(attr.ah.dgid)))
+        self._engine.modify_qp(session.number, request.handle, attr, mask, peer, now)
+
+
+def hello_token(frame: bytes) -> tuple[int, bytes] | None:
+    """The ABI version and token of a HELLO; None where the frame is something else."""
+    size = ffi.sizeof("struct sluice_hello_request")
+    if len(frame) != size:
+        return None
+    request = ffi.from_buffer("struct sluice_hello_request *", frame)
+    if request.header.op != lib.SLUICE_OP_HELLO or request.header.size != size:
+        return None
+    return int(request.abi_version), bytes(ffi.buffer(request.token))
+
+
+def same_token(one: bytes, other: bytes) -> bool:
+    return hmac.compare_digest(one, other)

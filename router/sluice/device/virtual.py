@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The virtual device: what ibv_query_device and ibv_query_port tell a tenant."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+from sluice import __version__
+from sluice.engine import ffi, lib
+
+NAME = "sluice0"
+
+# Numbers of rdma-core's enums (infiniband/verbs.h).
+GID_TYPE_ROCE_V2 = 2
+PORT_ACTIVE = 4
+MTU_4096 = 5
+WIDTH_4X = 2
+SPEED_EDR = 32  # 4 lanes of 25 Gb/s
+
+
+@dataclass(frozen=True)
+class VirtualDevice:
+    """One tenant's device; its only GID is its address, IPv4-mapped, RoCE v2."""
+
+    address: IPv4Address
+
+    @property
+    def gid(self) -> bytes:
+        return bytes(10) + b"\xff\xff" + self.address.packed
+
+    @property
+    def node_guid(self) -> bytes:
+        """EUI-64 with the local bit set, as for an address that no vendor gave."""
+        return b"\x02\x53\x4c\xff" + self.address.packed
+
+    def describe(self, reply: Any) -> None:
+        """Fills a struct sluice_device_reply, all but its header."""
+        guid = int.from_bytes(self.node_guid, "little")  # the eight bytes as they lie in memory
+        reply.fw_ver = __version__.encode()
+        reply.node_guid = guid
+        reply.sys_image_guid = guid
+        reply.max_mr_size = 1 << lib.SLUICE_ARENA_SHIFT
+        reply.page_size_cap = 0xFFFFF000
+        reply.max_qp = lib.SLUICE_SESSION_QPS
+        reply.max_qp_wr = lib.SLUICE_MAX_WR
+        reply.max_sge = lib.SLUICE_MAX_SGE
+        reply.max_inline = lib.SLUICE_MAX_INLINE
+        reply.max_cq = 65536
+        reply.max_cqe = lib.SLUICE_MAX_CQE
+        reply.max_mr = 1 << 20
+        reply.max_pd = 65536
+        reply.max_qp_rd_atom = 128
+        reply.port_state = PORT_ACTIVE
+        reply.active_mtu = MTU_4096
+        reply.active_speed = SPEED_EDR
+        reply.active_width = WIDTH_4X
+        reply.gid_count = 1
+        ffi.memmove(reply.gids[0].raw, self.gid, 16)
+        reply.gids[0].type = GID_TYPE_ROCE_V2
+
+

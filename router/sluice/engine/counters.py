@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The counters file (struct sluice_counters_header in csrc/engine.h) as numpy arrays.
+
+The file is mapped read-only; the engine goes on counting in it, so an array read
+twice gives a rate.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sluice.engine.engine import ffi
+
+MAGIC = 0x0100454349554C53
+
+
+def dtype_of(struct: str) -> np.dtype[Any]:
+    """The numpy type of a C struct of 64-bit words."""
+    fields = [
+        (name, np.uint64, (field.type.length,) if field.type.kind == "array" else ())
+        for name, field in ffi.typeof(struct).fields
+    ]
+    return np.dtype(fields)
+
+
+HEADER = dtype_of("struct sluice_counters_header")
+TENANT = dtype_of("struct sluice_tenant_counters")
+QP = dtype_of("struct sluice_qp_counters")
+
+
+class Counters:
+    """tenants: indexed by tenant number. qps: by slot; qp_num 0 where a slot is free."""
+
+    def __init__(self, path: Path) -> None:
+        self._map = np.memmap(path, dtype=np.uint8, mode="r")
+        self.header = self._map[: HEADER.itemsize].view(HEADER)[0]
+        if int(self.header["magic"]) != MAGIC:
+            raise ValueError(f"{path} is not a counters file of this version")
+        self.tenants = self._table("tenants_offset", TENANT, int(self.header["tenants"]))
+
+    def _table(self, offset: str, dtype: np.dtype[Any], count: int) -> np.ndarray[Any, Any]:
+        start = int(self.header[offset])
+        return self._map[start : start + count * dtype.itemsize].view(dtype)
+
+    def qps(self) -> np.ndarray[Any, Any]:
+        """A copy of the slots that hold a QP now."""
+        table = self._table("qps_offset", QP, int(self.header["qps"]))
+        return table[table["qp_num"] != 0].copy()
+
+    def tenant(self, number: int) -> dict[str, int]:
+        row = self.tenants[number].copy()
+        return {name: int(row[name]) for name in TENANT.names or ()}

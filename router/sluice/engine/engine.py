@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's functions (csrc/engine.h), with errors as OSError."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sluice._engine import ffi, lib
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A tenant's limits; 0 is no limit.
+
+    max_bps: bits per second in each direction. burst and max_mr_bytes: bytes
+    (burst 0: chosen from the rate). max_mrs: memory regions.
+    """
+
+    max_bps: int = 0
+    burst: int = 0
+    max_mr_bytes: int = 0
+    max_mrs: int = 0
+
+    def to_c(self) -> Any:
+        return ffi.new(
+            "struct sluice_shape *",
+            {
+                "max_bps": self.max_bps,
+                "burst": self.burst,
+                "max_mr_bytes": self.max_mr_bytes,
+                "max_mrs": self.max_mrs,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class SessionFiles:
+    """Descriptors that a session's process gets. engine_page stays the engine's; the rest are the caller's."""
+
+    engine_page: int
+    segment: int
+    arena: int
+    async_events: int
+
+
+def checked(result: int) -> int:
+    """A result of the engine's; negative ones are raised as OSError with that errno."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+class Engine:
+    """One engine with its worker thread. Close it, or use it as a context manager."""
+
+    def __init__(self, counters: Path | None = None) -> None:
+        out = ffi.new("struct sluice_engine **")
+        path = ffi.NULL if counters is None else ffi.new("char[]", os.fsencode(counters))
+        checked(lib.sluice_engine_open(path, out))
+        self._engine = out[0]
+
+    def close(self) -> None:
+        if self._engine is not None:
+            lib.sluice_engine_close(self._engine)
+            self._engine = None
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def event_fd(self) -> int:
+        """Readable while broken_sessions() has something to say."""
+        return int(lib.sluice_engine_event_fd(self._engine))
+
+    def broken_sessions(self) -> Iterator[tuple[int, str]]:
+        """Sessions whose shared memory held garbage since the last call, with the reason."""
+        event = ffi.new("struct sluice_engine_event *")
+        while lib.sluice_engine_next_event(self._engine, event):
+            if event.kind == lib.SLUICE_EVENT_SESSION_BROKEN:
+                yield int(event.session), ffi.string(event.reason).decode()
+
+    def add_tenant(self, shape: Shape) -> int:
+        return checked(lib.sluice_tenant_add(self._engine, shape.to_c()))
+
+    def remove_tenant(self, tenant: int) -> None:
+        """OSError EBUSY while it has sessions."""
+        checked(lib.sluice_tenant_remove(self._engine, tenant))
+
+    def shape_tenant(self, tenant: int, shape: Shape) -> None:
+        checked(lib.sluice_tenant_shape(self._engine, tenant, shape.to_c()))
+
+    def open_session(self, tenant: int) -> tuple[int, SessionFiles]:
+        files = ffi.new("struct sluice_session_files *")
+        session = checked(lib.sluice_session_open(self._engine, tenant, files))
+        return session, SessionFiles(files.engine_page, files.segment, files.arena, files.async_events)
+
+    def close_session(self, session: int) -> None:
+        checked(lib.sluice_session_close(self._engine, session))
+
+    def alloc_pd(self, session: int) -> int:
+        return checked(lib.sluice_pd_alloc(self._engine, session))
+
+    def dealloc_pd(self, session: int, handle: int) -> None:
+        checked(lib.sluice_pd_dealloc(self._engine, session, handle))
+
+    def create_channel(self, session: int) -> tuple[int, int]:
+        """The handle, and the read end of the channel's pipe, which is the caller's to close."""
+        fd = ffi.new("int *")
+        handle = checked(lib.sluice_channel_create(self._engine, session, fd))
+        return handle, int(fd[0])
+
+    def destroy_channel(self, session: int, handle: int) -> None:
+        checked(lib.sluice_channel_destroy(self._engine, session, handle))
+
+    def create_cq(self, session: int, request: Any, reply: Any) -> None:
+        checked(lib.sluice_cq_create(self._engine, session, request, reply))
+
+    def destroy_cq(self, session: int, handle: int) -> None:
+        checked(lib.sluice_cq_destroy(self._engine, session, handle))
+
+    def create_qp(self, session: int, request: Any, reply: Any) -> None:
+        checked(lib.sluice_qp_create(self._engine, session, request, reply))
+
+    def destroy_qp(self, session: int, handle: int) -> None:
+        checked(lib.sluice_qp_destroy(self._engine, session, handle))
+
+    def modify_qp(self, session: int, handle: int, attr: Any, mask: int, peer: int | None, now: Any) -> None:
+        """peer: the number of the tenant behind the destination GID, None where nobody has it."""
+        transport = lib.SLUICE_TRANSPORT_NONE if peer is None else lib.SLUICE_TRANSPORT_LOCAL
+        checked(
+            lib.sluice_qp_modify(
+                self._engine, session, handle, attr, mask, transport, -1 if peer is None else peer, now
+            )
+        )
+
+    def query_qp(self, session: int, handle: int, now: Any) -> None:
+        checked(lib.sluice_qp_query(self._engine, session, handle, now))
+
+
+__all__ = ["Engine", "SessionFiles", "Shape", "checked", "ffi", "lib"]
