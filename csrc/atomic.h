@@ -28,8 +28,11 @@
 /* ThreadSanitizer doesn't model fences; a read-modify-write on a shared word does the same. */
 extern uint32_t sluice_fence_word;
 #define full_fence() ((void)__atomic_fetch_add(&sluice_fence_word, 0, __ATOMIC_SEQ_CST))
+#define release_fence() full_fence()
 #else
 #define full_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+/* Earlier stores are visible before later ones. */
+#define release_fence() __atomic_thread_fence(__ATOMIC_RELEASE)
 #endif
 
 /* Tells the core that this is a spin loop. */

@@ -2,7 +2,8 @@
 #include "copy.h"
 
 #include <stdint.h>
-#include <string.h>
+
+#include "atomic.h"
 
 /*
  * All stores are volatile, so that the compiler keeps their order and width; on
@@ -103,7 +104,7 @@ void copy_ordered(void *to, const void *from, size_t length)
         dst += 8;
         src += 8;
     }
-    __atomic_thread_fence(__ATOMIC_RELEASE);
+    release_fence();
     if (end - dst == 8) {
         store_word(dst, src);
         return;

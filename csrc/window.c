@@ -11,7 +11,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { SLOTS = 16384, ARENA_WINDOWS = 1 << (SLUICE_ARENA_SHIFT - SLUICE_WINDOW_SHIFT), FAULTS = 16 };
+#ifdef __SANITIZE_THREAD__
+enum { SLOTS = 64 }; /* its shadow leaves little room */
+#else
+enum { SLOTS = 16384 };
+#endif
+enum { ARENA_WINDOWS = 1 << (SLUICE_ARENA_SHIFT - SLUICE_WINDOW_SHIFT), FAULTS = 16 };
 
 /* One entry a slot of the reserved stretch: what is mapped there, to map it again after a fault. */
 struct slot {
@@ -25,7 +30,7 @@ static uint32_t free_slots[SLOTS], free_count;
 static struct sigaction earlier_action;
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
 
-_Thread_local bool window_fault;
+_Thread_local volatile bool window_fault;
 static _Thread_local uint32_t faulted[FAULTS], fault_count;
 
 static void on_sigbus(int number, siginfo_t *info, void *context)

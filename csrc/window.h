@@ -49,8 +49,8 @@ static inline uint8_t *arena_at(struct arena *arena, uint64_t address)
     return window + (address & (WINDOW_SIZE - 1));
 }
 
-/* This thread's last copies met a page that could not be had. */
-extern _Thread_local bool window_fault;
+/* This thread's last copies met a page that could not be had. Set by a signal handler: hence volatile. */
+extern _Thread_local volatile bool window_fault;
 
 /* Makes faulted windows whole again; call when window_fault is set, which it clears. */
 void windows_repair(void);

@@ -14,7 +14,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #include "abi.h"
@@ -169,6 +168,19 @@ static void sweep(void)
 
 /* ---- moving pages ------------------------------------------------------ */
 
+/*
+ * Whole pages, whoever owns parts of them: memcpy would be wrong where the
+ * application runs under a tool that watches it.
+ */
+__attribute__((no_sanitize("address", "thread"))) static void copy_pages(uint8_t *to, uint64_t from, uint64_t length)
+{
+    volatile uint64_t *target = (volatile uint64_t *)to;
+    const volatile uint64_t *source = (const volatile uint64_t *)(uintptr_t)from;
+
+    for (uint64_t i = 0; i < length / sizeof(*source); i++)
+        target[i] = source[i];
+}
+
 /* Linux 6.7; not in older headers. */
 struct page_region {
     uint64_t start, end, categories;
@@ -205,8 +217,7 @@ static bool copy_by_scan(uint64_t start, uint64_t end, uint8_t *to)
         if (found < 0 || arg.walk_end <= at)
             return false;
         for (int i = 0; i < found; i++)
-            memcpy(to + (regions[i].start - start), (const void *)(uintptr_t)regions[i].start,
-                   regions[i].end - regions[i].start);
+            copy_pages(to + (regions[i].start - start), regions[i].start, regions[i].end - regions[i].start);
         at = arg.walk_end;
     }
     return true;
@@ -228,7 +239,7 @@ static bool copy_by_pagemap(uint64_t start, uint64_t end, uint8_t *to)
             return false;
         for (uint64_t i = 0; i < pages; i++, at += arena.page)
             if (entries[i] >> 62)
-                memcpy(to + (at - start), (const void *)(uintptr_t)at, arena.page);
+                copy_pages(to + (at - start), at, arena.page);
     }
     return true;
 }
@@ -269,7 +280,7 @@ static void exchange_pages(struct exchange *exchange)
             exchange->error = EOPNOTSUPP;
         } else {
             if (!copied)
-                memcpy(fresh, (const void *)(uintptr_t)exchange->start, length);
+                copy_pages(fresh, exchange->start, length);
             if (exchange->protection != (PROT_READ | PROT_WRITE))
                 mprotect(fresh, length, exchange->protection);
             if (mremap(fresh, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)(uintptr_t)exchange->start) ==
@@ -286,39 +297,6 @@ static void exchange_pages(struct exchange *exchange)
         munmap(fresh, length);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
-/* makecontext passes ints: a pointer goes in two halves. */
-static void exchange_entry(unsigned high, unsigned low)
-{
-    exchange_pages((struct exchange *)(uintptr_t)((uint64_t)high << 32 | low));
-}
-
-/* The range holds the stack that we run on: from another one. */
-static void exchange_from_elsewhere(struct exchange *exchange)
-{
-    enum { STACK = 256 * 1024 };
-    ucontext_t *contexts;
-    uint8_t *place = mmap(NULL, STACK + 64 * 1024, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-    if (place == MAP_FAILED) {
-        exchange->error = ENOMEM;
-        return;
-    }
-    /* Nothing that is written meanwhile may lie on the old stack: contexts and arguments live here as well. */
-    contexts = (ucontext_t *)(place + STACK);
-    struct exchange *copy = (struct exchange *)(contexts + 2);
-    uint64_t pointer = (uintptr_t)copy;
-
-    *copy = *exchange;
-    getcontext(&contexts[1]);
-    contexts[1].uc_stack.ss_sp = place;
-    contexts[1].uc_stack.ss_size = STACK;
-    contexts[1].uc_link = &contexts[0];
-    makecontext(&contexts[1], (void (*)(void))exchange_entry, 2, (unsigned)(pointer >> 32), (unsigned)pointer);
-    swapcontext(&contexts[0], &contexts[1]);
-    exchange->error = copy->error;
-    munmap(place, STACK + 64 * 1024);
 }
 
 static int adopt_piece(uint64_t start, uint64_t end, const struct mapping *mapping, bool writable)
@@ -338,11 +316,10 @@ static int adopt_piece(uint64_t start, uint64_t end, const struct mapping *mappi
         return 0;
     if (mapping->shared)
         return EOPNOTSUPP;
-    /* Ours is one of the stacks within a page or two of here, or further up. */
-    if (start < mapping->end && here >= mapping->start && here < mapping->end)
-        exchange_from_elsewhere(&exchange);
-    else
-        exchange_pages(&exchange);
+    /* The stack that we run on: held off, we would wait for ourselves; moved, a fork would share it. */
+    if (here >= mapping->start && here < mapping->end)
+        return EOPNOTSUPP;
+    exchange_pages(&exchange);
     if (exchange.error == EINVAL)
         exchange.error = EOPNOTSUPP; /* huge pages and device memory: the kernel won't replace a part */
     if (!exchange.error) {

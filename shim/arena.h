@@ -5,8 +5,9 @@
  * into the file and maps the file over the range; the address stays, so nothing in
  * the application notices.
  *
- * What can be moved: private memory, anonymous or of a file (heap, mmap, bss, data,
- * stacks). What can't: memory that is shared already and huge pages (EOPNOTSUPP).
+ * What can be moved: private memory, anonymous or of a file (heap, mmap, bss, data).
+ * What can't (EOPNOTSUPP): the calling thread's own stack, memory that is shared
+ * already, huge pages.
  */
 #ifndef SLUICE_SHIM_ARENA_H
 #define SLUICE_SHIM_ARENA_H

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo and make test do all set-up by themselves; make help lists the rest.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PACKAGES := gcc pkg-config python3-dev python3-venv libibverbs-dev perftest ibverbs-utils iproute2
+SOURCES := $(shell find csrc shim router benchmarks tests -name '*.[ch]' -o -name '*.py' -o -name meson.build) \
+           meson.build meson.options pyproject.toml
+
+.PHONY: help setup demo test test-c test-sanitize test-python lint bench shell clean
+
+help:
+	@echo "make demo   set up, then see it work"
+	@echo "make test   set up, then all tests"
+	@echo "make setup  set up: system packages, virtual environment, $(BIN)/sluice"
+	@echo "make lint   ruff, mypy --strict"
+	@echo "make bench  the benchmarks, beside their peers (about 2 minutes)"
+	@echo "make shell  a shell in which 'sluice' is found"
+	@echo "make clean  remove what was built"
+
+setup: $(VENV)/.installed
+
+# Only what is missing is installed, so that a machine that has all of it needs no network for this.
+$(VENV)/.packages: Makefile
+	@missing=; for package in $(PACKAGES); do \
+	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing system packages:$$missing"; \
+	  $(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -yq $$missing; \
+	fi
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	touch $@
+
+$(VENV)/.dependencies: $(VENV)/.packages pyproject.toml
+	$(BIN)/python -m pip install -q 'meson-python>=0.15' 'meson>=1.1' 'ninja>=1.11' 'cffi>=1.16' 'pyzmq>=25' \
+	  'numpy>=1.24' 'pyyaml>=6.0' 'pytest>=7.4' 'hypothesis>=6.80' 'mypy>=1.8' 'ruff>=0.4' 'types-PyYAML>=6.0'
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES) README.md
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation --no-deps .
+	touch $@
+
+demo: setup
+	$(BIN)/sluice demo
+
+test: test-c test-sanitize test-python
+
+build/build.ninja: | setup
+	$(BIN)/meson setup build >/dev/null
+
+test-c: setup build/build.ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/meson test -C build --print-errorlogs
+
+build-asan/build.ninja: | setup
+	$(BIN)/meson setup build-asan --buildtype=debugoptimized -Db_sanitize=address,undefined >/dev/null
+
+build-tsan/build.ninja: | setup
+	$(BIN)/meson setup build-tsan --buildtype=debugoptimized -Db_sanitize=thread >/dev/null
+
+test-sanitize: setup build-asan/build.ninja build-tsan/build.ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/meson test -C build-asan --print-errorlogs
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/meson test -C build-tsan --suite threads --print-errorlogs
+
+test-python: setup build/build.ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ninja -C build >/dev/null
+	SLUICE_BUILD=$(CURDIR)/build $(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check router tests benchmarks
+	$(BIN)/ruff format --check router tests benchmarks
+	$(BIN)/mypy
+
+bench: setup build/build.ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ninja -C build >/dev/null
+	SLUICE_BUILD=$(CURDIR)/build $(BIN)/python benchmarks/local.py
+
+shell: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $${SHELL:-bash}
+
+clean:
+	rm -rf build build-asan build-tsan $(VENV)

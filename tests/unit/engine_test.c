@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The engine with this program in the shim's place: rings, doorbell and mailbox as
+ * abi.h says, and what a hostile one may write there.
+ */
+#define _GNU_SOURCE
+#include "engine.h"
+
+#include <errno.h>
+#include <infiniband/verbs.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "atomic.h"
+#include "check.h"
+#include "futex.h"
+#include "node.h"
+
+enum { ENTRIES = 64, MEMORY = 1 << 20 };
+
+static struct sluice_engine *engine;
+static uint32_t tenant;
+
+/* One session with one QP, and memory that lies in its arena. */
+struct client {
+    uint32_t session, qp, qp_num, key;
+    uint8_t *memory;
+    struct sluice_segment *segment;
+    struct sluice_qp_shared *shared;
+    struct sluice_wqe *sq;
+    uint32_t sq_stride, posted;
+    struct sluice_cqe *ring;
+    struct sluice_cq_shared *cq;
+    uint32_t polled, cq_entries;
+};
+
+static void wake(void)
+{
+    full_fence();
+    while (load_relaxed(&engine->page->parked) &&
+           syscall(SYS_futex, &engine->page->parked, FUTEX_WAKE, 1, NULL, NULL, 0) == 0)
+        sched_yield();
+}
+
+static void ring(struct client *client)
+{
+    __atomic_fetch_or(&client->segment->words[client->qp / 64], 1ull << (client->qp % 64), __ATOMIC_SEQ_CST);
+    __atomic_fetch_or(&client->segment->summary[client->qp / 4096], 1ull << (client->qp / 64 % 64), __ATOMIC_SEQ_CST);
+    wake();
+}
+
+static uint32_t command(struct client *client, struct sluice_command what)
+{
+    struct sluice_command *mailbox = &client->segment->command;
+
+    what.state = SLUICE_COMMAND_IDLE;
+    memcpy((char *)mailbox + 4, (char *)&what + 4, sizeof(what) - 4);
+    store_release(&mailbox->state, (uint32_t)SLUICE_COMMAND_POSTED);
+    exchange(&client->segment->command_rung, 1);
+    wake();
+    while (load_acquire(&mailbox->state) != SLUICE_COMMAND_DONE)
+        sched_yield();
+    CHECK(mailbox->status == 0);
+    return mailbox->key;
+}
+
+static void open_client(struct client *client)
+{
+    struct sluice_session_files files;
+    struct sluice_create_cq_request cq_request = {.cqe = 4 * ENTRIES};
+    struct sluice_create_cq_reply cq;
+    struct sluice_create_qp_reply qp;
+
+    memset(client, 0, sizeof(*client));
+    client->session = (uint32_t)sluice_session_open(engine, tenant, &files);
+    /* The engine's own mapping, so that ThreadSanitizer sees both sides at one address. */
+    client->segment = segment_head(&engine->sessions[client->session]->segment);
+    client->memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(mmap(client->memory, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, files.arena,
+               (off_t)(uintptr_t)client->memory) == client->memory);
+    int pd = sluice_pd_alloc(engine, client->session);
+
+    CHECK(pd > 0 && sluice_cq_create(engine, client->session, &cq_request, &cq) == 0);
+    struct sluice_create_qp_request qp_request = {
+        .pd = (uint32_t)pd, .send_cq = cq.handle, .recv_cq = cq.handle, .qp_type = IBV_QPT_RC,
+        .cap = {.max_send_wr = ENTRIES, .max_recv_wr = ENTRIES, .max_send_sge = 1, .max_recv_sge = 1}};
+
+    CHECK(sluice_qp_create(engine, client->session, &qp_request, &qp) == 0);
+    client->qp = qp.handle;
+    client->qp_num = qp.qp_num;
+    client->shared = (struct sluice_qp_shared *)((uint8_t *)client->segment + qp.offset);
+    client->sq = (struct sluice_wqe *)((uint8_t *)client->segment + qp.sq_offset);
+    client->sq_stride = qp.sq_stride;
+    client->cq = (struct sluice_cq_shared *)((uint8_t *)client->segment + cq.offset);
+    client->ring = (struct sluice_cqe *)(client->cq + 1);
+    client->cq_entries = cq.cqe;
+    client->key = command(client, (struct sluice_command){
+        .op = SLUICE_COMMAND_REG_MR, .pd = (uint32_t)pd, .access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE,
+        .addr = (uintptr_t)client->memory, .iova = (uintptr_t)client->memory, .length = MEMORY});
+    close(files.segment);
+    close(files.arena);
+    close(files.async_events);
+}
+
+static void close_client(struct client *client)
+{
+    CHECK(sluice_session_close(engine, client->session) == 0);
+    munmap(client->memory, MEMORY);
+}
+
+static void move(struct client *client, uint32_t state, uint32_t peer)
+{
+    struct sluice_qp_attr now, attr = {
+        .qp_state = state, .dest_qp_num = peer, .timeout = 8, .retry_cnt = 1, .rnr_retry = 7,
+        .qp_access_flags = IBV_ACCESS_REMOTE_WRITE};
+
+    CHECK(sluice_qp_modify(engine, client->session, client->qp, &attr,
+                           IBV_QP_STATE | IBV_QP_DEST_QPN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
+                               IBV_QP_ACCESS_FLAGS,
+                           SLUICE_TRANSPORT_LOCAL, (int32_t)tenant, &now) == 0);
+}
+
+static void join(struct client *a, struct client *b)
+{
+    for (uint32_t state = IBV_QPS_INIT; state <= IBV_QPS_RTS; state++) {
+        move(a, state, b->qp_num);
+        move(b, state, a->qp_num);
+    }
+}
+
+static void publish(struct client *client)
+{
+    store_release(&client->shared->sq.producer, client->posted);
+    full_fence();
+    if (load_relaxed(&client->shared->sq.armed) && exchange(&client->shared->sq.armed, 0))
+        ring(client);
+}
+
+static struct sluice_wqe *slot(struct client *client)
+{
+    return (struct sluice_wqe *)((uint8_t *)client->sq + (client->posted & (ENTRIES - 1)) * client->sq_stride);
+}
+
+static void post_write(struct client *client, const struct client *to, uint64_t wr_id, uint32_t length)
+{
+    struct sluice_wqe *wqe = slot(client);
+
+    *wqe = (struct sluice_wqe){.opcode = IBV_WR_RDMA_WRITE, .flags = SLUICE_WQE_SIGNALED, .num_sge = 1,
+                               .wr_id = wr_id, .remote_addr = (uintptr_t)to->memory, .rkey = to->key};
+    *(struct sluice_sge *)(wqe + 1) =
+        (struct sluice_sge){.addr = (uintptr_t)client->memory, .length = length, .lkey = client->key};
+    client->posted++;
+}
+
+static struct sluice_cqe wait_cqe(struct client *client)
+{
+    struct sluice_cqe *cqe = &client->ring[client->polled & (client->cq_entries - 1)];
+
+    while (load_acquire(&cqe->turn) != client->polled / client->cq_entries + 1)
+        sched_yield();
+    struct sluice_cqe copy = *cqe;
+
+    store_release(&client->cq->consumer, ++client->polled);
+    return copy;
+}
+
+static void rings_lose_nothing(void)
+{
+    struct client a, b;
+
+    open_client(&a);
+    open_client(&b);
+    join(&a, &b);
+    /* Batches of all sizes, so that the engine meets every fill, sleeping and awake. */
+    uint64_t posted = 0, completed = 0;
+
+    for (uint32_t round = 0; round < 3000; round++) {
+        uint32_t batch = round * 7 % ENTRIES + 1;
+
+        for (uint32_t i = 0; i < batch; i++)
+            post_write(&a, &b, posted++, 8 + round % 300);
+        publish(&a);
+        for (uint32_t i = 0; i < batch; i++) {
+            struct sluice_cqe cqe = wait_cqe(&a);
+
+            CHECK(cqe.status == IBV_WC_SUCCESS && cqe.wr_id == completed++ && cqe.tail == (uint32_t)completed);
+        }
+    }
+    close_client(&a);
+    close_client(&b);
+}
+
+static void data_arrives_in_chunks(void)
+{
+    struct client a, b;
+
+    open_client(&a);
+    open_client(&b);
+    join(&a, &b);
+    for (uint32_t i = 0; i < MEMORY; i++)
+        a.memory[i] = (uint8_t)(i * 31 + (i >> 9));
+    post_write(&a, &b, 1, MEMORY);
+    publish(&a);
+    CHECK(wait_cqe(&a).status == IBV_WC_SUCCESS && memcmp(a.memory, b.memory, MEMORY) == 0);
+    close_client(&a);
+    close_client(&b);
+}
+
+/* Waits until the engine has reported the session, and gives the reason. */
+static void expect_broken(const struct client *client)
+{
+    struct sluice_engine_event event;
+
+    while (sluice_engine_next_event(engine, &event) == 0)
+        sched_yield();
+    CHECK(event.kind == SLUICE_EVENT_SESSION_BROKEN && event.session == client->session && event.reason[0]);
+}
+
+static void garbage_ends_its_session_only(void)
+{
+    for (int kind = 0; kind < 5; kind++) {
+        struct client a, b, bad;
+
+        open_client(&a);
+        open_client(&b);
+        open_client(&bad);
+        join(&a, &b);
+        switch (kind) {
+        case 0: /* more posted than there is room */
+            move(&bad, IBV_QPS_INIT, 0);
+            move(&bad, IBV_QPS_RTR, a.qp_num);
+            move(&bad, IBV_QPS_RTS, a.qp_num);
+            store_release(&bad.shared->sq.producer, 0x80000000u);
+            ring(&bad);
+            break;
+        case 1: /* unknown operation */
+        case 2: /* too many SGEs */
+        case 3: /* inline data beyond the slot */
+            move(&bad, IBV_QPS_INIT, 0);
+            move(&bad, IBV_QPS_RTR, a.qp_num);
+            move(&bad, IBV_QPS_RTS, a.qp_num);
+            post_write(&bad, &a, 1, 8);
+            bad.sq->opcode = kind == 1 ? 200 : IBV_WR_RDMA_WRITE;
+            bad.sq->num_sge = kind == 2 ? 60000 : 1;
+            bad.sq->flags = kind == 3 ? SLUICE_WQE_INLINE : 0;
+            bad.sq->inline_length = 65535;
+            publish(&bad);
+            break;
+        case 4: /* a consumer index from nowhere, found when the CQ seems full */
+            join(&a, &bad);
+            move(&a, IBV_QPS_RESET, 0);
+            join(&bad, &a);
+            store_release(&bad.cq->consumer, 0x40000000u);
+            for (uint32_t i = 0; i < 5; i++) {
+                for (uint32_t j = 0; j < ENTRIES; j++)
+                    post_write(&bad, &a, j, 8);
+                publish(&bad);
+                while (!load_relaxed(&bad.shared->sq.armed) && load_acquire(&bad.shared->state) != IBV_QPS_ERR)
+                    sched_yield();
+            }
+            break;
+        }
+        expect_broken(&bad);
+        close_client(&bad);
+        if (kind != 4) {
+            post_write(&a, &b, 9, 8);
+            publish(&a);
+            CHECK(wait_cqe(&a).status == IBV_WC_SUCCESS);
+        }
+        close_client(&a);
+        close_client(&b);
+    }
+}
+
+#ifndef __SANITIZE_THREAD__ /* stores that race by design */
+static void random_bytes_everywhere(void)
+{
+    struct client a, b;
+    uint64_t random = 88172645463325252ull;
+
+    for (int round = 0; round < 30; round++) {
+        open_client(&a);
+        open_client(&b);
+        join(&a, &b);
+        uint8_t *rings = (uint8_t *)a.segment;
+
+        for (int i = 0; i < 20000; i++) {
+            random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+            uint64_t at = random % (SLUICE_SEGMENT_RINGS + 65536);
+
+            /* Volatile, as another process's stores are. */
+            *(volatile uint8_t *)(rings + at) = (uint8_t)(random >> 32);
+            if (i % 64 == 0)
+                wake();
+        }
+        close_client(&a);
+        close_client(&b);
+        struct sluice_engine_event event;
+
+        while (sluice_engine_next_event(engine, &event))
+            ;
+    }
+    open_client(&a);
+    close_client(&a);
+}
+
+#endif
+
+static void the_peer_leaves(void)
+{
+    struct client a, b;
+
+    open_client(&a);
+    open_client(&b);
+    join(&a, &b);
+    close_client(&b);
+    post_write(&a, &a, 1, 8);
+    publish(&a);
+    CHECK(wait_cqe(&a).status == IBV_WC_RETRY_EXC_ERR);
+    close_client(&a);
+}
+
+static void tenants_cannot_write_the_engine_page(void)
+{
+    CHECK(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, engine->page_fd, 0) == MAP_FAILED);
+    CHECK(write(engine->page_fd, "x", 1) == -1);
+    char path[64];
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", engine->page_fd);
+    FILE *again = fopen(path, "r+");
+
+    CHECK(!again || mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fileno(again), 0) == MAP_FAILED);
+    if (again)
+        fclose(again);
+}
+
+static void a_full_memory_is_an_error(void)
+{
+    struct client a, b;
+
+    /* Where the arena has no page to give, SIGBUS: here by a file that is too short. */
+    struct arena arena = {.fd = memfd_create("short", MFD_CLOEXEC)};
+    uint8_t *windows[1] = {NULL};
+
+    arena.windows = windows;
+    CHECK(ftruncate(arena.fd, 4096) == 0);
+    volatile uint8_t *window = arena_at(&arena, 0);
+
+    CHECK(window && !window_fault);
+    window[100] = 1;
+    window[8192] = 1;
+    CHECK(window_fault && window[8192] == 1);
+    windows_repair();
+    CHECK(!window_fault && window[100] == 1);
+    close(arena.fd);
+    open_client(&a);
+    open_client(&b);
+    join(&a, &b);
+    close_client(&a);
+    close_client(&b);
+}
+
+static void limits_of_memory_regions(void)
+{
+    struct sluice_shape shape = {.max_mrs = 1};
+    struct client a;
+
+    CHECK(sluice_tenant_shape(engine, tenant, &shape) == 0);
+    open_client(&a);
+    struct sluice_command *mailbox = &a.segment->command;
+
+    mailbox->op = SLUICE_COMMAND_REG_MR;
+    store_release(&mailbox->state, (uint32_t)SLUICE_COMMAND_POSTED);
+    exchange(&a.segment->command_rung, 1);
+    wake();
+    while (load_acquire(&mailbox->state) != SLUICE_COMMAND_DONE)
+        sched_yield();
+    CHECK(mailbox->status == ENOMEM);
+    close_client(&a);
+    memset(&shape, 0, sizeof(shape));
+    CHECK(sluice_tenant_shape(engine, tenant, &shape) == 0);
+}
+
+int main(void)
+{
+    struct sluice_shape none = {0};
+
+    CHECK(sluice_engine_open(NULL, &engine) == 0);
+    tenant = (uint32_t)sluice_tenant_add(engine, &none);
+    RUN(rings_lose_nothing);
+    RUN(data_arrives_in_chunks);
+    RUN(garbage_ends_its_session_only);
+    RUN(the_peer_leaves);
+    RUN(tenants_cannot_write_the_engine_page);
+    RUN(a_full_memory_is_an_error);
+    RUN(limits_of_memory_regions);
+#ifndef __SANITIZE_THREAD__
+    RUN(random_bytes_everywhere);
+#endif
+    CHECK(sluice_tenant_remove(engine, tenant) == 0);
+    sluice_engine_close(engine);
+    return 0;
+}
