@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests share: a router of their own, and the C programs that were built for them."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sluice.control.admin import ask
+
+PATIENCE = 30
+"""Seconds after which a condition that doesn't come true fails a test."""
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> Any:
+    """Waits for a condition and returns its value."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.01)
+    pytest.fail(f"{what}: not within {PATIENCE} s")
+
+
+class RunningRouter:
+    """A router in a state directory of its own."""
+
+    def __init__(self) -> None:
+        self.state_dir = Path(tempfile.mkdtemp(prefix="sluice-", dir="/tmp"))
+        self._children: list[subprocess.Popen[str]] = []
+        self.start()
+
+    def start(self) -> None:
+        self.log = (self.state_dir / "log").open("a+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sluice", "router", "--verbose", "--state-dir", str(self.state_dir)],
+            stderr=self.log,
+        )
+        wait_until((self.state_dir / "admin").exists, "the router's admin socket")
+        self.ask("ping")
+
+    def ask(self, op: str, **fields: object) -> Any:
+        return ask(self.state_dir, op, **fields)
+
+    def status(self, tenant: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("status")["tenants"][tenant]
+        return found
+
+    def run(self, tenant: str, *argv: str | Path, options: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
+        """`sluice run --tenant … -- argv`; both outputs on stdout."""
+        command = [sys.executable, "-m", "sluice", "run", "--state-dir", str(self.state_dir)]
+        child = subprocess.Popen(
+            [*command, "--tenant", tenant, *options, "--", *map(str, argv)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._children.append(child)
+        return child
+
+    def logged(self) -> str:
+        return (self.state_dir / "log").read_text()
+
+    def stop(self) -> None:
+        for child in self._children:
+            if child.poll() is None:
+                child.terminate()
+                try:
+                    child.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+        if self.process.poll() is None:
+            self.process.terminate()
+        assert self.process.wait(PATIENCE) == 0, self.logged()
+        shutil.rmtree(self.state_dir)
+
+
+@pytest.fixture(scope="module")
+def router() -> Iterator[RunningRouter]:
+    running = RunningRouter()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], Path]:
+    """Path of a C program of tests/integration/verbs, by name."""
+    build = Path(os.environ.get("SLUICE_BUILD", "build")) / "tests/integration/verbs"
+
+    def find(name: str) -> Path:
+        path = build / f"verbs-{name}"
+        assert path.exists(), f"{path} is not built: run `make test`, or set SLUICE_BUILD"
+        return path.absolute()
+
+    return find
+
+
+def listening(port: int) -> bool:
+    """Whether a TCP server listens on this port (/proc/net/tcp: state 0A)."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                return True
+    return False
+
+
+_next_port = 24000 + os.getpid() % 4000
+
+
+def next_port() -> int:
+    """A TCP port that no other test of this run gets."""
+    global _next_port
+    _next_port += 1
+    while listening(_next_port):
+        _next_port += 1
+    return _next_port
+
+
+def output_of(child: "subprocess.Popen[str]", expected: int = 0) -> str:
+    """Waits for the end; the exit code must be as expected."""
+    text, _ = child.communicate(timeout=120)
+    assert child.returncode == expected, text
+    return text

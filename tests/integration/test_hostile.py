@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tenants that lie: on the sockets and in shared memory. The router and the others go on."""
+
+import mmap
+import os
+import random
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import zmq
+from conftest import RunningRouter, output_of, wait_until
+
+from sluice.engine import ffi, lib
+
+WELCOME = ffi.sizeof("struct sluice_welcome")
+
+
+class Intruder:
+    """A process of tenant "bad" that speaks the protocol by hand."""
+
+    def __init__(self, router: RunningRouter) -> None:
+        directory = Path(router.ask("tenant-add", name="bad", policy={})["path"])
+        self.descriptors = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.descriptors.connect(str(directory / "descriptors"))
+        data, self.files, _, _ = socket.recv_fds(self.descriptors, WELCOME, 8)
+        self.welcome = ffi.from_buffer("struct sluice_welcome *", data)
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.control = self.context.socket(zmq.DEALER)
+        self.control.setsockopt(zmq.LINGER, 0)
+        self.control.connect(f"ipc://{directory}/control")
+
+    def hello(self, version: int = lib.SLUICE_ABI_VERSION, token: bytes | None = None) -> int:
+        request = ffi.new("struct sluice_hello_request *")
+        request.header.op = lib.SLUICE_OP_HELLO
+        request.header.size = ffi.sizeof("struct sluice_hello_request")
+        request.abi_version = version
+        ffi.memmove(request.token, token or ffi.buffer(self.welcome.token)[:], lib.SLUICE_TOKEN)
+        return self.ask(bytes(ffi.buffer(request)))
+
+    def ask(self, frame: bytes) -> int:
+        """The status of the answer."""
+        self.control.send(frame)
+        assert self.control.poll(10000), "no answer"
+        return int(ffi.from_buffer("struct sluice_header *", self.control.recv()).status)
+
+    def is_over(self) -> bool:
+        """Whether the router has ended the session."""
+        self.descriptors.settimeout(10)
+        try:
+            return self.descriptors.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+    def close(self) -> None:
+        for fd in self.files:
+            with suppress(OSError):
+                os.close(fd)
+        self.descriptors.close()
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def intruder(router: RunningRouter) -> Iterator[Intruder]:
+    made = Intruder(router)
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def others_go_on(router: RunningRouter, program: Callable[[str], Path]) -> Iterator[None]:
+    """Whatever a test does, another tenant works afterwards, and the hostile one has nothing left."""
+    yield
+    assert router.process.poll() is None
+    output_of(router.run("good", program("errors")))
+
+
+def header(op: int, size: int, cookie: int = 1) -> bytes:
+    return struct.pack("<HHiQ", op, size, 0, cookie)
+
+
+def test_wrong_token(intruder: Intruder) -> None:
+    assert intruder.hello(token=bytes(lib.SLUICE_TOKEN)) != 0
+    assert intruder.hello() == 0
+
+
+def test_other_abi_version(intruder: Intruder, router: RunningRouter) -> None:
+    assert intruder.hello(version=99) != 0
+    assert "ABI version 99" in router.logged()
+
+
+def test_requests_before_hello(intruder: Intruder) -> None:
+    assert intruder.ask(header(lib.SLUICE_OP_ALLOC_PD, 24) + bytes(8)) != 0
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"x",
+        header(999, 16),
+        header(lib.SLUICE_OP_CREATE_QP, 16),
+        header(lib.SLUICE_OP_CREATE_QP, 24) + bytes(8),
+        header(lib.SLUICE_OP_ALLOC_PD, 65535) + bytes(8),
+        bytes(4000),
+    ],
+    ids=["empty", "short", "unknown", "no body", "short body", "lying size", "zeroes"],
+)
+def test_garbage_requests_end_the_session(intruder: Intruder, frame: bytes) -> None:
+    assert intruder.hello() == 0
+    intruder.control.send(frame)
+    assert intruder.is_over()
+
+
+def test_garbage_on_the_zmq_socket(router: RunningRouter) -> None:
+    directory = Path(router.ask("tenant-add", name="bad", policy={})["path"])
+    for seed in range(20):
+        with socket.socket(socket.AF_UNIX) as raw, suppress(OSError):
+            raw.connect(str(directory / "control"))
+            raw.sendall(random.Random(seed).randbytes(100000))
+
+
+def test_an_oversized_frame(intruder: Intruder) -> None:
+    assert intruder.hello() == 0
+    intruder.control.send(bytes(10_000_000))
+    # libzmq hangs up on it; the session itself has done nothing.
+    assert intruder.control.poll(200) == 0
+
+
+def test_garbage_on_the_descriptor_socket(intruder: Intruder) -> None:
+    intruder.descriptors.send(b"hello?")
+    assert intruder.is_over()
+
+
+def test_bad_handles_are_refused(intruder: Intruder) -> None:
+    assert intruder.hello() == 0
+    for op in (lib.SLUICE_OP_DEALLOC_PD, lib.SLUICE_OP_DESTROY_CQ, lib.SLUICE_OP_DESTROY_QP, lib.SLUICE_OP_QUERY_QP):
+        for handle in (0, 1, 16383, 16384, 2**32 - 1):
+            assert intruder.ask(header(op, 24) + struct.pack("<II", handle, 0)) == 22
+
+
+def test_many_who_never_greet(router: RunningRouter) -> None:
+    made = [Intruder(router) for _ in range(50)]
+    for one in made:
+        one.close()
+    wait_until(lambda: router.status("bad")["counters"]["sessions"] == 0, "the sessions' end")
+
+
+def test_the_engine_page_is_read_only(intruder: Intruder) -> None:
+    with pytest.raises(PermissionError):
+        mmap.mmap(intruder.files[0], 4096)
+    with suppress(OSError):
+        again = os.open(f"/proc/self/fd/{intruder.files[0]}", os.O_RDWR)
+        with pytest.raises(PermissionError):
+            mmap.mmap(again, 4096)
+        os.close(again)
+    for fd in intruder.files[1:3]:
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 0)
+
+
+def test_scribbling_over_the_segment(router: RunningRouter) -> None:
+    for seed in range(10):
+        intruder = Intruder(router)
+        assert intruder.hello() == 0
+        source = random.Random(seed)
+        with mmap.mmap(intruder.files[1], 1 << 20) as segment:
+            for _ in range(20000):
+                segment[source.randrange(1 << 20)] = source.randrange(256)
+            segment[:4096] = source.randbytes(4096)
+        intruder.close()
