@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Protection domains and memory regions: man ibv_alloc_pd, ibv_reg_mr. */
+/* Memory regions: man ibv_reg_mr. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -7,36 +7,30 @@
 #include "objects.h"
 #include "session.h"
 
-EXPORT struct ibv_pd *ibv_alloc_pd(struct ibv_context *context)
-{
-    struct shim_pd *pd = calloc(1, sizeof(*pd));
-    int error;
-
-    if (!pd)
-        return NULL;
-    error = session_call_handle(SLUICE_OP_ALLOC_PD, 0, &pd->handle);
-    if (error) {
-        free(pd);
-        errno = error;
-        return NULL;
-    }
-    pd->pd.context = context;
-    pd->pd.handle = pd->handle;
-    return &pd->pd;
-}
-
-EXPORT int ibv_dealloc_pd(struct ibv_pd *public)
-{
-    int error = session_call_handle(SLUICE_OP_DEALLOC_PD, ((struct shim_pd *)public)->handle, NULL);
-
-    if (!error)
-        free(public);
-    return error;
-}
+enum {
+    GRANTED = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC |
+              IBV_ACCESS_MW_BIND,
+    LACKING = IBV_ACCESS_ON_DEMAND | IBV_ACCESS_ZERO_BASED | IBV_ACCESS_HUGETLB,
+};
 
 static bool may_be_written(unsigned access)
 {
     return access & (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC | IBV_ACCESS_MW_BIND);
+}
+
+/* The engine checks as well; here it is so that memory isn't moved for a request that can only fail. */
+static int check(size_t length, unsigned access)
+{
+    if (length == 0)
+        return EINVAL;
+    if (access & LACKING)
+        return EOPNOTSUPP;
+    if (access & ~(unsigned)GRANTED)
+        return EINVAL;
+    /* IBTA 10.6.3.1: who may write from afar may write locally. */
+    if ((access & (IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)) && !(access & IBV_ACCESS_LOCAL_WRITE))
+        return EINVAL;
+    return 0;
 }
 
 static struct ibv_mr *reg_mr(struct ibv_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access)
@@ -50,18 +44,18 @@ static struct ibv_mr *reg_mr(struct ibv_pd *pd, void *addr, size_t length, uint6
         .length = length,
         .iova = iova,
     };
-    int error = length == 0 ? EINVAL : 0;
-
-    if (access & (IBV_ACCESS_ON_DEMAND | IBV_ACCESS_ZERO_BASED | IBV_ACCESS_HUGETLB))
-        error = EOPNOTSUPP;
+    int error = check(length, command.access);
     struct shim_mr *mr = error ? NULL : calloc(1, sizeof(*mr));
 
     if (!error && !mr)
         return NULL;
     if (!error)
-        error = sluice_arena_adopt(addr, length, may_be_written(access));
-    if (!error)
+        error = sluice_arena_adopt(addr, length, may_be_written(command.access));
+    if (!error) {
         error = session_command(&command);
+        if (error)
+            sluice_arena_retire(addr, length);
+    }
     if (error) {
         free(mr);
         errno = error;
@@ -79,6 +73,7 @@ static struct ibv_mr *reg_mr(struct ibv_pd *pd, void *addr, size_t length, uint6
     return &mr->mr;
 }
 
+/* verbs.h makes macros of the first two. */
 #undef ibv_reg_mr
 EXPORT struct ibv_mr *ibv_reg_mr(struct ibv_pd *pd, void *addr, size_t length, int access)
 {

@@ -20,12 +20,18 @@
 #include "atomic.h"
 #include "clock.h"
 #include "futex.h"
+#include "objects.h"
 #include "zmtp.h"
 
+#define SEGMENT_SIZE (1ull << SLUICE_SEGMENT_SHIFT)
 enum { WELCOME_FILES = 5 };
 
 struct session session = {.descriptors = -1, .control = -1, .async_events = -1};
 
+_Static_assert(sizeof(struct sluice_device_reply) <= ZMTP_MESSAGE_MAX, "the largest answer");
+_Static_assert(sizeof(struct sluice_modify_qp_request) <= ZMTP_MESSAGE_MAX, "the largest request");
+
+static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;    /* connecting */
 static pthread_mutex_t control_lock = PTHREAD_MUTEX_INITIALIZER; /* the zmq connection */
 static pthread_mutex_t command_lock = PTHREAD_MUTEX_INITIALIZER; /* the mailbox */
 static pthread_once_t fork_handlers = PTHREAD_ONCE_INIT;
@@ -112,28 +118,57 @@ static void close_files(int *files, unsigned count)
 
 static int map_shared(const int *files)
 {
-    session.page = mmap(NULL, sizeof(*session.page), PROT_READ, MAP_SHARED, files[0], 0);
-    if (session.page == MAP_FAILED)
+    void *page = mmap(NULL, sizeof(*session.page), PROT_READ, MAP_SHARED, files[0], 0);
+
+    if (page == MAP_FAILED)
         return errno;
-    session.segment = mmap(NULL, 1ull << SLUICE_SEGMENT_SHIFT, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-                           files[1], 0);
-    if (session.segment == MAP_FAILED) {
+    void *segment = mmap(NULL, SEGMENT_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, files[1], 0);
+
+    if (segment == MAP_FAILED) {
         int error = errno;
 
-        munmap(session.page, sizeof(*session.page));
+        munmap(page, sizeof(*session.page));
         return error;
     }
-    session.head = (struct sluice_segment *)session.segment;
+    session.page = page;
+    session.segment = segment;
+    session.head = segment;
     return 0;
 }
 
+static void close_file(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+/* Undoes a connection that failed halfway; a later call begins anew. */
+static void undo(void)
+{
+    close_file(&session.control);
+    close_file(&session.descriptors);
+    close_file(&session.async_events);
+    if (session.segment) {
+        munmap(session.segment, SEGMENT_SIZE);
+        munmap(session.page, sizeof(*session.page));
+        session.segment = NULL;
+        session.head = NULL;
+        session.page = NULL;
+    }
+}
+
+/*
+ * The connection is of no use any more. The descriptors stay open until the process
+ * ends: another thread may be looking at them, and their numbers must not become
+ * files of the application meanwhile.
+ */
 static void hang_up(void)
 {
-    if (session.descriptors >= 0)
-        close(session.descriptors);
     if (session.control >= 0)
-        close(session.control);
-    session.descriptors = session.control = -1;
+        shutdown(session.control, SHUT_RDWR);
+    if (session.descriptors >= 0)
+        shutdown(session.descriptors, SHUT_RDWR);
 }
 
 static int say_hello(const struct sluice_welcome *welcome)
@@ -146,6 +181,8 @@ static int say_hello(const struct sluice_welcome *welcome)
 
     if (error)
         return error;
+    if (reply.abi_version != SLUICE_ABI_VERSION)
+        return EPROTO;
     memcpy(session.device, reply.device, sizeof(session.device));
     session.device[sizeof(session.device) - 1] = 0;
     session.node_guid = reply.node_guid;
@@ -155,15 +192,22 @@ static int say_hello(const struct sluice_welcome *welcome)
 static void in_child(void)
 {
     /* The parent's session isn't ours: not a byte of ours may reach its rings or its memory. */
-    hang_up();
-    if (session.segment) {
+    close_file(&session.control);
+    close_file(&session.descriptors);
+    close_file(&session.async_events);
+    if (session.open) {
         session.open = false;
-        mmap(session.segment, 1ull << SLUICE_SEGMENT_SHIFT, PROT_READ | PROT_WRITE,
+        session.dead = true;
+        /* The application may still hold queues: what it posts there goes nowhere. */
+        mmap(session.segment, SEGMENT_SIZE, PROT_READ | PROT_WRITE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
         sluice_arena_fork_child();
     }
+    /* Held, maybe, by a thread that doesn't exist here. */
+    pthread_mutex_init(&open_lock, NULL);
     pthread_mutex_init(&control_lock, NULL);
     pthread_mutex_init(&command_lock, NULL);
+    pthread_mutex_init(&objects_lock, NULL);
 }
 
 static void install_fork_handlers(void)
@@ -171,28 +215,38 @@ static void install_fork_handlers(void)
     pthread_atfork(NULL, NULL, in_child);
 }
 
+static int greet_router(const char *directory, const struct sluice_welcome *welcome)
+{
+    session.control = connect_to(directory, "control", SOCK_STREAM);
+    if (session.control < 0)
+        return errno;
+    int error = zmtp_greet(session.control);
+
+    return error ? error : say_hello(welcome);
+}
+
 static int connect_session(const char *directory)
 {
     struct sluice_welcome welcome;
     int files[WELCOME_FILES];
     unsigned count = 0;
-    int error;
+    int error = 0;
 
     session.descriptors = connect_to(directory, "descriptors", SOCK_SEQPACKET);
     if (session.descriptors < 0)
         return errno;
     ssize_t got = receive_files(session.descriptors, &welcome, sizeof(welcome), files, WELCOME_FILES, &count);
 
-    if (got != sizeof(welcome) || count != 4 + (welcome.has_userfaultfd ? 1u : 0u)) {
-        close_files(files, count);
-        return got < 0 ? (int)-got : EPROTO;
-    }
-    if (welcome.abi_version != SLUICE_ABI_VERSION) {
+    if (got < 0)
+        error = (int)-got;
+    else if (got != sizeof(welcome) || count != 4 + (welcome.has_userfaultfd ? 1u : 0u))
+        error = EPROTO;
+    else if (welcome.abi_version != SLUICE_ABI_VERSION) {
         session_debug("the router speaks version %u, this library %u", welcome.abi_version, SLUICE_ABI_VERSION);
-        close_files(files, count);
-        return EPROTO;
+        error = EPROTO;
     }
-    error = map_shared(files);
+    if (!error)
+        error = map_shared(files);
     if (error) {
         close_files(files, count);
         return error;
@@ -201,40 +255,33 @@ static int connect_session(const char *directory)
     close(files[1]);
     session.async_events = files[3];
     error = sluice_arena_open(files[2], welcome.has_userfaultfd ? files[4] : -1);
-    if (!error) {
-        session.control = connect_to(directory, "control", SOCK_STREAM);
-        error = session.control < 0 ? errno : zmtp_greet(session.control);
-    }
     if (!error)
-        error = say_hello(&welcome);
-    if (!error) {
-        session.open = true;
-        pthread_once(&fork_handlers, install_fork_handlers);
+        error = greet_router(directory, &welcome);
+    if (error) {
+        sluice_arena_close();
+        return error;
     }
-    return error;
+    pthread_once(&fork_handlers, install_fork_handlers);
+    store_release(&session.open, true);
+    return 0;
 }
 
 int session_open(void)
 {
-    static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
-    static int outcome; /* of the first try: a library that connected halfway doesn't try again */
-    static bool tried;
     const char *directory = secure_getenv("SLUICE_TENANT_DIR");
 
     if (!directory)
         return ENOSYS;
     pthread_mutex_lock(&open_lock);
-    if (!session.open && !tried) {
-        outcome = connect_session(directory);
-        if (outcome) {
-            session_debug("no session in %s: %s", directory, strerror(outcome));
-            hang_up();
-        }
-        /* Without a router nothing has begun, and a later call may find one. */
-        tried = session.segment != NULL;
-    }
-    int error = session.open ? 0 : outcome ? outcome : EIO;
+    int error = session.dead ? EIO : 0;
 
+    if (!error && !session.open) {
+        error = connect_session(directory);
+        if (error) {
+            session_debug("no session in %s: %s", directory, strerror(error));
+            undo();
+        }
+    }
     pthread_mutex_unlock(&open_lock);
     return error;
 }
@@ -257,17 +304,22 @@ static int receive_file(uint64_t cookie, int *fd)
 int session_call_fd(uint16_t op, void *request, uint16_t request_size, void *reply, uint16_t reply_size, int *fd)
 {
     struct sluice_header *asked = request, *answered = reply;
+    bool greeting = op == SLUICE_OP_HELLO;
 
     pthread_mutex_lock(&control_lock);
     *asked = (struct sluice_header){.op = op, .size = request_size, .cookie = next_cookie++};
-    int error = session.control < 0 ? EIO : zmtp_send(session.control, request, request_size);
+    /* After a failure answers and requests may be out of step. */
+    int error = session.control < 0 || session.dead || !(session.open || greeting)
+                    ? EIO
+                    : zmtp_send(session.control, request, request_size);
 
     if (!error) {
         ssize_t got = zmtp_receive(session.control, reply, reply_size);
 
         if (got < 0)
             error = (int)-got;
-        else if ((size_t)got < sizeof(*answered) || answered->op != op || answered->cookie != asked->cookie)
+        else if ((size_t)got < sizeof(*answered) || answered->size != got || answered->op != op ||
+                 answered->cookie != asked->cookie)
             error = EPROTO;
         else if (answered->status)
             error = -1; /* the router's refusal, not a broken connection */
@@ -278,7 +330,10 @@ int session_call_fd(uint16_t op, void *request, uint16_t request_size, void *rep
         error = receive_file(asked->cookie, fd);
     if (error > 0) {
         session_debug("the router is gone: %s", strerror(error));
-        hang_up();
+        if (!greeting) {
+            session.dead = true;
+            hang_up();
+        }
         error = EIO;
     }
     if (error < 0)
@@ -305,16 +360,28 @@ int session_call_handle(uint16_t op, uint32_t handle, uint32_t *new_handle)
 
 /* ---- reaching the engine ----------------------------------------------- */
 
+bool session_lost(void)
+{
+    struct pollfd socket = {.fd = session.descriptors, .events = POLLRDHUP};
+
+    if (load_relaxed(&session.dead) || session.descriptors < 0)
+        return true;
+    return poll(&socket, 1, 0) > 0 && (socket.revents & (POLLHUP | POLLRDHUP | POLLERR | POLLNVAL));
+}
+
 static void wake_engine(void)
 {
     /* Pairs with the fence in the engine's park(): it sees what was written, or we see that it sleeps. */
     full_fence();
     /*
      * It may have declared that it sleeps and not be there yet: then the wake-up
-     * reaches nobody, and is repeated.
+     * reaches nobody, and is repeated. A router that died asleep never takes the
+     * word back.
      */
-    while (__builtin_expect(load_relaxed(&session.page->parked), 0)) {
+    for (unsigned turn = 1; __builtin_expect(load_relaxed(&session.page->parked), 0); turn++) {
         if (syscall(SYS_futex, &session.page->parked, FUTEX_WAKE, 1, NULL, NULL, 0) != 0)
+            return;
+        if (turn % 16 == 0 && session_lost())
             return;
         sched_yield();
     }
@@ -329,20 +396,13 @@ void session_ring(uint32_t handle)
     wake_engine();
 }
 
-static bool router_gone(void)
-{
-    struct pollfd socket = {.fd = session.descriptors, .events = POLLRDHUP};
-
-    return session.descriptors < 0 || (poll(&socket, 1, 0) > 0 && (socket.revents & (POLLHUP | POLLRDHUP | POLLERR)));
-}
-
 int session_command(struct sluice_command *command)
 {
     struct sluice_command *mailbox;
     int error = 0;
 
     pthread_mutex_lock(&command_lock);
-    if (!session.open || session.descriptors < 0) {
+    if (!session.open || session.dead) {
         pthread_mutex_unlock(&command_lock);
         return EIO;
     }
@@ -368,7 +428,7 @@ int session_command(struct sluice_command *command)
         if (load_relaxed(&mailbox->state) == SLUICE_COMMAND_DONE)
             break;
         futex_wait(&mailbox->state, SLUICE_COMMAND_POSTED, clock_now() + NS_PER_SECOND / 10);
-        if (load_acquire(&mailbox->state) != SLUICE_COMMAND_DONE && router_gone()) {
+        if (load_acquire(&mailbox->state) != SLUICE_COMMAND_DONE && session_lost()) {
             error = EIO;
             break;
         }

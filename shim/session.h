@@ -14,6 +14,7 @@
 
 struct session {
     bool open;                 /* false before the first verb and in a forked child */
+    bool dead;                 /* the router is gone, or this is a forked child: there won't be another session */
     uint8_t *segment;          /* 2^SLUICE_SEGMENT_SHIFT bytes */
     struct sluice_segment *head;
     struct sluice_engine_page *page; /* read-only */
@@ -46,6 +47,9 @@ int session_command(struct sluice_command *command);
 
 /* Tells the engine that QP handle has something new. */
 void session_ring(uint32_t handle);
+
+/* Whether the router has closed its end: a system call. */
+bool session_lost(void);
 
 /* Prints where SLUICE_DEBUG is set. */
 void session_debug(const char *format, ...) __attribute__((format(printf, 1, 2)));

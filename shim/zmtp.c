@@ -8,7 +8,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-enum { MORE = 1, LONG = 2, COMMAND = 4, COMMAND_MAX = 512 };
+enum { MORE = 1, LONG = 2, COMMAND = 4 };
 
 static int send_all(int fd, const void *data, size_t size)
 {
@@ -49,10 +49,10 @@ static int receive_all(int fd, void *data, size_t size)
 /* Frame header and body in one piece: one system call, one wake-up of the router. */
 static int send_frame(int fd, uint8_t flags, const void *data, size_t size)
 {
-    uint8_t frame[9 + COMMAND_MAX];
+    uint8_t frame[9 + ZMTP_MESSAGE_MAX];
     size_t header = 2;
 
-    if (size > COMMAND_MAX)
+    if (size > ZMTP_MESSAGE_MAX)
         return EMSGSIZE;
     frame[0] = flags;
     frame[1] = (uint8_t)size;
@@ -85,7 +85,7 @@ static int receive_frame(int fd, uint8_t *flags, void *data, size_t size, size_t
         for (int i = 0; i < 8; i++)
             length = length << 8 | header[1 + i];
     }
-    if (length > size || (header[0] & ~(MORE | LONG | COMMAND)))
+    if (length > size || (header[0] & ~(MORE | LONG | COMMAND)) || (header[0] & (MORE | COMMAND)) == (MORE | COMMAND))
         return EPROTO;
     *got = (size_t)length;
     return receive_all(fd, data, *got);
@@ -104,7 +104,7 @@ int zmtp_greet(int fd)
     /* Signature, version 3.0, mechanism NULL padded to 20, as-server 0, filler: 64 bytes. */
     static const uint8_t greeting[64] = {0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0x7f, 3, 0, 'N', 'U', 'L', 'L'};
     static const uint8_t ready[] = "\5READY\13Socket-Type\0\0\0\6DEALER";
-    uint8_t theirs[64], command[COMMAND_MAX], flags;
+    uint8_t theirs[64], command[ZMTP_MESSAGE_MAX], flags;
     size_t size;
     int error = send_all(fd, greeting, sizeof(greeting));
 
@@ -131,6 +131,9 @@ static int answer_command(int fd, uint8_t *command, size_t size)
 {
     uint8_t pong[5 + 16] = "\4PONG";
 
+    /* The other end has refused something and is about to close. */
+    if (is_command(command, size, "ERROR"))
+        return EPROTO;
     if (!is_command(command, size, "PING"))
         return 0; /* nothing else concerns a DEALER */
     /* PING: name, two bytes of time to live, up to 16 bytes of context to send back. */
@@ -145,7 +148,7 @@ static int answer_command(int fd, uint8_t *command, size_t size)
 ssize_t zmtp_receive(int fd, void *data, size_t size)
 {
     for (;;) {
-        uint8_t command[COMMAND_MAX], flags;
+        uint8_t command[ZMTP_MESSAGE_MAX], flags;
         size_t got;
         int error = receive_frame(fd, &flags, command, sizeof(command), &got);
 

@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 from conftest import RunningRouter, output_of
-
 from sluice import shim_path
 
 

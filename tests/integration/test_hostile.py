@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import zmq
 from conftest import RunningRouter, output_of, wait_until
-
 from sluice.engine import ffi, lib
 
 WELCOME = ffi.sizeof("struct sluice_welcome")
@@ -137,7 +136,12 @@ def test_garbage_on_the_descriptor_socket(intruder: Intruder) -> None:
 
 def test_bad_handles_are_refused(intruder: Intruder) -> None:
     assert intruder.hello() == 0
-    for op in (lib.SLUICE_OP_DEALLOC_PD, lib.SLUICE_OP_DESTROY_CQ, lib.SLUICE_OP_DESTROY_QP, lib.SLUICE_OP_QUERY_QP):
+    for op in (
+        lib.SLUICE_OP_DEALLOC_PD,
+        lib.SLUICE_OP_DESTROY_CQ,
+        lib.SLUICE_OP_DESTROY_QP,
+        lib.SLUICE_OP_QUERY_QP,
+    ):
         for handle in (0, 1, 16383, 16384, 2**32 - 1):
             assert intruder.ask(header(op, 24) + struct.pack("<II", handle, 0)) == 22
 

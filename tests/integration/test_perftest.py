@@ -27,9 +27,7 @@ def options_of(tool: str) -> list[list[str]]:
 CASES = [(tool, options) for tool in TOOLS for options in options_of(tool)]
 
 
-def pair(
-    router: RunningRouter, tool: str, *options: str
-) -> "tuple[subprocess.Popen[str], subprocess.Popen[str]]":
+def pair(router: RunningRouter, tool: str, *options: str) -> "tuple[subprocess.Popen[str], subprocess.Popen[str]]":
     """Server and client of a perftest tool."""
     port = next_port()
     server = router.run("b", tool, "-p", str(port), *options)

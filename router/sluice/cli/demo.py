@@ -2,14 +2,209 @@
 """sluice demo: two tenants on this machine, perftest between them, and rates that change while it runs."""
 
 import argparse
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sluice.cli.plot import Plot
+from sluice.control.admin import ask
+from sluice.policy.rate import format_rate, parse_rate
+
+PHASES = (("no ceiling", None), ("ceiling 2Gbps", "2Gbps"), ("changed live to 500Mbps", "500Mbps"))
+PHASE_SECONDS = 6.0
+SAMPLE_SECONDS = 0.1
+SETTLE_SECONDS = 1.0
+"""Left out at the start of each phase: perftest's own lines cover whole seconds."""
+PORT = 18519
+MESSAGE = 65536
+
 
 def add_to(commands: Any, state_dir: Path) -> None:
-    command = commands.add_parser("demo", help="see it work: two tenants, real perftest, rates changed live")
+    command = commands.add_parser(
+        "demo",
+        help="see it work: two tenants, real perftest, rates changed live",
+        description="Starts a router and two tenants on this machine, runs ib_write_bw between them without a "
+        "ceiling, with one, and with one changed while it runs. Takes about 20 seconds and leaves nothing.",
+    )
+    command.add_argument("--port", type=int, default=PORT, help="TCP port for perftest (default: %(default)s)")
     command.set_defaults(run=run)
 
 
+@dataclass
+class Phase:
+    """What was asked, what the counters say, what perftest says; bits per second."""
+
+    label: str
+    asked: str | None
+    samples: list[float] = field(default_factory=list)
+    bytes: int = 0
+    seconds: float = 0.0
+    perftest: list[float] = field(default_factory=list)
+
+    @property
+    def measured(self) -> float:
+        return 8 * self.bytes / self.seconds if self.seconds else 0.0
+
+    @property
+    def reported(self) -> float:
+        return sum(self.perftest) / len(self.perftest) if self.perftest else 0.0
+
+
+class Perftest:
+    """ib_write_bw without end. Its lines are read from a terminal: into a pipe it would print them late."""
+
+    def __init__(self, state_dir: Path, port: int) -> None:
+        self.reported = 0.0
+        self.lines = 0
+        self._common = ["ib_write_bw", "-p", str(port), "-s", str(MESSAGE), "--run_infinitely", "-D", "1"]
+        self._state_dir = state_dir
+        self._children: list[subprocess.Popen[bytes]] = []
+        self.output = ""
+
+    def _start(self, tenant: str, *more: str, stdout: int) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "sluice", "run", "--state-dir", str(self._state_dir), "--tenant", tenant]
+        child = subprocess.Popen(
+            [*command, "--", *self._common, "--report_gbits", *more],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.STDOUT,
+        )
+        self._children.append(child)
+        return child
+
+    def start(self, port: int) -> None:
+        server = self._start("receiver", stdout=subprocess.DEVNULL)
+        while server.poll() is None and not _listens(port):
+            time.sleep(0.02)
+        master, slave = pty.openpty()
+        self._start("sender", "127.0.0.1", stdout=slave)
+        os.close(slave)
+        threading.Thread(target=self._read, args=(master,), daemon=True).start()
+
+    def _read(self, master: int) -> None:
+        text = ""
+        while True:
+            try:
+                data = os.read(master, 4096)
+            except OSError:  # the last process has closed its end
+                return
+            text += data.decode(errors="replace")
+            *whole, text = text.split("\n")
+            for line in whole:
+                self.output += line + "\n"
+                columns = line.split()
+                if len(columns) == 5 and columns[0] == str(MESSAGE) and re.fullmatch(r"[\d.]+", columns[3]):
+                    self.reported = float(columns[3]) * 1e9
+                    self.lines += 1
+
+    def failed(self) -> bool:
+        return any(child.poll() is not None for child in self._children)
+
+    def stop(self) -> None:
+        for child in self._children:
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+        for child in self._children:
+            child.wait()
+
+
+def _listens(port: int) -> bool:
+    rows = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return any(row.split()[3] == "0A" and int(row.split()[1].split(":")[1], 16) == port for row in rows)
+
+
+@contextmanager
+def own_router() -> Iterator[Path]:
+    """A router with a state directory of its own, gone afterwards."""
+    state_dir = Path(tempfile.mkdtemp(prefix="sluice-demo-", dir="/tmp"))
+    with (state_dir / "log").open("w") as log:
+        router = subprocess.Popen([sys.executable, "-m", "sluice", "router", "--state-dir", str(state_dir)], stderr=log)
+    try:
+        while not (state_dir / "admin").exists():
+            if router.poll() is not None:
+                raise RuntimeError(f"the router did not start: {(state_dir / 'log').read_text()}")
+            time.sleep(0.02)
+        yield state_dir
+    finally:
+        router.terminate()
+        router.wait()
+        shutil.rmtree(state_dir)
+
+
+def _sent(state_dir: Path) -> tuple[int, int]:
+    """Nanoseconds, and bytes that the sender has sent until then."""
+    status = ask(state_dir, "status")
+    tenant = status["tenants"].get("sender")
+    return status["time_ns"], tenant["counters"]["tx_bytes"] if tenant else 0
+
+
+def _run_phase(state_dir: Path, perftest: Perftest, phase: Phase, plot: Plot) -> None:
+    start = time.monotonic()
+    first = last = _sent(state_dir)
+    lines = perftest.lines
+    while time.monotonic() - start < PHASE_SECONDS:
+        time.sleep(SAMPLE_SECONDS)
+        if perftest.failed():
+            raise RuntimeError(f"perftest ended early:\n{perftest.output}")
+        now = _sent(state_dir)
+        rate = 8e9 * (now[1] - last[1]) / (now[0] - last[0])
+        settled = time.monotonic() - start > SETTLE_SECONDS
+        if not settled:
+            first = now
+        if perftest.lines > lines:
+            lines = perftest.lines
+            # A line speaks of the second before it: the first of a phase is half of the last one.
+            if time.monotonic() - start > 2 * SETTLE_SECONDS:
+                phase.perftest.append(perftest.reported)
+        last = now
+        plot.add(rate, perftest.reported)
+    phase.bytes, phase.seconds = last[1] - first[1], (last[0] - first[0]) / 1e9
+
+
+def _summary(phases: list[Phase]) -> None:
+    print(f"\n{'phase':<26}{'asked':>12}{'measured':>12}{'perftest':>12}{'error':>9}")
+    for phase in phases:
+        error = "-" if phase.asked is None else f"{100 * (phase.measured / parse_rate(phase.asked) - 1):+.2f} %"
+        reported = format_rate(phase.reported) if phase.perftest else "-"
+        print(f"{phase.label:<26}{phase.asked or 'none':>12}{format_rate(phase.measured):>12}{reported:>12}{error:>9}")
+
+
 def run(options: argparse.Namespace) -> int:
+    if shutil.which("ib_write_bw") is None:
+        print("sluice: the demo needs perftest: apt-get install perftest", file=sys.stderr)
+        return 1
+    phases = [Phase(label, asked) for label, asked in PHASES]
+    print("Two tenants, 'sender' and 'receiver', each with an RDMA device sluice0 of its own;")
+    print("Debian's ib_write_bw runs between them, unmodified, for 18 seconds.\n")
+    with own_router() as state_dir:
+        perftest = Perftest(state_dir, options.port)
+        plot = Plot()
+        try:
+            perftest.start(options.port)
+            while _sent(state_dir)[1] == 0:
+                if perftest.failed():
+                    print(f"sluice: perftest did not run:\n{perftest.output}", file=sys.stderr)
+                    return 1
+                time.sleep(0.05)
+            for phase in phases:
+                if phase.asked is not None:
+                    ask(state_dir, "policy-set", name="sender", policy={"max": phase.asked})
+                plot.phase(phase.label)
+                _run_phase(state_dir, perftest, phase, plot)
+        finally:
+            plot.end()
+            perftest.stop()
+    _summary(phases)
     return 0

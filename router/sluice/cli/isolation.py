@@ -73,6 +73,7 @@ def _exit_code(status: int) -> int:
 
 def _wait_for(child: int) -> int:
     """Passes signals on to a child, reaps whatever ends, returns the child's exit code."""
+
     def forward(number: int, _frame: object) -> None:
         os.kill(child, number)
 
@@ -89,7 +90,10 @@ def _init(argv: Sequence[str], environment: dict[str, str], state_dir: Path, ten
     try:
         environment["SLUICE_TENANT_DIR"] = str(_hide_other_tenants(state_dir, tenant_dir))
     except OSError as error:
-        print(f"sluice: can't isolate the command: {error.strerror} (--no-isolate leaves it out)", file=sys.stderr)
+        print(
+            f"sluice: can't isolate the command: {error.strerror} (--no-isolate leaves it out)",
+            file=sys.stderr,
+        )
         return 125
     child = os.fork()
     if child == 0:

@@ -17,7 +17,9 @@ log = logging.getLogger(__name__)
 
 def add_to(commands: Any, state_dir: Path) -> None:
     command = commands.add_parser("router", help="run the router of this node")
-    command.add_argument("--state-dir", type=Path, default=state_dir, help="sockets and counters (default: %(default)s)")
+    command.add_argument(
+        "--state-dir", type=Path, default=state_dir, help="sockets and counters (default: %(default)s)"
+    )
     command.add_argument("--config", type=Path, metavar="FILE", help="policy file to load at start")
     command.add_argument("--verbose", action="store_true", help="log every session")
     command.set_defaults(run=run)

@@ -49,12 +49,7 @@ RC: dict[tuple[State, State], tuple[Attr, Attr]] = {
     (State.RESET, State.INIT): (Attr.PKEY_INDEX | Attr.PORT | Attr.ACCESS_FLAGS, NONE),
     (State.INIT, State.INIT): (NONE, Attr.PKEY_INDEX | Attr.PORT | Attr.ACCESS_FLAGS),
     (State.INIT, State.RTR): (
-        Attr.AV
-        | Attr.PATH_MTU
-        | Attr.DEST_QPN
-        | Attr.RQ_PSN
-        | Attr.MAX_DEST_RD_ATOMIC
-        | Attr.MIN_RNR_TIMER,
+        Attr.AV | Attr.PATH_MTU | Attr.DEST_QPN | Attr.RQ_PSN | Attr.MAX_DEST_RD_ATOMIC | Attr.MIN_RNR_TIMER,
         Attr.ACCESS_FLAGS | Attr.PKEY_INDEX,
     ),
     (State.RTR, State.RTS): (
@@ -78,7 +73,10 @@ RC: dict[tuple[State, State], tuple[Attr, Attr]] = {
         | Attr.PATH_MIG_STATE,
     ),
 }
-"""(from, to): attributes that must and that may be given, STATE aside. Any state goes to RESET and ERR with none."""
+"""(from, to): attributes that must and that may be given, STATE aside.
+
+Any state goes to RESET and to ERR, with no attributes.
+"""
 
 MAX_RD_ATOMIC = 128
 MTU_4096 = 5

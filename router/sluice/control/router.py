@@ -54,7 +54,9 @@ class Router:
         except BlockingIOError:
             pid = os.read(lock, 32).decode().strip()
             os.close(lock)
-            raise AlreadyRunning(f"a router (pid {pid}) already runs with the state directory {self.state_dir}") from None
+            raise AlreadyRunning(
+                f"a router (pid {pid}) already runs with the state directory {self.state_dir}"
+            ) from None
         os.ftruncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
         return lock
@@ -130,9 +132,7 @@ class Router:
             "time_ns": now,
             "pid": os.getpid(),
             "started": self.started,
-            "worker": {
-                field: int(self.counters.header[f"worker_{field}"]) for field in ("loops", "parks", "busy_ns")
-            },
+            "worker": {field: int(self.counters.header[f"worker_{field}"]) for field in ("loops", "parks", "busy_ns")},
             "tenants": tenants,
         }
 

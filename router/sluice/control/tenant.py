@@ -33,7 +33,13 @@ class Tenant:
     """Its sockets, sessions, policy and address."""
 
     def __init__(
-        self, name: str, path: Path, policy: Policy, engine: Engine, directory: Directory, context: zmq.Context[zmq.Socket[bytes]]
+        self,
+        name: str,
+        path: Path,
+        policy: Policy,
+        engine: Engine,
+        directory: Directory,
+        context: zmq.Context[zmq.Socket[bytes]],
     ) -> None:
         longest = path / "descriptors"
         if len(os.fsencode(longest)) > MAX_SOCKET_PATH:
@@ -87,7 +93,13 @@ class Tenant:
             connection.close()
             return
         self.sessions[session.number] = session
-        log.info("tenant %s: session %d opened by pid %d, uid %d", self.name, session.number, session.pid, session.uid)
+        log.info(
+            "tenant %s: session %d opened by pid %d, uid %d",
+            self.name,
+            session.number,
+            session.pid,
+            session.uid,
+        )
 
     def _on_end(self, session: Session, reason: str) -> None:
         self.sessions.pop(session.number, None)

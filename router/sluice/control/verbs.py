@@ -69,7 +69,13 @@ class Verbs:
         ]
         # Types are looked up once: parsing "struct x *" costs more than carrying most verbs out.
         self._table = {
-            op: (ffi.typeof(request + " *"), ffi.sizeof(request), ffi.typeof(reply + " *"), ffi.sizeof(reply), run)
+            op: (
+                ffi.typeof(request + " *"),
+                ffi.sizeof(request),
+                ffi.typeof(reply + " *"),
+                ffi.sizeof(reply),
+                run,
+            )
             for op, request, reply, run in table
         }
 
@@ -85,7 +91,10 @@ class Verbs:
         return bytes(ffi.buffer(reply))
 
     def dispatch(self, session: Session, frame: bytes) -> bytes:
-        """Carries a request out. OSErrors of the engine become the answer's status; ProtocolError ends the session."""
+        """Carries a request out; an OSError of the engine becomes the answer's status.
+
+        ProtocolError: the session must end.
+        """
         if len(frame) < HEADER_SIZE:
             raise ProtocolError(f"a request of {len(frame)} bytes")
         header = ffi.from_buffer("struct sluice_header *", frame)

@@ -57,5 +57,3 @@ class VirtualDevice:
         reply.gid_count = 1
         ffi.memmove(reply.gids[0].raw, self.gid, 16)
         reply.gids[0].type = GID_TYPE_ROCE_V2
-
-

@@ -37,7 +37,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class SessionFiles:
-    """Descriptors that a session's process gets. engine_page stays the engine's; the rest are the caller's."""
+    """Descriptors for a session's process. engine_page stays the engine's; the rest are the caller's."""
 
     engine_page: int
     segment: int

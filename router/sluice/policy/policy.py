@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tenant's policy, and the file that holds those of many.
 
-    tenants:
-      training:
-        max: 10Gbps
-        burst: 1MiB
-      batch:
-        max: 500Mbps
-        max-mr-bytes: 8GiB
-        max-mrs: 4096
+tenants:
+  training:
+    max: 10Gbps
+    burst: 1MiB
+  batch:
+    max: 500Mbps
+    max-mr-bytes: 8GiB
+    max-mrs: 4096
 """
 
 import re
