@@ -129,10 +129,10 @@ static void park(struct sluice_engine *engine)
     full_fence();
     if (!rung(engine) && !load_relaxed(&worker->stopping) && !load_relaxed(&worker->wanted)) {
         engine->header->worker_parks++;
-        engine->header->worker_busy_ns += clock_now() - engine->now;
         pthread_mutex_unlock(&worker->lock);
         futex_wait(&engine->page->parked, 1, deadline);
         pthread_mutex_lock(&worker->lock);
+        engine->now = clock_now();
     }
     store_relaxed(&engine->page->parked, 0);
 }
@@ -175,8 +175,10 @@ static void *work(void *argument)
         }
         uint64_t now = clock_now();
 
-        if (engine->now)
+        if (engine->now) {
             engine->header->worker_loops++;
+            engine->header->worker_busy_ns += now - engine->now;
+        }
         engine->now = now;
         timers_run(&engine->timers, now);
         for (uint32_t i = 0; i < engine->live_count; i++)

@@ -46,7 +46,7 @@ class RunningRouter:
         wait_until((self.state_dir / "admin").exists, "the router's admin socket")
         self.ask("ping")
 
-    def ask(self, op: str, **fields: object) -> Any:
+    def ask(self, op: str, **fields: Any) -> Any:
         return ask(self.state_dir, op, **fields)
 
     def status(self, tenant: str) -> dict[str, Any]:

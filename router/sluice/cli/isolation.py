@@ -33,8 +33,8 @@ def _check(result: int, what: str) -> None:
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    encode = lambda text: None if text is None else os.fsencode(text)  # noqa: E731
-    result = _libc.mount(encode(source), encode(target), encode(kind), ctypes.c_ulong(flags), encode(data))
+    arguments = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
+    result = _libc.mount(*arguments[:3], ctypes.c_ulong(flags), arguments[3])
     _check(result, f"mount {target}")
 
 

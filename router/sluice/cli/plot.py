@@ -22,13 +22,13 @@ class Plot:
         self._live = sys.stdout.isatty()
         self._columns = max(20, shutil.get_terminal_size().columns - LABEL_WIDTH - 1)
         self._rates: list[float] = []
-        self._label = ""
+        self._phases: list[tuple[int, str]] = []
         self._drawn = False
         self._start = time.monotonic()
         self._next_line = 1.0
 
     def phase(self, label: str) -> None:
-        self._label = label
+        self._phases.append((len(self._rates), label))
         if not self._live:
             print(f"-- {label}", flush=True)
 
@@ -50,13 +50,22 @@ class Plot:
         for row in range(ROWS - 1, -1, -1):
             cells = "".join(BLOCKS[max(0, min(8, round((height - row) * 8)))] for height in heights)
             lines.append(f"{self._scale(row):>{LABEL_WIDTH}}│{cells}")
-        lines.append(
-            f"{elapsed:5.1f} s  {self._label:<24}  counters {format_rate(rate):>9}   perftest {format_rate(reported):>9}"
-        )
+        lines.append(" " * LABEL_WIDTH + "└" + self._axis(len(shown)))
+        lines.append(f"{elapsed:5.1f} s   counters {format_rate(rate):>9}   perftest {format_rate(reported):>9}")
         up = f"\033[{len(lines)}A" if self._drawn else ""
         self._drawn = True
         sys.stdout.write(up + "".join(f"\033[2K{line}\n" for line in lines))
         sys.stdout.flush()
+
+    def _axis(self, shown: int) -> str:
+        """Where each phase began."""
+        axis = ["─"] * self._columns
+        for start, label in self._phases:
+            column = start - (len(self._rates) - shown)
+            if column >= 0:
+                text = f"╵{label} "[: self._columns - column]
+                axis[column : column + len(text)] = text
+        return "".join(axis)
 
     @staticmethod
     def _height(rate: float) -> float:

@@ -45,7 +45,7 @@ class Admin:
             "policy-load": lambda path: {"tenants": router.load_policies(Path(path))},
             "shutdown": self._shutdown,
         }
-        asyncio.get_running_loop().add_reader(self._socket.getsockopt(zmq.FD), self._drain)
+        asyncio.get_running_loop().add_reader(self._socket.FD, self._drain)
 
     def _drain(self) -> None:
         with suppress(zmq.Again):
@@ -83,7 +83,7 @@ class Admin:
         return {}
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._socket.getsockopt(zmq.FD))
+        asyncio.get_running_loop().remove_reader(self._socket.FD)
         self._socket.close()
         (self._router.state_dir / "admin").unlink(missing_ok=True)
 

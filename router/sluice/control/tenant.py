@@ -75,7 +75,7 @@ class Tenant:
             (self.path / name).chmod(0o666)
         loop = asyncio.get_running_loop()
         loop.add_reader(self._listener.fileno(), self._accept)
-        loop.add_reader(self._control.getsockopt(zmq.FD), self._drain)
+        loop.add_reader(self._control.FD, self._drain)
 
     def _accept(self) -> None:
         try:
@@ -159,7 +159,7 @@ class Tenant:
         for session in list(self.sessions.values()):
             session.end("the tenant was removed")
         loop.remove_reader(self._listener.fileno())
-        loop.remove_reader(self._control.getsockopt(zmq.FD))
+        loop.remove_reader(self._control.FD)
         self._listener.close()
         self._control.close()
         self._directory.release(self.address)

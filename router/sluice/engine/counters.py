@@ -41,12 +41,14 @@ class Counters:
 
     def _table(self, offset: str, dtype: np.dtype[Any], count: int) -> np.ndarray[Any, Any]:
         start = int(self.header[offset])
-        return self._map[start : start + count * dtype.itemsize].view(dtype)
+        rows: np.ndarray[Any, Any] = self._map[start : start + count * dtype.itemsize].view(dtype)
+        return rows
 
     def qps(self) -> np.ndarray[Any, Any]:
         """A copy of the slots that hold a QP now."""
         table = self._table("qps_offset", QP, int(self.header["qps"]))
-        return table[table["qp_num"] != 0].copy()
+        used: np.ndarray[Any, Any] = table[table["qp_num"] != 0].copy()
+        return used
 
     def tenant(self, number: int) -> dict[str, int]:
         row = self.tenants[number].copy()

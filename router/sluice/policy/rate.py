@@ -46,7 +46,7 @@ def _parse(text: str, units: dict[str, int], what: str, examples: str) -> int:
     if unit not in units:
         raise ValueError(f"{text!r} has the unit {unit!r}; a {what} has one of {', '.join(units)}")
     whole, _, fraction = number.partition(".")
-    scale = 10 ** len(fraction)
+    scale: int = 10 ** len(fraction)
     return int(whole + fraction) * units[unit] // scale
 
 
