@@ -8,6 +8,7 @@
 
 #include "atomic.h"
 #include "transport/transport.h"
+#include "worker.h"
 
 static void on_timer(struct timer *timer);
 
@@ -621,8 +622,14 @@ void qp_send(struct qp *qp, uint32_t budget, uint32_t *spent)
 {
     struct sluice_engine *engine = qp->session->engine;
     enum { BATCH = 64 };
+    uint32_t next_look = WORK_PIECE;
 
     for (uint32_t turn = 0; turn < BATCH && *spent < budget; turn++) {
+        if (*spent >= next_look) {
+            if (worker_called(engine))
+                return;
+            next_look = *spent + WORK_PIECE;
+        }
         if (!qp->message.active && !next_message(qp))
             return;
 

@@ -8,7 +8,25 @@
  * worker, and is 0.2 % of a second.
  */
 #define SHAPER_BURST_NS 2000000ull
+/*
+ * A chunk lasts 250 us at a low rate, so that traffic is smooth. Where that is
+ * more than SHAPER_CHUNK_SMOOTH bytes these are enough, as long as they last 20 us.
+ */
 #define SHAPER_CHUNK_NS 250000ull
+#define SHAPER_CHUNK_FAST_NS 20000ull
+#define SHAPER_CHUNK_SMOOTH 65536u
+
+static uint32_t chunk_of(uint64_t rate)
+{
+    unsigned __int128 per_second = rate / 8;
+    uint64_t smooth = (uint64_t)(per_second * SHAPER_CHUNK_NS / NS_PER_SECOND);
+    uint64_t fast = (uint64_t)(per_second * SHAPER_CHUNK_FAST_NS / NS_PER_SECOND);
+    uint64_t chunk = smooth < SHAPER_CHUNK_SMOOTH ? smooth : SHAPER_CHUNK_SMOOTH;
+
+    if (chunk < fast)
+        chunk = fast;
+    return chunk < SHAPER_CHUNK_MIN ? SHAPER_CHUNK_MIN : chunk > SHAPER_CHUNK_MAX ? SHAPER_CHUNK_MAX : (uint32_t)chunk;
+}
 
 void bucket_set(struct bucket *bucket, uint64_t rate, uint64_t burst, uint64_t now)
 {
@@ -22,10 +40,7 @@ void bucket_set(struct bucket *bucket, uint64_t rate, uint64_t burst, uint64_t n
         return;
 
     bucket->ns_per_byte = (uint64_t)(((unsigned __int128)(8 * NS_PER_SECOND) << 32) / rate);
-    unsigned __int128 per_chunk = (unsigned __int128)rate * SHAPER_CHUNK_NS / (8 * NS_PER_SECOND);
-
-    if (per_chunk < SHAPER_CHUNK_MAX)
-        bucket->chunk = per_chunk < SHAPER_CHUNK_MIN ? SHAPER_CHUNK_MIN : (uint32_t)per_chunk;
+    bucket->chunk = chunk_of(rate);
     if (burst) {
         unsigned __int128 ns = (unsigned __int128)bucket->ns_per_byte * burst >> 32;
         bucket->burst_ns = ns > UINT64_MAX / 2 ? UINT64_MAX / 2 : (uint64_t)ns;

@@ -15,10 +15,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum {
-    SHAPER_CHUNK_MAX = 65536, /* bytes moved at a stretch, whoever it is for */
-    SHAPER_CHUNK_MIN = 4096
-};
+/* Bytes taken at a stretch: the least at a low rate, the most at a high one or without any. */
+enum { SHAPER_CHUNK_MIN = 4096, SHAPER_CHUNK_MAX = 1 << 20 };
 
 struct bucket {
     uint64_t rate;         /* bits per second; 0: without limit */

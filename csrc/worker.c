@@ -23,8 +23,6 @@
 uint32_t sluice_fence_word;
 #endif
 
-/* Bytes of one QP's turn: what another tenant's small message waits for at most, times the tenants. */
-#define TURN_BYTES 65536u
 /* How long an empty queue is watched where a core is free: longer than an application takes to answer. */
 #define LINGER_NS 50000ull
 /* How long to look for an answer before sleeping, whoever waits for the core. */
@@ -87,7 +85,9 @@ static void serve(struct sluice_engine *engine)
         struct qp *qp = list_entry(list_take(&tenant->active), struct qp, link);
 
         list_append(&tenant->active, &qp->link);
-        qp_send(qp, TURN_BYTES, &spent);
+        bool alone = list_empty(&round) && list_empty(&engine->turns) && tenant->active.next == tenant->active.prev;
+
+        qp_send(qp, alone ? WORK_ALONE : WORK_SHARED, &spent);
         if (!list_empty(&tenant->active) && list_unlinked(&tenant->turn))
             list_append(&engine->turns, &tenant->turn);
     }
@@ -99,6 +99,12 @@ static bool rung(const struct sluice_engine *engine)
         if (session_rung(engine->live[i]))
             return true;
     return false;
+}
+
+bool worker_called(const struct sluice_engine *engine)
+{
+    return load_relaxed(&engine->worker->wanted) || !list_empty(&engine->turns) || rung(engine) ||
+           (engine->timers.count && clock_now() >= timers_next(&engine->timers));
 }
 
 /*

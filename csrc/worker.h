@@ -12,6 +12,16 @@
 
 #include "node.h"
 
+/*
+ * Bytes of a QP's turn. Among several it is short; alone it is long, for what lies
+ * between two turns costs up to a tenth of a copy that stays in the cache, but it
+ * ends after each piece where the worker is called.
+ */
+enum { WORK_SHARED = 1 << 16, WORK_PIECE = 1 << 18, WORK_ALONE = 1 << 20 };
+
+/* Whether somebody else has something for the worker: then a QP that had it for itself ends its turn. */
+bool worker_called(const struct sluice_engine *engine);
+
 int worker_start(struct sluice_engine *engine);
 void worker_stop(struct sluice_engine *engine);
 

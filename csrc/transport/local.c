@@ -10,6 +10,7 @@
 
 #include "../atomic.h"
 #include "../copy.h"
+#include "../worker.h"
 #include "transport.h"
 
 /* A piece of memory that was checked: an address in an arena, or the WQE's own bytes. */
@@ -80,36 +81,48 @@ static uint8_t *span_at(const struct span *span, uint32_t offset, uint32_t *leng
     return arena_at(span->arena, address);
 }
 
-/* Copies length bytes that start offset bytes into both lists. False: memory could not be had. */
-static bool copy_spans(const struct spans *dst, const struct spans *src, uint32_t offset, uint32_t length)
+/*
+ * Copies bytes [offset, end) of both lists, piece by piece; ends early, after a
+ * piece, where the worker is called. Returns where it ended, or end + 1 where
+ * memory could not be had.
+ */
+static uint32_t copy_spans(const struct sluice_engine *engine, const struct spans *dst, const struct spans *src,
+                           uint32_t offset, uint32_t end)
 {
-    uint32_t to = 0, from = 0, to_offset = offset, from_offset = offset;
+    uint32_t to = 0, from = 0, to_offset = offset, from_offset = offset, look = offset + WORK_PIECE;
 
-    while (length) {
+    while (offset < end) {
         while (to_offset >= dst->list[to].length)
             to_offset -= dst->list[to++].length;
         while (from_offset >= src->list[from].length)
             from_offset -= src->list[from++].length;
-        uint32_t to_length, from_length;
-        uint8_t *target = span_at(&dst->list[to], to_offset, &to_length);
+        uint32_t length, from_length;
+        uint8_t *target = span_at(&dst->list[to], to_offset, &length);
         const uint8_t *source = span_at(&src->list[from], from_offset, &from_length);
 
         if (!target || !source)
-            return false;
-        if (to_length > length)
-            to_length = length;
-        if (to_length > from_length)
-            to_length = from_length;
-        copy_ordered(target, source, to_length);
-        length -= to_length;
-        to_offset += to_length;
-        from_offset += to_length;
+            return end + 1;
+        if (length > end - offset)
+            length = end - offset;
+        if (length > from_length)
+            length = from_length;
+        if (length > WORK_PIECE)
+            length = WORK_PIECE;
+        copy_ordered(target, source, length);
+        offset += length;
+        to_offset += length;
+        from_offset += length;
+        if (offset >= look && offset < end) {
+            if (worker_called(engine))
+                break;
+            look = offset + WORK_PIECE;
+        }
     }
     if (__builtin_expect(window_fault, 0)) {
         windows_repair();
-        return false;
+        return end + 1;
     }
-    return true;
+    return offset;
 }
 
 /* ---- who is at the other end ------------------------------------------- */
@@ -213,17 +226,30 @@ static bool resolve_local(struct qp *qp, uint32_t access, struct spans *spans)
     return resolve_sges(qp, message->sges, message->wqe->num_sge, access, spans);
 }
 
-/* Moves the next piece of a message that was resolved; true when it is whole. */
-static bool advance(struct message *message, const struct spans *dst, const struct spans *src, uint32_t budget,
-                    bool *copied)
+static void count_sent(struct qp *qp, struct qp *peer, uint32_t bytes)
 {
-    uint32_t piece = message->total - message->moved;
+    qp->counters->tx_bytes += bytes;
+    qp->tenant->counters->tx_bytes += bytes;
+    peer->counters->rx_bytes += bytes;
+    peer->tenant->counters->rx_bytes += bytes;
+}
 
-    if (piece > budget)
-        piece = budget;
-    *copied = piece == 0 || copy_spans(dst, src, message->moved, piece);
-    message->moved += piece;
-    return message->moved == message->total;
+/*
+ * Moves the next bytes of a message that was resolved, and counts them for sender
+ * and receiver. False: memory could not be had.
+ */
+static bool advance(struct message *message, const struct spans *dst, const struct spans *src, uint32_t budget,
+                    struct qp *sender, struct qp *receiver)
+{
+    uint32_t before = message->moved, left = message->total - before;
+    uint32_t end = before + (left < budget ? left : budget);
+    uint32_t reached = copy_spans(sender->session->engine, dst, src, before, end);
+
+    if (reached > end)
+        return false;
+    message->moved = reached;
+    count_sent(sender, receiver, reached - before);
+    return true;
 }
 
 /* A message that consumes a receive takes it before its first byte. False: none is posted. */
@@ -234,14 +260,6 @@ static bool begin_receive(struct message *message, struct qp *peer)
     /* Also where the peer was reset and came back in the middle: then from the start. */
     message->moved = 0;
     return qp_take_receive(peer);
-}
-
-static void count_sent(struct qp *qp, struct qp *peer, uint32_t bytes)
-{
-    qp->counters->tx_bytes += bytes;
-    qp->tenant->counters->tx_bytes += bytes;
-    peer->counters->rx_bytes += bytes;
-    peer->tenant->counters->rx_bytes += bytes;
 }
 
 static void count_message(struct qp *qp, struct qp *peer)
@@ -258,7 +276,6 @@ static enum progress send_write(struct qp *qp, struct qp *peer, uint32_t budget,
     const struct sluice_wqe *wqe = message->wqe;
     bool immediate = wqe->opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
     struct spans src, dst;
-    bool copied;
 
     if (!resolve_local(qp, 0, &src))
         return local_error(status, IBV_WC_LOC_PROT_ERR);
@@ -270,13 +287,9 @@ static enum progress send_write(struct qp *qp, struct qp *peer, uint32_t budget,
     if (immediate && !begin_receive(message, peer))
         return peer->session->broken ? PROGRESS_NO_PEER : PROGRESS_NO_RECEIVE;
 
-    uint32_t before = message->moved;
-    bool whole = advance(message, &dst, &src, budget, &copied);
-
-    if (!copied)
+    if (!advance(message, &dst, &src, budget, qp, peer))
         return refuse(qp, peer, status, IBV_WC_REM_OP_ERR);
-    count_sent(qp, peer, message->moved - before);
-    if (!whole)
+    if (message->moved < message->total)
         return PROGRESS_MORE;
     count_message(qp, peer);
     if (immediate)
@@ -290,7 +303,6 @@ static enum progress send_send(struct qp *qp, struct qp *peer, uint32_t budget, 
     struct message *message = &qp->message;
     const struct sluice_wqe *wqe = message->wqe;
     struct spans src, dst;
-    bool copied;
 
     if (!resolve_local(qp, 0, &src))
         return local_error(status, IBV_WC_LOC_PROT_ERR);
@@ -306,13 +318,9 @@ static enum progress send_send(struct qp *qp, struct qp *peer, uint32_t budget, 
     if (dst.total < src.total)
         return spoil(qp, peer, IBV_WC_LOC_LEN_ERR, status, IBV_WC_REM_INV_REQ_ERR);
 
-    uint32_t before = message->moved;
-    bool whole = advance(message, &dst, &src, budget, &copied);
-
-    if (!copied)
+    if (!advance(message, &dst, &src, budget, qp, peer))
         return spoil(qp, peer, IBV_WC_LOC_PROT_ERR, status, IBV_WC_REM_OP_ERR);
-    count_sent(qp, peer, message->moved - before);
-    if (!whole)
+    if (message->moved < message->total)
         return PROGRESS_MORE;
     count_message(qp, peer);
     qp_complete_receive(peer, IBV_WC_SUCCESS, IBV_WC_RECV, message->total,
@@ -325,7 +333,6 @@ static enum progress send_read(struct qp *qp, struct qp *peer, uint32_t budget, 
 {
     struct message *message = &qp->message;
     struct spans src, dst;
-    bool copied;
 
     if (!resolve_local(qp, IBV_ACCESS_LOCAL_WRITE, &dst))
         return local_error(status, IBV_WC_LOC_PROT_ERR);
@@ -335,13 +342,9 @@ static enum progress send_read(struct qp *qp, struct qp *peer, uint32_t budget, 
     if (!resolve_remote(peer, message->wqe, message->total, IBV_ACCESS_REMOTE_READ, &src))
         return refuse(qp, peer, status, IBV_WC_REM_ACCESS_ERR);
 
-    uint32_t before = message->moved;
-    bool whole = advance(message, &dst, &src, budget, &copied);
-
-    if (!copied)
+    if (!advance(message, &dst, &src, budget, peer, qp))
         return refuse(qp, peer, status, IBV_WC_REM_OP_ERR);
-    count_sent(peer, qp, message->moved - before);
-    if (!whole)
+    if (message->moved < message->total)
         return PROGRESS_MORE;
     qp->counters->reads++;
     qp->tenant->counters->reads++;
@@ -385,7 +388,7 @@ static enum progress send_atomic(struct qp *qp, struct qp *peer, uint32_t *statu
         .list = {{.host = (uint8_t *)&original, .length = sizeof(original)}},
     };
 
-    if (!copy_spans(&dst, &src, 0, sizeof(original)))
+    if (copy_spans(qp->session->engine, &dst, &src, 0, sizeof(original)) > sizeof(original))
         return refuse(qp, peer, status, IBV_WC_REM_OP_ERR);
     message->moved = sizeof(original);
     qp->counters->atomics++;

@@ -24,17 +24,22 @@ struct ibv_context *open_device(void)
 
 void end_open(struct end *end, struct ibv_context *context, uint64_t send_ops_flags)
 {
+    end->context = context;
+    end->pd = ibv_alloc_pd(context);
+    end->cq = ibv_create_cq(context, 2 * DEPTH, NULL, NULL, 0);
+    CHECK(end->pd && end->cq, "PD or CQ");
+    CHECK(!ibv_query_gid(context, 1, 0, &end->gid), "ibv_query_gid");
+    qp_open(end, send_ops_flags);
+}
+
+void qp_open(struct end *end, uint64_t send_ops_flags)
+{
     struct ibv_qp_attr init = {
         .qp_state = IBV_QPS_INIT,
         .port_num = 1,
         .qp_access_flags = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
                            IBV_ACCESS_REMOTE_ATOMIC,
     };
-
-    end->context = context;
-    end->pd = ibv_alloc_pd(context);
-    end->cq = ibv_create_cq(context, 2 * DEPTH, NULL, NULL, 0);
-    CHECK(end->pd && end->cq, "PD or CQ");
     struct ibv_qp_init_attr_ex attr = {
         .send_cq = end->cq,
         .recv_cq = end->cq,
@@ -46,11 +51,10 @@ void end_open(struct end *end, struct ibv_context *context, uint64_t send_ops_fl
         .send_ops_flags = send_ops_flags,
     };
 
-    end->qp = ibv_create_qp_ex(context, &attr);
+    end->qp = ibv_create_qp_ex(end->context, &attr);
     CHECK(end->qp, "ibv_create_qp_ex");
     CHECK(!ibv_modify_qp(end->qp, &init, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS),
           "INIT");
-    CHECK(!ibv_query_gid(context, 1, 0, &end->gid), "ibv_query_gid");
 }
 
 void end_connect(struct end *end, uint32_t qp_num, union ibv_gid gid, uint8_t rnr_retry, uint8_t timeout)

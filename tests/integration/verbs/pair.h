@@ -51,6 +51,8 @@ struct pair {
 
 /* One end: device, PD, CQ and an RC QP in INIT. send_ops_flags: for ibv_wr_*, or 0. */
 void end_open(struct end *end, struct ibv_context *context, uint64_t send_ops_flags);
+/* Another QP of it in INIT; end->qp. */
+void qp_open(struct end *end, uint64_t send_ops_flags);
 /* Brings the QP to RTS. rnr_retry and timeout as in struct ibv_qp_attr. */
 void end_connect(struct end *end, uint32_t qp_num, union ibv_gid gid, uint8_t rnr_retry, uint8_t timeout);
 void end_close(struct end *end);

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What verbs of the control path cost an application, in microseconds (medians):
+ *
+ *     control              prints "reg_mr_4k T reg_mr_1g T connect T"
+ *     control idle COUNT   connects COUNT QPs, prints "ready", and stays until its input ends
+ *
+ * reg_mr_4k: 4 KiB of live heap; reg_mr_1g: 1 GiB that nobody has touched;
+ * connect: from ibv_create_qp to RTS.
+ */
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "pair.h"
+
+enum { ROUNDS = 201, LARGE_ROUNDS = 11, ACCESS = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE };
+#define LARGE (1ul << 30)
+
+static double now_us(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    double left = *(const double *)a, right = *(const double *)b;
+
+    return (left > right) - (left < right);
+}
+
+static double median(double *values, int count)
+{
+    qsort(values, (size_t)count, sizeof(*values), ascending);
+    return values[count / 2];
+}
+
+/* Each time other memory: registering the same again is much cheaper. */
+static double reg_small(struct ibv_pd *pd)
+{
+    static double took[ROUNDS];
+    uint8_t *memory = mmap(NULL, ROUNDS * 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    CHECK(memory != MAP_FAILED, "mmap");
+    memset(memory, 1, ROUNDS * 8192);
+    for (int i = 0; i < ROUNDS; i++) {
+        double start = now_us();
+        struct ibv_mr *mr = ibv_reg_mr(pd, memory + i * 8192, 4096, ACCESS);
+
+        took[i] = now_us() - start;
+        CHECK(mr && !ibv_dereg_mr(mr), "ibv_reg_mr");
+    }
+    return median(took, ROUNDS);
+}
+
+static double reg_large(struct ibv_pd *pd)
+{
+    static double took[LARGE_ROUNDS];
+
+    for (int i = 0; i < LARGE_ROUNDS; i++) {
+        void *memory = mmap(NULL, LARGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+        CHECK(memory != MAP_FAILED, "mmap");
+        double start = now_us();
+        struct ibv_mr *mr = ibv_reg_mr(pd, memory, LARGE, ACCESS);
+
+        took[i] = now_us() - start;
+        CHECK(mr && !ibv_dereg_mr(mr), "ibv_reg_mr of 1 GiB");
+        munmap(memory, LARGE);
+    }
+    return median(took, LARGE_ROUNDS);
+}
+
+/* The shared PD and CQ are those of base; the QP is connected to itself. */
+static struct ibv_qp *connect_qp(const struct end *base)
+{
+    struct end end = *base;
+
+    qp_open(&end, 0);
+    end_connect(&end, end.qp->qp_num, end.gid, 7, 14);
+    return end.qp;
+}
+
+static double connect_time(const struct end *base)
+{
+    static double took[ROUNDS];
+
+    for (int i = 0; i < ROUNDS; i++) {
+        double start = now_us();
+        struct ibv_qp *qp = connect_qp(base);
+
+        took[i] = now_us() - start;
+        CHECK(!ibv_destroy_qp(qp), "ibv_destroy_qp");
+    }
+    return median(took, ROUNDS);
+}
+
+int main(int argc, char **argv)
+{
+    struct end base;
+    int idle = argc == 3 && strcmp(argv[1], "idle") == 0 ? atoi(argv[2]) : 0;
+
+    CHECK(argc == 1 || idle > 0, "usage: control [idle COUNT]");
+    end_open(&base, open_device(), 0);
+    if (idle == 0) {
+        printf("reg_mr_4k %.1f reg_mr_1g %.1f connect %.1f\n", reg_small(base.pd), reg_large(base.pd),
+               connect_time(&base));
+        return 0;
+    }
+    for (int i = 0; i < idle; i++)
+        connect_qp(&base);
+    printf("ready\n");
+    fflush(stdout);
+    while (getchar() != EOF)
+        ;
+    return 0;
+}
