@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two tenants of one node: Sluice beside its limits and its peers, all measured in this run.
+
+    make bench                    everything, as a table (about three minutes)
+    benchmarks/local.py --json    the same for machines
+
+perftest runs unmodified, as the tenants a and b. What it is compared with:
+
+memcpy  one thread's copy between two shared mappings (limits/memcpy.c)
+relay   three processes and one futex: what a message through a third process costs (limits/relay.c)
+UCX     ucx_perftest over UCX's own shared memory: the initiator copies by itself, nobody meters it
+
+Sluice and what it is compared with take turns, and each figure is the median of all rounds.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sluice.cli.temporary import temporary_router
+from sluice.control.admin import ask
+
+BUILD = Path(os.environ.get("SLUICE_BUILD", "build")) / "benchmarks"
+UCX_TLS = "posix,cma,self,tcp"
+"""Shared memory for the data; tcp is only how its two processes meet."""
+MIB = 1 << 20
+
+
+@dataclass
+class Figure:
+    """One line: a figure, what it is measured against, and the bound that it should keep."""
+
+    what: str
+    value: float
+    unit: str
+    against: str
+    bound: float
+    higher_is_better: bool
+    peer: float | None = None
+
+    @property
+    def compared(self) -> float:
+        """What the bound is about: the ratio to the peer, or the figure itself."""
+        return self.value if self.peer is None else self.value / self.peer
+
+    @property
+    def kept(self) -> bool:
+        return self.compared >= self.bound if self.higher_is_better else self.compared <= self.bound
+
+
+class Bench:
+    """Runs programs as tenants of one router."""
+
+    def __init__(self, state_dir: Path, rounds: int) -> None:
+        self.state_dir = state_dir
+        self.rounds = rounds
+        self._sluice = [sys.executable, "-m", "sluice", "run", "--state-dir", str(state_dir)]
+
+    def tenant(self, name: str, *argv: str, stdin: int = subprocess.DEVNULL) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [*self._sluice, "--tenant", name, "--", *argv],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def perftest(self, tool: str, *options: str) -> list[float]:
+        """The columns of perftest's last line."""
+        port = _free_port()
+        argv = [tool, "-F", "-p", str(port), *options]
+        server = self.tenant("b", *argv)
+        _wait_for_listener(port, server)
+        client = self.tenant("a", *argv, "127.0.0.1")
+        text, _ = client.communicate(timeout=120)
+        server.communicate(timeout=120)
+        rows = [line.split() for line in text.splitlines() if re.match(r"\s*\d+\s+\d+\s+[\d.]+\s", line)]
+        if client.returncode or not rows:
+            raise RuntimeError(f"{' '.join(argv)}:\n{text}")
+        return [float(column) for column in rows[-1]]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_for_listener(port: int, server: "subprocess.Popen[str]") -> None:
+    while server.poll() is None:
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[1].endswith(f":{port:04X}"):
+                return
+        time.sleep(0.02)
+    raise RuntimeError(f"a server ended early:\n{server.communicate()[0]}")
+
+
+def _medians(rounds: int, *measures: Callable[[], float]) -> list[float]:
+    """Each in turn, so that a machine whose speed changes treats all alike."""
+    values = [[measure() for measure in measures] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*values, strict=True)]
+
+
+def _limit(name: str, *arguments: str) -> list[float]:
+    output = subprocess.run([BUILD / name, *arguments], check=True, capture_output=True, text=True).stdout
+    return [float(number) for number in re.findall(r"[\d.]*\d", re.sub(r"[a-z]\w*", "", output))]
+
+
+def _ucx_put(size: int) -> float:
+    """GB/s of ucp_put_bw."""
+    port = str(_free_port())
+    count = str(max(1000, 10 * 1000**3 // size))
+    argv = ["ucx_perftest", "-t", "ucp_put_bw", "-s", str(size), "-n", count, "-w", "1000", "-p", port]
+    environment = os.environ | {"UCX_TLS": UCX_TLS}
+    server = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    _wait_for_listener(int(port), server)
+    client = subprocess.run([*argv, "-f", "127.0.0.1"], env=environment, check=True, capture_output=True, text=True)
+    server.communicate(timeout=60)
+    return float(client.stdout.splitlines()[-1].split()[5]) * MIB / 1e9
+
+
+def bandwidth(bench: Bench) -> list[Figure]:
+    figures = []
+    for size, name in ((65536, "64 KiB"), (MIB, "1 MiB")):
+        count = str(10 * 1000**3 // size)
+        measures: list[Callable[[], float]] = [
+            lambda size=size, count=count: (  # type: ignore[misc]
+                bench.perftest("ib_write_bw", "-s", str(size), "-n", count)[3] * MIB / 1e9
+            ),
+            lambda size=size: _limit("memcpy", str(size))[0],  # type: ignore[misc]
+        ]
+        if shutil.which("ucx_perftest"):
+            measures.append(lambda size=size: _ucx_put(size))  # type: ignore[misc]
+        ours, *peers = _medians(bench.rounds, *measures)
+        for peer, against, bound in zip(peers, ("memcpy", "UCX put_bw"), (0.85, 1.0), strict=False):
+            figures.append(Figure(f"WRITE {name}", ours, "GB/s", against, bound, True, peer))
+    return figures
+
+
+def messages(bench: Bench) -> list[Figure]:
+    def rate() -> float:
+        return bench.perftest("ib_write_bw", "-s", "8", "-l", "64", "-n", "10000000")[4]
+
+    def limited() -> float:
+        ask(bench.state_dir, "policy-set", name="a", policy={"max": "10Tbps"})
+        try:
+            return rate()
+        finally:
+            ask(bench.state_dir, "policy-set", name="a", policy={"max": "none"})
+
+    free, metered = _medians(bench.rounds, rate, limited)
+    return [
+        Figure("WRITE 8 B, lists of 64", free, "M/s", "", 5, True),
+        Figure("the same, without / with a ceiling", free, "M/s", "a ceiling never met", 0.97, True, metered),
+    ]
+
+
+def latency(bench: Bench) -> list[Figure]:
+    rounds: dict[str, list[tuple[float, float]]] = {"write": [], "send": []}
+    relay = []
+    for _ in range(bench.rounds):
+        relay.append(_limit("relay")[0])
+        for operation, values in rounds.items():
+            columns = bench.perftest(f"ib_{operation}_lat", "-s", "8", "-n", "20000")
+            values.append((columns[4], columns[7]))
+    limit = statistics.median(relay)
+    figures = []
+    for operation, values in rounds.items():
+        typical, p99 = (statistics.median(column) for column in zip(*values, strict=True))
+        name = f"{operation.upper()} latency 8 B"
+        figures.append(Figure(name, typical, "us", "relay", 1.5, False, limit))
+        figures.append(Figure(f"{name}, p99", p99, "us", "", 20, False))
+    return figures
+
+
+def control(bench: Bench) -> list[Figure]:
+    child = bench.tenant("c", str(BUILD / "control"))
+    text, _ = child.communicate(timeout=60)
+    fields = text.split()
+    took = dict(zip(fields[::2], map(float, fields[1::2]), strict=True))
+    return [
+        Figure("ibv_reg_mr 4 KiB", took["reg_mr_4k"], "us", "", 100, False),
+        Figure("ibv_reg_mr 1 GiB untouched", took["reg_mr_1g"] / 1000, "ms", "", 20, False),
+        Figure("create QP to RTS", took["connect"], "us", "", 500, False),
+    ]
+
+
+def idle(bench: Bench, seconds: float = 5.0) -> list[Figure]:
+    child = bench.tenant("c", str(BUILD / "control"), "idle", "1000", stdin=subprocess.PIPE)
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    if line.strip() != "ready":
+        raise RuntimeError(f"1,000 QPs: {line}{child.communicate()[0]}")
+    pid = ask(bench.state_dir, "status")["pid"]
+    before = _cpu_seconds(pid)
+    time.sleep(seconds)
+    used = (_cpu_seconds(pid) - before) / seconds
+    child.communicate("", timeout=60)
+    return [Figure("router with 1,000 idle QPs", 100 * used, "% of a core", "", 0.5, False)]
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Of all threads, from the scheduler's nanoseconds: clock ticks are too coarse."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
+    "bandwidth": bandwidth,
+    "messages": messages,
+    "latency": latency,
+    "control": control,
+    "idle": idle,
+}
+
+
+def _row(figure: Figure) -> str:
+    sign = "≥" if figure.higher_is_better else "≤"
+    peer = "" if figure.peer is None else f"{figure.peer:.2f}"
+    ratio = "" if figure.peer is None else f"{figure.compared:.2f}"
+    kept = "yes" if figure.kept else "NO"
+    return (
+        f"{figure.what:<36}{figure.value:>9.2f} {figure.unit:<12}{figure.against:<20}{peer:>8}{ratio:>7}"
+        f"  {sign} {figure.bound:<6g}{kept:>4}"
+    )
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog=f"Parts: {', '.join(PARTS)}.",
+    )
+    arguments.add_argument("--json", action="store_true", help="for machines")
+    arguments.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: %(default)s)")
+    arguments.add_argument("parts", nargs="*", metavar="PART", help="default: all")
+    options = arguments.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        arguments.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    figures: list[Figure] = []
+    if not shutil.which("ucx_perftest"):
+        print("left out: UCX, as ucx_perftest is not installed (apt-get install ucx-utils)", file=sys.stderr)
+    with temporary_router() as state_dir:
+        bench = Bench(state_dir, options.rounds)
+        for number, (name, part) in enumerate(PARTS.items(), 1):
+            if options.parts and name not in options.parts:
+                continue
+            print(f"[{number}/{len(PARTS)}] {name} …", file=sys.stderr, flush=True)
+            figures += part(bench)
+    if options.json:
+        print(json.dumps([asdict(figure) | {"ratio": figure.compared, "kept": figure.kept} for figure in figures]))
+        return
+    print(f"{'':<36}{'Sluice':>9} {'':<12}{'against':<20}{'':>8}{'ratio':>7}  {'bound':<8}{'kept':>4}")
+    for figure in figures:
+        print(_row(figure))
+
+
+if __name__ == "__main__":
+    main()

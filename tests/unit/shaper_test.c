@@ -76,7 +76,11 @@ static void low_rates_go_in_small_chunks(void)
 
     bucket_set(&bucket, 1000000, 0, 1);
     CHECK(bucket.chunk == SHAPER_CHUNK_MIN);
+    bucket_set(&bucket, 10000000000, 0, 1);
+    CHECK(bucket.chunk == 65536);
     bucket_set(&bucket, 100000000000, 0, 1);
+    CHECK(bucket.chunk == 250000); /* 20 us */
+    bucket_set(&bucket, 10000000000000, 0, 1);
     CHECK(bucket.chunk == SHAPER_CHUNK_MAX);
     bucket_set(&bucket, 0, 0, 1);
     CHECK(bucket.chunk == SHAPER_CHUNK_MAX && bucket_ready(&bucket, 0));
