@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <infiniband/verbs.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -410,6 +411,17 @@ int sluice_qp_modify(struct sluice_engine *engine, uint32_t number, uint32_t han
     *now = qp->attr;
     worker_leave(engine);
     return result;
+}
+
+int sluice_qp_fail(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct qp *qp = enter_qp(engine, number, handle);
+
+    if (!qp)
+        return -EINVAL;
+    qp_fatal(qp, IBV_EVENT_QP_FATAL);
+    worker_leave(engine);
+    return 0;
 }
 
 int sluice_qp_query(struct sluice_engine *engine, uint32_t number, uint32_t handle, struct sluice_qp_attr *now)

@@ -158,6 +158,8 @@ int sluice_qp_destroy(struct sluice_engine *engine, uint32_t session, uint32_t h
 int sluice_qp_modify(struct sluice_engine *engine, uint32_t session, uint32_t handle,
                      const struct sluice_qp_attr *attr, uint32_t attr_mask,
                      uint32_t transport, int32_t peer_tenant, struct sluice_qp_attr *now);
+/* To the error state, with IBV_EVENT_QP_FATAL for the application: its connection was taken from it. */
+int sluice_qp_fail(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_qp_query(struct sluice_engine *engine, uint32_t session, uint32_t handle,
                     struct sluice_qp_attr *now);
 

@@ -69,7 +69,7 @@ class Admin:
         tenant = self._router.add_tenant(name, wanted)
         if not new and policy:
             self._router.set_policy(name, policy)
-        return {"path": str(tenant.path), "address": str(tenant.address), "new": new}
+        return {"path": str(tenant.path), "address": str(tenant.address or ""), "new": new}
 
     def _tenant_remove(self, name: str) -> dict[str, Any]:
         self._router.remove_tenant(name)

@@ -25,11 +25,20 @@ class Directory:
                 return address
         raise RuntimeError(f"all addresses of {self._pool} are in use")
 
+    def claim(self, tenant: int, address: IPv4Address) -> None:
+        """This address for a tenant. ValueError where another has it."""
+        if self._tenants.setdefault(address, tenant) != tenant:
+            raise ValueError(f"{address} belongs to another tenant")
+
     def release(self, address: IPv4Address) -> None:
         del self._tenants[address]
 
     def tenant_of(self, gid: bytes) -> int | None:
         """The tenant behind a GID (16 bytes), or None."""
-        if gid[:12] != bytes(10) + b"\xff\xff":
-            return None
-        return self._tenants.get(IPv4Address(gid[12:]))
+        address = address_of(gid)
+        return None if address is None else self._tenants.get(address)
+
+
+def address_of(gid: bytes) -> IPv4Address | None:
+    """The address in a GID (16 bytes) that maps one (::ffff:0:0/96)."""
+    return IPv4Address(gid[12:]) if gid[:12] == bytes(10) + b"\xff\xff" else None

@@ -13,11 +13,13 @@ import fcntl
 import logging
 import os
 import time
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import zmq
 
+from sluice.control.connections import Connection, Gate, OpenGate
 from sluice.control.directory import Directory
 from sluice.control.tenant import Tenant
 from sluice.engine import Engine
@@ -42,6 +44,7 @@ class Router:
         self.counters = Counters(state_dir / "counters")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._directory = Directory()
+        self.gate: Gate = OpenGate()
         self.tenants: dict[str, Tenant] = {}
         self.started = time.time()
         asyncio.get_running_loop().add_reader(self._engine.event_fd(), self._on_engine_event)
@@ -73,15 +76,27 @@ class Router:
                     log.warning("tenant %s: session %d (pid %d): %s", tenant.name, number, session.pid, reason)
                     session.end(f"garbage in its shared memory: {reason}")
 
-    def add_tenant(self, name: str, policy: Policy) -> Tenant:
-        """The tenant with this name; made where there is none. ValueError, OSError."""
+    def add_tenant(self, name: str, policy: Policy, late_address: bool = False, keep: bool = False) -> Tenant:
+        """The tenant with this name; made where there is none. ValueError, OSError.
+
+        late_address: Tenant.set_address tells where it is. keep: its directory outlives the router.
+        """
         if name in self.tenants:
             return self.tenants[name]
         path = self.state_dir / "tenants" / check_name(name)
-        tenant = Tenant(name, path, policy, self._engine, self._directory, self._context)
+        tenant = Tenant(name, path, policy, self._engine, self._directory, self._context, self, late_address, keep)
         self.tenants[name] = tenant
-        log.info("tenant %s: added, address %s", name, tenant.address)
+        log.info("tenant %s: added, address %s", name, tenant.address or "not known yet")
         return tenant
+
+    def admits(self, source: IPv4Address, destination: IPv4Address) -> bool:
+        """Whether these two addresses may connect."""
+        return self.gate.admits(source, destination)
+
+    def end_forbidden(self) -> dict[str, list[Connection]]:
+        """Ends what the gate admits no longer; returns it by tenant."""
+        ended = {name: tenant.end_forbidden() for name, tenant in self.tenants.items()}
+        return {name: connections for name, connections in ended.items() if connections}
 
     def find_tenant(self, name: str) -> Tenant:
         try:
@@ -119,7 +134,7 @@ class Router:
         for name, tenant in self.tenants.items():
             mine = qps[qps["tenant"] == tenant.number]
             tenants[name] = {
-                "address": str(tenant.address),
+                "address": str(tenant.address or ""),
                 "policy": tenant.policy.fields(),
                 "max_bps": tenant.policy.max_bps,
                 "processes": [session.pid for session in tenant.sessions.values()],
@@ -138,8 +153,9 @@ class Router:
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._engine.event_fd())
-        for name in list(self.tenants):
-            self.remove_tenant(name, force=True)
+        for tenant in self.tenants.values():
+            tenant.close(keep=True)
+        self.tenants.clear()
         self._engine.close()
         self._context.destroy(linger=0)
         (self.state_dir / "counters").unlink(missing_ok=True)

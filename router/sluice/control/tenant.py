@@ -8,14 +8,15 @@ import os
 import shutil
 import socket
 from contextlib import suppress
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import zmq
 
+from sluice.control.connections import Connection, Gate
 from sluice.control.directory import Directory
 from sluice.control.session import Session
 from sluice.control.verbs import ProtocolError, Verbs, hello_token, refusal, same_token
-from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, lib
 from sluice.policy.policy import Policy
 
@@ -40,7 +41,11 @@ class Tenant:
         engine: Engine,
         directory: Directory,
         context: zmq.Context[zmq.Socket[bytes]],
+        gate: Gate,
+        late_address: bool = False,
+        keep: bool = False,
     ) -> None:
+        """late_address: set_address tells it, sessions wait till then. keep: close() leaves the directory."""
         longest = path / "descriptors"
         if len(os.fsencode(longest)) > MAX_SOCKET_PATH:
             raise ValueError(
@@ -53,15 +58,21 @@ class Tenant:
         self._engine = engine
         self._directory = directory
         self.number = engine.add_tenant(policy.shape())
-        self.address = directory.assign(self.number)
-        self._verbs = Verbs(engine, directory, VirtualDevice(self.address))
+        self.address: IPv4Address | None = None
+        self._keep = keep
+        self._verbs = Verbs(engine, directory, gate)
         self.sessions: dict[int, Session] = {}
         self._speakers: dict[bytes, Session] = {}
+        self._waiting: list[tuple[bytes, bytes, Session]] = []
+        if not late_address:
+            self._take(directory.assign(self.number))
         self._open_sockets(context)
 
     def _open_sockets(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
+        # A directory that containers have mounted stays the same one: only what is in it is renewed.
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in ("descriptors", "control"):
+            (self.path / name).unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self._listener.bind(str(self.path / "descriptors"))
         self._listener.listen(128)
@@ -103,6 +114,7 @@ class Tenant:
 
     def _on_end(self, session: Session, reason: str) -> None:
         self.sessions.pop(session.number, None)
+        self._verbs.connections.remove_session(session.number)
         for identity in [identity for identity, speaker in self._speakers.items() if speaker is session]:
             del self._speakers[identity]
         log.info("tenant %s: session %d closed: %s", self.name, session.number, reason)
@@ -146,15 +158,37 @@ class Tenant:
             if not session.greeted and same_token(session.token, token):
                 session.greeted = True
                 self._speakers[identity] = session
+                if self.address is None:
+                    self._waiting.append((identity, frame, session))
+                    return None
                 return self._verbs.hello(frame, session)
         return refusal(frame, errno.EACCES)
+
+    def _take(self, address: IPv4Address) -> None:
+        self.address = address
+        self._verbs.set_address(address)
+
+    def set_address(self, address: IPv4Address) -> None:
+        """Once, for a tenant made with late_address: greets who waits. ValueError where another tenant has it."""
+        self._directory.claim(self.number, address)
+        self._take(address)
+        log.info("tenant %s: address %s", self.name, address)
+        for identity, frame, session in self._waiting:
+            if session.number in self.sessions:
+                with suppress(zmq.Again):
+                    self._control.send_multipart([identity, self._verbs.hello(frame, session)], zmq.NOBLOCK)
+        self._waiting.clear()
+
+    def end_forbidden(self) -> list[Connection]:
+        """Ends the connections that the gate admits no longer, and returns them."""
+        return self._verbs.end_forbidden() if self.address is not None else []
 
     def set_policy(self, policy: Policy) -> None:
         self.policy = policy
         self._engine.shape_tenant(self.number, policy.shape())
 
-    def close(self) -> None:
-        """Ends its sessions and removes its directory."""
+    def close(self, keep: bool = False) -> None:
+        """Ends its sessions and removes its directory, but for one that is kept when the router ends (keep)."""
         loop = asyncio.get_running_loop()
         for session in list(self.sessions.values()):
             session.end("the tenant was removed")
@@ -162,6 +196,8 @@ class Tenant:
         loop.remove_reader(self._control.FD)
         self._listener.close()
         self._control.close()
-        self._directory.release(self.address)
+        if self.address is not None:
+            self._directory.release(self.address)
         self._engine.remove_tenant(self.number)
-        shutil.rmtree(self.path, ignore_errors=True)
+        if not (keep and self._keep):
+            shutil.rmtree(self.path, ignore_errors=True)

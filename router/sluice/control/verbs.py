@@ -5,9 +5,11 @@ import errno
 import hmac
 import os
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from typing import Any
 
-from sluice.control.directory import Directory
+from sluice.control.connections import Connection, Connections, Gate
+from sluice.control.directory import Directory, address_of
 from sluice.control.qp_state import Attr, State, allowed
 from sluice.control.session import Session
 from sluice.device.virtual import NAME, VirtualDevice
@@ -34,10 +36,11 @@ def refusal(frame: bytes, error: int) -> bytes | None:
 class Verbs:
     """The verbs of one tenant's sessions."""
 
-    def __init__(self, engine: Engine, directory: Directory, device: VirtualDevice) -> None:
+    def __init__(self, engine: Engine, directory: Directory, gate: Gate) -> None:
         self._engine = engine
         self._directory = directory
-        self._device = device
+        self._gate = gate
+        self.connections = Connections()
         handle, handle_reply = "struct sluice_handle_request", "struct sluice_handle_reply"
         table: list[tuple[int, str, str, Callable[[Session, Any, Any], None]]] = [
             (lib.SLUICE_OP_QUERY_DEVICE, handle, "struct sluice_device_reply", self._query_device),
@@ -78,6 +81,11 @@ class Verbs:
             )
             for op, request, reply, run in table
         }
+
+    def set_address(self, address: IPv4Address) -> None:
+        """Where the tenant is; before this no session is greeted."""
+        self._address = address
+        self._device = VirtualDevice(address)
 
     def hello(self, frame: bytes, session: Session) -> bytes:
         """Answers HELLO, whose token was this session's."""
@@ -148,6 +156,7 @@ class Verbs:
 
     def _destroy_qp(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.destroy_qp(session.number, request.handle)
+        self.connections.remove(session.number, request.handle)
 
     def _query_qp(self, session: Session, request: Any, reply: Any) -> None:
         self._engine.query_qp(session.number, request.handle, ffi.addressof(reply, "attr"))
@@ -159,9 +168,25 @@ class Verbs:
         if not allowed(now.qp_state, attr, mask, gid_count=1):
             raise OSError(errno.EINVAL, "the state table forbids it")
         peer = None
+        destination = None
         if mask & Attr.STATE and attr.qp_state == State.RTR:
-            peer = self._directory.tenant_of(bytes(ffi.buffer(attr.ah.dgid)))
+            gid = bytes(ffi.buffer(attr.ah.dgid))
+            destination = address_of(gid)
+            if destination is not None and self._gate.admits(self._address, destination):
+                peer = self._directory.tenant_of(gid)
         self._engine.modify_qp(session.number, request.handle, attr, mask, peer, now)
+        if mask & Attr.STATE and attr.qp_state in (State.RESET, State.ERR):
+            self.connections.remove(session.number, request.handle)
+        elif peer is not None and destination is not None:
+            self.connections.add(session.number, request.handle, destination)
+
+    def end_forbidden(self) -> list[Connection]:
+        """Ends the connections that the gate admits no longer, and returns them."""
+        ended = [one for one in self.connections.all() if not self._gate.admits(self._address, one.peer)]
+        for one in ended:
+            self.connections.remove(one.session, one.handle)
+            self._engine.fail_qp(one.session, one.handle)
+        return ended
 
 
 def hello_token(frame: bytes) -> tuple[int, bytes] | None:

@@ -137,6 +137,10 @@ class Engine:
             )
         )
 
+    def fail_qp(self, session: int, handle: int) -> None:
+        """To the error state: its requests are flushed, the application gets IBV_EVENT_QP_FATAL."""
+        checked(lib.sluice_qp_fail(self._engine, session, handle))
+
     def query_qp(self, session: int, handle: int, now: Any) -> None:
         checked(lib.sluice_qp_query(self._engine, session, handle, now))
 

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may talk to whom, and which connections there are now.
+
+A connection is a QP that went to RTR with a destination address. A forbidden one fails
+as an unreachable peer does: its requests end with IBV_WC_RETRY_EXC_ERR. One that is
+forbidden later goes to the error state, and IBV_EVENT_QP_FATAL tells its application.
+"""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Protocol
+
+
+class Gate(Protocol):
+    """Decides about connections; a directory of a larger system implements it."""
+
+    def admits(self, source: IPv4Address, destination: IPv4Address) -> bool:
+        """Whether these two may connect; a refusal is reported by who refuses."""
+        ...
+
+
+class OpenGate:
+    """Where nothing is forbidden."""
+
+    def admits(self, source: IPv4Address, destination: IPv4Address) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Connection:
+    session: int
+    handle: int
+    peer: IPv4Address
+
+
+class Connections:
+    """The connections of one tenant."""
+
+    def __init__(self) -> None:
+        self._peers: dict[tuple[int, int], IPv4Address] = {}
+
+    def add(self, session: int, handle: int, peer: IPv4Address) -> None:
+        self._peers[session, handle] = peer
+
+    def remove(self, session: int, handle: int) -> None:
+        self._peers.pop((session, handle), None)
+
+    def remove_session(self, session: int) -> None:
+        for key in [key for key in self._peers if key[0] == session]:
+            del self._peers[key]
+
+    def all(self) -> list[Connection]:
+        return [Connection(session, handle, peer) for (session, handle), peer in self._peers.items()]
