@@ -31,7 +31,7 @@
 #endif
 
 enum {
-    SLUICE_ABI_VERSION = 1,
+    SLUICE_ABI_VERSION = 2,
 
     SLUICE_SEGMENT_SHIFT = 32,  /* log2 of a session's segment, bytes */
     SLUICE_ARENA_SHIFT = 47,    /* log2 of the arena, bytes: user addresses */
@@ -73,7 +73,10 @@ enum sluice_op {
     SLUICE_OP_CREATE_QP,
     SLUICE_OP_MODIFY_QP,
     SLUICE_OP_QUERY_QP,
-    SLUICE_OP_DESTROY_QP
+    SLUICE_OP_DESTROY_QP,
+    SLUICE_OP_RESIZE_CQ = 32,
+    SLUICE_OP_OPEN_MEMORY,
+    SLUICE_OP_CLOSE_MEMORY
 };
 
 struct sluice_header {
@@ -174,10 +177,16 @@ struct sluice_device_reply {
     struct sluice_gid gids[SLUICE_MAX_GIDS];
 };
 
+enum sluice_cq_flag {
+    SLUICE_CQ_IGNORE_OVERRUN = 1 /* CQEs that find the queue full replace the oldest */
+};
+
 struct sluice_create_cq_request {
     struct sluice_header header;
     uint32_t cqe;     /* asked for; the ring gets the next power of two */
     uint32_t channel; /* handle, or 0 */
+    uint32_t flags;   /* enum sluice_cq_flag */
+    uint32_t reserved;
 };
 
 struct sluice_create_cq_reply {
@@ -185,6 +194,50 @@ struct sluice_create_cq_reply {
     uint32_t handle;
     uint32_t cqe;    /* ring entries: a power of two */
     uint64_t offset; /* of struct sluice_cq_shared in the segment */
+    uint64_t ring;   /* of the CQEs */
+};
+
+/*
+ * The CQEs that wait move to a new ring: each keeps its number, and so gets
+ * another slot and turn. Nobody may poll between this request and its answer.
+ */
+struct sluice_resize_cq_request {
+    struct sluice_header header;
+    uint32_t handle;
+    uint32_t cqe;
+};
+
+struct sluice_resize_cq_reply {
+    struct sluice_header header; /* EINVAL: fewer than are waiting, or more than there may be */
+    uint32_t cqe;
+    uint32_t reserved;
+    uint64_t ring;
+};
+
+/*
+ * Memory that can't be moved onto the arena (shim/memory.h). The answer is the
+ * handle that REG_MR takes; CLOSE_MEMORY (EBUSY while MRs lie in it) ends it.
+ *
+ *   FILE     a mapping's own file. has_descriptor: it follows on the descriptor
+ *            socket, in a struct sluice_descriptor, before this request; else the
+ *            router looks for what is mapped at start
+ *   PROCESS  the process itself, whatever is mapped there
+ *   DMABUF   a dma-buf; has_descriptor
+ */
+enum sluice_memory_kind {
+    SLUICE_MEMORY_FILE = 1,
+    SLUICE_MEMORY_PROCESS,
+    SLUICE_MEMORY_DMABUF
+};
+
+struct sluice_open_memory_request {
+    struct sluice_header header;
+    uint32_t kind;
+    uint32_t has_descriptor;
+    uint32_t writable;
+    uint32_t reserved;
+    uint64_t start; /* FILE without descriptor, PROCESS: a range that is to be registered */
+    uint64_t length;
 };
 
 struct sluice_qp_cap {
@@ -296,7 +349,10 @@ struct sluice_engine_page {
  */
 enum sluice_command_op {
     SLUICE_COMMAND_REG_MR = 1,
-    SLUICE_COMMAND_DEREG_MR
+    SLUICE_COMMAND_DEREG_MR, /* EBUSY: windows are bound to it */
+    SLUICE_COMMAND_REREG_MR,
+    SLUICE_COMMAND_ALLOC_MW,
+    SLUICE_COMMAND_DEALLOC_MW
 };
 
 enum sluice_command_state {
@@ -308,15 +364,17 @@ enum sluice_command_state {
 struct sluice_command {
     uint32_t state;  /* futex word */
     uint32_t op;
-    uint32_t pd;     /* REG_MR */
-    uint32_t access; /* REG_MR: enum ibv_access_flags */
-    uint64_t addr;   /* REG_MR: the application's address */
-    uint64_t length; /* REG_MR: bytes */
-    uint64_t iova;   /* REG_MR: the address that WRs use */
-    uint32_t key;    /* REG_MR: out, lkey and rkey; DEREG_MR: in */
+    uint32_t pd;     /* REG_MR, REREG_MR, ALLOC_MW */
+    uint32_t access; /* REG_MR, REREG_MR: enum ibv_access_flags */
+    uint64_t addr;   /* REG_MR, REREG_MR: the application's address; in a FILE the offset */
+    uint64_t length; /* REG_MR, REREG_MR: bytes */
+    uint64_t iova;   /* REG_MR, REREG_MR: the address that WRs use */
+    uint32_t key;    /* REG_MR, ALLOC_MW: out, lkey and rkey; others: in */
     int32_t status;  /* out: 0 or errno */
     uint32_t sleeping; /* the shim waits on state with a futex */
-    uint32_t reserved[3];
+    uint32_t memory; /* REG_MR, REREG_MR: 0 is the arena; else a handle of OPEN_MEMORY */
+    uint32_t flags;  /* REREG_MR: enum ibv_rereg_mr_flags; ALLOC_MW: enum ibv_mw_type */
+    uint32_t reserved;
 };
 
 /*
@@ -373,6 +431,9 @@ struct sluice_sge {
  * A send WQE: this header, then what the opcode needs:
  *   inline      inline_length bytes right behind the header
  *   atomic      struct sluice_atomic, then num_sge SGEs
+ *   BIND_MW     struct sluice_bind; rkey is the window's new key, remote_addr the
+ *               first byte's address in the MR, imm_data the MR's lkey
+ *   LOCAL_INV   nothing; imm_data is the key
  *   else        num_sge SGEs
  */
 struct sluice_wqe {
@@ -392,6 +453,12 @@ struct sluice_atomic {
     uint64_t swap;
 };
 
+struct sluice_bind {
+    uint64_t length; /* bytes; 0: the window is unbound */
+    uint32_t access; /* enum ibv_access_flags */
+    uint32_t reserved;
+};
+
 struct sluice_recv_wqe {
     uint64_t wr_id;
     uint32_t num_sge;
@@ -409,7 +476,7 @@ struct sluice_cqe {
     uint32_t opcode;   /* enum ibv_wc_opcode */
     uint32_t vendor_err;
     uint32_t byte_len;
-    uint32_t imm_data;
+    uint32_t imm_data; /* or the key that was invalidated */
     uint32_t wc_flags; /* enum ibv_wc_flags */
     uint32_t qp_num;
     uint32_t src_qp;
@@ -436,7 +503,6 @@ struct sluice_cq_shared {
      */
     uint32_t arm;
     uint32_t reserved1[15];
-    /* CQEs follow */
 };
 
 /* What the router writes to a completion channel's pipe. */

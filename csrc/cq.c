@@ -9,21 +9,31 @@
 #include "atomic.h"
 #include "qp.h"
 
+#define BAD_CONSUMER "a completion queue's consumer index is ahead of what was produced"
+
 static uint64_t ring_size(uint32_t entries)
 {
-    return sizeof(struct sluice_cq_shared) + (uint64_t)entries * sizeof(struct sluice_cqe);
+    return (uint64_t)entries * sizeof(struct sluice_cqe);
+}
+
+static uint32_t entries_for(uint32_t cqe)
+{
+    uint32_t entries = 1;
+
+    while (entries < cqe)
+        entries *= 2;
+    return entries;
 }
 
 int cq_create(struct session *session, const struct sluice_create_cq_request *request,
               struct sluice_create_cq_reply *reply)
 {
     struct channel *channel = NULL;
-    uint32_t entries = 1;
 
-    if (request->cqe == 0 || request->cqe > SLUICE_MAX_CQE)
+    if (request->cqe == 0 || request->cqe > SLUICE_MAX_CQE || (request->flags & ~(uint32_t)SLUICE_CQ_IGNORE_OVERRUN))
         return -EINVAL;
-    while (entries < request->cqe)
-        entries *= 2;
+    uint32_t entries = entries_for(request->cqe);
+
     if (request->channel) {
         for (struct list *link = session->channels.next; link != &session->channels; link = link->next)
             if (list_entry(link, struct channel, link)->handle == request->channel)
@@ -36,19 +46,25 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
 
     if (!cq)
         return -ENOMEM;
-    int64_t offset = segment_take(&session->segment, ring_size(entries));
+    /* Apart, so that the ring can be exchanged while the consumer's words stay where they are. */
+    int64_t offset = segment_take(&session->segment, sizeof(struct sluice_cq_shared));
+    int64_t ring = offset < 0 ? offset : segment_take(&session->segment, ring_size(entries));
 
-    if (offset < 0) {
+    if (ring < 0) {
+        if (offset >= 0)
+            segment_give(&session->segment, (uint64_t)offset, sizeof(struct sluice_cq_shared));
         free(cq);
-        return (int)offset;
+        return (int)ring;
     }
     *cq = (struct cq){
         .session = session,
         .handle = session->next_handle++,
         .entries = entries,
+        .ignore_overrun = request->flags & SLUICE_CQ_IGNORE_OVERRUN,
         .offset = (uint64_t)offset,
+        .ring_offset = (uint64_t)ring,
         .shared = (struct sluice_cq_shared *)(session->segment.base + offset),
-        .ring = (struct sluice_cqe *)(session->segment.base + offset + sizeof(struct sluice_cq_shared)),
+        .ring = (struct sluice_cqe *)(session->segment.base + ring),
         .channel = channel,
     };
     list_init(&cq->notify);
@@ -60,6 +76,48 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
     reply->handle = cq->handle;
     reply->cqe = entries;
     reply->offset = cq->offset;
+    reply->ring = cq->ring_offset;
+    return 0;
+}
+
+int cq_resize(struct cq *cq, const struct sluice_resize_cq_request *request, struct sluice_resize_cq_reply *reply)
+{
+    struct session *session = cq->session;
+
+    if (request->cqe == 0 || request->cqe > SLUICE_MAX_CQE)
+        return -EINVAL;
+    uint32_t entries = entries_for(request->cqe);
+    uint32_t consumer = load_acquire(&cq->shared->consumer);
+    uint32_t waiting = cq->produced - consumer;
+
+    if (cq->ignore_overrun && waiting > cq->entries)
+        waiting = cq->entries;
+    if (waiting > cq->entries) {
+        session_break(session, BAD_CONSUMER);
+        return -EIO;
+    }
+    if (waiting > request->cqe)
+        return -EINVAL;
+    int64_t offset = segment_take(&session->segment, ring_size(entries));
+
+    if (offset < 0)
+        return (int)offset;
+    struct sluice_cqe *ring = (struct sluice_cqe *)(session->segment.base + offset);
+
+    /* Whatever a tenant has scribbled there goes back to itself. */
+    for (uint32_t i = cq->produced - waiting; i != cq->produced; i++) {
+        struct sluice_cqe *to = &ring[i & (entries - 1)];
+
+        *to = cq->ring[i & (cq->entries - 1)];
+        store_release(&to->turn, i / entries + 1);
+    }
+    segment_give(&session->segment, cq->ring_offset, ring_size(cq->entries));
+    cq->ring = ring;
+    cq->ring_offset = (uint64_t)offset;
+    cq->entries = entries;
+    cq->consumer = consumer;
+    reply->cqe = entries;
+    reply->ring = cq->ring_offset;
     return 0;
 }
 
@@ -68,7 +126,8 @@ void cq_free(struct cq *cq)
     if (cq->channel)
         cq->channel->users--;
     cq->session->tenant->counters->cqs--;
-    segment_give(&cq->session->segment, cq->offset, ring_size(cq->entries));
+    segment_give(&cq->session->segment, cq->offset, sizeof(struct sluice_cq_shared));
+    segment_give(&cq->session->segment, cq->ring_offset, ring_size(cq->entries));
     list_remove(&cq->notify);
     list_remove(&cq->link);
     free(cq);
@@ -87,7 +146,7 @@ static bool has_room(struct cq *cq)
 {
     cq->consumer = load_acquire(&cq->shared->consumer);
     if (cq->produced - cq->consumer > cq->entries) {
-        session_break(cq->session, "a completion queue's consumer index is ahead of what was produced");
+        session_break(cq->session, BAD_CONSUMER);
         return false;
     }
     return cq->produced - cq->consumer < cq->entries;
@@ -104,7 +163,7 @@ void cq_push(struct cq *cq, const struct sluice_cqe *cqe, bool solicited)
 {
     if (cq->session->broken || cq->overrun)
         return;
-    if (__builtin_expect(cq->produced - cq->consumer >= cq->entries, 0) && !has_room(cq)) {
+    if (__builtin_expect(cq->produced - cq->consumer >= cq->entries, 0) && !cq->ignore_overrun && !has_room(cq)) {
         if (!cq->session->broken)
             overrun(cq);
         return;

@@ -12,9 +12,10 @@ struct cq {
     uint32_t produced; /* running free */
     uint32_t consumer; /* as last read from the shim, checked */
     uint32_t users;    /* QPs */
+    bool ignore_overrun;
     bool overrun;      /* lost a CQE: dead, as IBTA 11.6.3.1 has it */
     bool solicited;    /* a CQE since the last notification was solicited or an error */
-    uint64_t offset;
+    uint64_t offset, ring_offset; /* in the segment */
     struct sluice_cq_shared *shared;
     struct sluice_cqe *ring;
     struct channel *channel; /* or NULL */
@@ -25,12 +26,15 @@ struct cq {
 /* Returns 0 or a negative errno; *reply gets all but its header. */
 int cq_create(struct session *session, const struct sluice_create_cq_request *request,
               struct sluice_create_cq_reply *reply);
+/* Moves what waits to a ring of another size. -EINVAL: it doesn't fit; *reply as above. */
+int cq_resize(struct cq *cq, const struct sluice_resize_cq_request *request, struct sluice_resize_cq_reply *reply);
 void cq_free(struct cq *cq);
 struct cq *cq_find(struct session *session, uint32_t handle);
 
 /*
  * Appends a CQE; turn and timestamp are filled in. Where the queue is full the
- * CQE is lost, the CQ dead and the application told (IBV_EVENT_CQ_ERR).
+ * CQE is lost, the CQ dead and the application told (IBV_EVENT_CQ_ERR); or the
+ * oldest is lost, where the application has asked for that.
  */
 void cq_push(struct cq *cq, const struct sluice_cqe *cqe, bool solicited);
 

@@ -15,6 +15,7 @@
 #include "clock.h"
 #include "copy.h"
 #include "cq.h"
+#include "memory.h"
 #include "mr.h"
 #include "node.h"
 #include "qp.h"
@@ -115,11 +116,11 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
         engine->qp_free[slot] = slot;
     engine->qp_free_count = SLUICE_MAX_QPS;
     engine->mr_used = 1; /* entry 0 ends the list of free ones, and key 0 is nobody's */
-    if (getrandom(&engine->mr_random, sizeof(engine->mr_random), 0) != sizeof(engine->mr_random)) {
+    if (getrandom(&engine->random, sizeof(engine->random), 0) != sizeof(engine->random)) {
         error = -errno;
         goto fail;
     }
-    engine->mr_random |= 1;
+    engine->random |= 1;
     engine->events.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (engine->events.fd < 0) {
         error = -errno;
@@ -135,6 +136,17 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
 fail:
     sluice_engine_close(engine);
     return error;
+}
+
+uint64_t engine_random(struct sluice_engine *engine)
+{
+    /* xorshift64, Marsaglia 2003; seeded from getrandom */
+    uint64_t x = engine->random;
+
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^= x << 17;
+    return engine->random = x;
 }
 
 static void unmap(void *place, size_t size)
@@ -368,6 +380,44 @@ int sluice_cq_destroy(struct sluice_engine *engine, uint32_t number, uint32_t ha
 
     if (result == 0)
         cq_free(cq);
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_cq_resize(struct sluice_engine *engine, uint32_t number, const struct sluice_resize_cq_request *request,
+                     struct sluice_resize_cq_reply *reply)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    struct cq *cq = cq_find(session, request->handle);
+    int result = cq ? cq_resize(cq, request, reply) : -EINVAL;
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_memory_open_file(struct sluice_engine *engine, uint32_t number, int fd, int writable)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = memory_open_file(session, fd, writable);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_memory_close(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = memory_close(session, handle);
+
     worker_leave(engine);
     return result;
 }

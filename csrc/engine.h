@@ -30,7 +30,7 @@ struct sluice_shape {
     uint64_t max_bps;       /* ceiling, bits per second, each direction */
     uint64_t burst;         /* bytes; 0: chosen from the rate */
     uint64_t max_mr_bytes;  /* 0: no limit */
-    uint64_t max_mrs;       /* 0: no limit */
+    uint64_t max_mrs;       /* regions and windows; 0: no limit */
 };
 
 /*
@@ -68,6 +68,7 @@ struct sluice_tenant_counters {
     uint64_t mr_bytes;
     uint64_t sessions;
     uint64_t max_bps;       /* ceiling in force, 0: none */
+    uint64_t mws;
 };
 
 struct sluice_qp_counters {
@@ -140,12 +141,17 @@ int sluice_pd_alloc(struct sluice_engine *engine, uint32_t session);
 int sluice_channel_create(struct sluice_engine *engine, uint32_t session, int *read_fd);
 int sluice_cq_create(struct sluice_engine *engine, uint32_t session,
                      const struct sluice_create_cq_request *request, struct sluice_create_cq_reply *reply);
+int sluice_cq_resize(struct sluice_engine *engine, uint32_t session,
+                     const struct sluice_resize_cq_request *request, struct sluice_resize_cq_reply *reply);
+/* fd: a mapping's file (csrc/memory.h); the engine's where a handle is returned. */
+int sluice_memory_open_file(struct sluice_engine *engine, uint32_t session, int fd, int writable);
 int sluice_qp_create(struct sluice_engine *engine, uint32_t session,
                      const struct sluice_create_qp_request *request, struct sluice_create_qp_reply *reply);
 
 /* -EBUSY while something uses the object; -EINVAL where there is none. */
 int sluice_pd_dealloc(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_channel_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
+int sluice_memory_close(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_cq_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_qp_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 

@@ -4,21 +4,13 @@
 #include <errno.h>
 #include <infiniband/verbs.h>
 
+#include "memory.h"
+#include "mw.h"
+
 /* What a region may grant; relaxed ordering changes nothing here, as all is ordered. */
 #define MR_ACCESS                                                                                          \
     (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC | \
-     IBV_ACCESS_MW_BIND | IBV_ACCESS_RELAXED_ORDERING)
-
-static uint64_t next_random(struct sluice_engine *engine)
-{
-    /* xorshift64, Marsaglia 2003; seeded from getrandom */
-    uint64_t x = engine->mr_random;
-
-    x ^= x << 13;
-    x ^= x >> 7;
-    x ^= x << 17;
-    return engine->mr_random = x;
-}
+     IBV_ACCESS_MW_BIND | IBV_ACCESS_ZERO_BASED | IBV_ACCESS_RELAXED_ORDERING)
 
 static struct pd *find_pd(struct session *session, uint32_t handle)
 {
@@ -31,26 +23,36 @@ static struct pd *find_pd(struct session *session, uint32_t handle)
     return NULL;
 }
 
-static int reg_mr(struct session *session, struct sluice_command *command)
+static bool access_fits(uint32_t access)
 {
-    struct sluice_engine *engine = session->engine;
-    struct tenant *tenant = session->tenant;
-    struct pd *pd = find_pd(session, command->pd);
-    uint64_t length = command->length;
-    uint32_t index;
+    if (access & ~(uint32_t)MR_ACCESS)
+        return false;
+    /* IBTA 10.6.3.1: who may write from afar may write locally. */
+    return !(access & (IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)) || (access & IBV_ACCESS_LOCAL_WRITE);
+}
 
-    if (!pd || length == 0 || (command->access & ~(uint32_t)MR_ACCESS))
-        return EINVAL;
-    if ((command->access & (IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)) &&
-        !(command->access & IBV_ACCESS_LOCAL_WRITE))
-        return EINVAL;
-    if (length > ARENA_SIZE || command->addr > ARENA_SIZE - length || command->iova > UINT64_MAX - length)
-        return EINVAL;
-    if ((tenant->shape.max_mrs && tenant->counters->mrs >= tenant->shape.max_mrs) ||
-        (tenant->shape.max_mr_bytes &&
-         (length > tenant->shape.max_mr_bytes ||
-          tenant->counters->mr_bytes > tenant->shape.max_mr_bytes - length)))
-        return ENOMEM;
+static bool range_fits(const struct memory *memory, const struct sluice_command *command, uint32_t access)
+{
+    return command->length && memory_holds(memory, command->addr, command->length, access) &&
+           command->iova <= UINT64_MAX - command->length;
+}
+
+/* Whether the tenant may have this many bytes more, and, where more is 1, one region or window more. */
+static bool within_limits(const struct tenant *tenant, uint32_t more, uint64_t bytes)
+{
+    const struct sluice_shape *shape = &tenant->shape;
+    const struct sluice_tenant_counters *now = tenant->counters;
+
+    if (shape->max_mrs && more && now->mrs + now->mws >= shape->max_mrs)
+        return false;
+    return !shape->max_mr_bytes ||
+           (bytes <= shape->max_mr_bytes && now->mr_bytes <= shape->max_mr_bytes - bytes);
+}
+
+struct mr *mr_take(struct pd *pd, enum mr_kind kind)
+{
+    struct sluice_engine *engine = pd->session->engine;
+    uint32_t index;
 
     if (engine->mr_free) {
         index = engine->mr_free;
@@ -58,32 +60,141 @@ static int reg_mr(struct session *session, struct sluice_command *command)
     } else if (engine->mr_used < MR_MAX) {
         index = engine->mr_used++;
     } else {
-        return ENOMEM;
+        return NULL;
     }
     struct mr *mr = &engine->mrs[index];
+    uint32_t variants = 1u << MR_VARIANT_BITS;
+    /* Any but the one before. */
+    uint32_t step = (uint32_t)(engine_random(engine) >> 32) % (variants - 1) + 1;
+    uint32_t variant = (mr->last_key + step) & (variants - 1);
 
-    *mr = (struct mr){
-        .key = index << MR_VARIANT_BITS | (uint32_t)(next_random(engine) >> (64 - MR_VARIANT_BITS)),
-        .access = command->access,
-        .pd = pd,
-        .iova = command->iova,
-        .length = length,
-        .offset = command->addr - command->iova,
-    };
+    *mr = (struct mr){.key = index << MR_VARIANT_BITS | variant, .pd = pd, .kind = (uint8_t)kind};
     list_init(&mr->link);
-    list_append(&session->mrs, &mr->link);
+    list_init(&mr->qp_link);
+    list_append(kind == MR_REGION ? &pd->session->mrs : &pd->session->mws, &mr->link);
     pd->users++;
-    tenant->counters->mrs++;
-    tenant->counters->mr_bytes += length;
+    if (kind == MR_REGION)
+        pd->session->tenant->counters->mrs++;
+    else
+        pd->session->tenant->counters->mws++;
+    return mr;
+}
+
+/* Says where the region lies. */
+static void place(struct mr *mr, struct memory *memory, const struct sluice_command *command)
+{
+    struct sluice_tenant_counters *counters = mr->pd->session->tenant->counters;
+
+    memory->users++;
+    if (mr->memory)
+        mr->memory->users--;
+    counters->mr_bytes += command->length - mr->length;
+    mr->memory = memory;
+    mr->iova = command->iova;
+    mr->length = command->length;
+    mr->offset = command->addr - command->iova;
+}
+
+static void grant(struct mr *mr, uint32_t access)
+{
+    mr->access = (access & ~(uint32_t)IBV_ACCESS_ZERO_BASED) | MR_LOCAL;
+    mr->zero_based = access & IBV_ACCESS_ZERO_BASED;
+}
+
+static int reg_mr(struct session *session, struct sluice_command *command)
+{
+    struct pd *pd = find_pd(session, command->pd);
+    struct memory *memory = memory_find(session, command->memory);
+
+    if (!pd || !memory || !access_fits(command->access) || !range_fits(memory, command, command->access))
+        return EINVAL;
+    struct mr *mr = within_limits(session->tenant, 1, command->length) ? mr_take(pd, MR_REGION) : NULL;
+
+    if (!mr)
+        return ENOMEM;
+    place(mr, memory, command);
+    grant(mr, command->access);
     command->key = mr->key;
     return 0;
 }
 
+/* The session's own region or window behind a key, or NULL. */
+static struct mr *find(struct session *session, uint32_t key, bool window)
+{
+    struct mr *mr = mr_at(session->engine, key);
+
+    return mr && mr->pd->session == session && (mr->kind != MR_REGION) == window ? mr : NULL;
+}
+
 static int dereg_mr(struct session *session, uint32_t key)
+{
+    struct mr *mr = find(session, key, false);
+
+    if (!mr)
+        return EINVAL;
+    if (mr->windows)
+        return EBUSY;
+    mr_free(session->engine, mr);
+    return 0;
+}
+
+/* All or nothing: what is refused leaves the region as it was. */
+static int rereg_mr(struct session *session, struct sluice_command *command)
+{
+    struct mr *mr = find(session, command->key, false);
+    uint32_t flags = command->flags;
+    struct pd *pd = mr && (flags & IBV_REREG_MR_CHANGE_PD) ? find_pd(session, command->pd) : mr ? mr->pd : NULL;
+
+    if (!pd || flags == 0 || (flags & ~(uint32_t)IBV_REREG_MR_FLAGS_SUPPORTED))
+        return EINVAL;
+    uint32_t old_access = (mr->access & ~(uint32_t)MR_LOCAL) | (mr->zero_based ? IBV_ACCESS_ZERO_BASED : 0);
+    uint32_t access = flags & IBV_REREG_MR_CHANGE_ACCESS ? command->access : old_access;
+    struct memory *memory = mr->memory;
+
+    if (!access_fits(access))
+        return EINVAL;
+    if (mr->windows)
+        return EBUSY;
+    if (flags & IBV_REREG_MR_CHANGE_TRANSLATION) {
+        memory = memory_find(session, command->memory);
+        if (!memory || !range_fits(memory, command, access))
+            return EINVAL;
+        if (command->length > mr->length &&
+            !within_limits(session->tenant, 0, command->length - mr->length))
+            return ENOMEM;
+        place(mr, memory, command);
+    } else if (!memory_holds(memory, mr->iova + mr->offset, mr->length, access)) {
+        return EINVAL;
+    }
+    grant(mr, access);
+    mr->pd->users--;
+    pd->users++;
+    mr->pd = pd;
+    return 0;
+}
+
+static int alloc_mw(struct session *session, struct sluice_command *command)
+{
+    struct pd *pd = find_pd(session, command->pd);
+
+    if (!pd || (command->flags != IBV_MW_TYPE_1 && command->flags != IBV_MW_TYPE_2))
+        return EINVAL;
+    struct mr *mr = within_limits(session->tenant, 1, 0)
+                        ? mr_take(pd, command->flags == IBV_MW_TYPE_1 ? MR_WINDOW_TYPE_1 : MR_WINDOW_TYPE_2)
+                        : NULL;
+
+    if (!mr)
+        return ENOMEM;
+    command->key = mr->key;
+    return 0;
+}
+
+static int dealloc_mw(struct session *session, uint32_t key)
 {
     struct mr *mr = &session->engine->mrs[key >> MR_VARIANT_BITS];
 
-    if (key == 0 || mr->key != key || mr->pd->session != session)
+    /* The tag may have been changed by a bind that is under way. */
+    if (mr->key == 0 || mr->kind == MR_REGION || ((mr->key ^ key) & ~(uint32_t)MR_TAG) || mr->pd->session != session)
         return EINVAL;
     mr_free(session->engine, mr);
     return 0;
@@ -93,10 +204,18 @@ void mr_free(struct sluice_engine *engine, struct mr *mr)
 {
     struct sluice_tenant_counters *counters = mr->pd->session->tenant->counters;
 
-    counters->mrs--;
-    counters->mr_bytes -= mr->length;
+    if (mr->kind == MR_REGION) {
+        counters->mrs--;
+        counters->mr_bytes -= mr->length;
+        if (mr->memory)
+            mr->memory->users--;
+    } else {
+        mw_unbind(mr);
+        counters->mws--;
+    }
     mr->pd->users--;
     list_remove(&mr->link);
+    mr->last_key = mr->key;
     mr->key = 0;
     mr->next_free = engine->mr_free;
     engine->mr_free = (uint32_t)(mr - engine->mrs);
@@ -110,6 +229,15 @@ void mr_command(struct session *session, struct sluice_command *command)
         break;
     case SLUICE_COMMAND_DEREG_MR:
         command->status = dereg_mr(session, command->key);
+        break;
+    case SLUICE_COMMAND_REREG_MR:
+        command->status = rereg_mr(session, command);
+        break;
+    case SLUICE_COMMAND_ALLOC_MW:
+        command->status = alloc_mw(session, command);
+        break;
+    case SLUICE_COMMAND_DEALLOC_MW:
+        command->status = dealloc_mw(session, command->key);
         break;
     default:
         command->status = EINVAL;

@@ -1,31 +1,66 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Memory regions. A key is an index (20 bits) and a variant (12 bits) that is
- * random each time, so that neither an old key nor a guessed one opens memory;
- * keys are the node's, not a session's, so that another tenant's never fits.
+ * Memory regions, and the table of keys that they share with memory windows
+ * (mw.h). A key is an entry of the table (20 bits), a random number (4 bits) and
+ * a tag (8 bits):
+ *
+ *   a region's tag is random, so that neither an old key nor a guessed one opens
+ *   memory: of 4,096 keys of an entry one is right, and no region has the key of
+ *   the one before it
+ *   a window's tag is what a bind says (ibv_inc_rkey); the rest stays, as the
+ *   specification has it for 24 bits of index
+ *
+ * Keys are the node's, not a session's, so that another tenant's never fits.
  */
 #ifndef SLUICE_MR_H
 #define SLUICE_MR_H
 
 #include "node.h"
 
-enum { MR_MAX = 1 << 20, MR_VARIANT_BITS = 12 };
+enum { MR_MAX = 1 << 20, MR_VARIANT_BITS = 12, MR_TAG = 0xff };
+
+/* Not one of enum ibv_access_flags: may be used with an lkey. Regions have it, windows don't. */
+enum { MR_LOCAL = 1 << 30 };
+
+enum mr_kind { MR_REGION, MR_WINDOW_TYPE_1, MR_WINDOW_TYPE_2 };
 
 struct mr {
-    uint32_t key; /* 0: free */
-    uint32_t access; /* enum ibv_access_flags */
+    /* What each message reads: one cache line. */
+    uint32_t key;    /* 0: free */
+    uint32_t access; /* enum ibv_access_flags, MR_LOCAL */
     struct pd *pd;
     uint64_t iova; /* as WRs name it */
     uint64_t length;
     uint64_t offset; /* address = iova + offset, modulo 2^64 */
-    struct list link; /* in the session */
+    struct memory *memory; /* in which address is */
+    const struct qp *qp;   /* bound window of type 2: who may use it; else NULL */
     uint32_t next_free;
-};
+    uint8_t kind;    /* enum mr_kind */
+    bool zero_based;
+
+    struct mr *region;   /* window: what it is bound to, or NULL */
+    uint32_t windows;    /* region: how many are */
+    uint32_t last_key;   /* of the entry, before it was freed */
+    struct list link;    /* in the session */
+    struct list qp_link; /* window of type 2: in its QP while bound */
+} __attribute__((aligned(64)));
 
 /* Carries out a command of the mailbox (a private copy of it); sets status and key. */
 void mr_command(struct session *session, struct sluice_command *command);
 
+/* A free entry with a fresh key in this PD, or NULL. mr_free gives it back. */
+struct mr *mr_take(struct pd *pd, enum mr_kind kind);
+
+/* Also with windows bound to it: only at the end of a session. */
 void mr_free(struct sluice_engine *engine, struct mr *mr);
+
+/* The region or window that has this key, or NULL. */
+static inline struct mr *mr_at(const struct sluice_engine *engine, uint32_t key)
+{
+    struct mr *mr = &engine->mrs[key >> MR_VARIANT_BITS];
+
+    return key && mr->key == key ? mr : NULL;
+}
 
 /*
  * The MR behind a key, where it is of this PD, covers [address, address+length)

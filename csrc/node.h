@@ -2,7 +2,7 @@
 /*
  * Everything that the engine has, and who owns what:
  *
- *   engine ── tenants ── sessions ── PDs, channels, CQs, QPs, MRs
+ *   engine ── tenants ── sessions ── PDs, channels, CQs, QPs, MRs, memory
  *
  * Only the worker touches any of it (see worker.h), so there are no locks.
  */
@@ -49,7 +49,7 @@ struct tenant {
 struct pd {
     struct session *session;
     uint32_t handle;
-    uint32_t users; /* QPs and MRs */
+    uint32_t users; /* QPs, MRs and windows */
     struct list link;
 };
 
@@ -60,6 +60,17 @@ struct channel {
     struct list link;
 };
 
+/* What memory regions lie in: memory.h. */
+struct memory {
+    struct session *session;
+    uint32_t kind;   /* enum sluice_memory_kind; 0: the arena */
+    uint32_t handle;
+    uint32_t users;  /* regions */
+    bool writable;
+    struct arena view;
+    struct list link;
+};
+
 struct session {
     struct sluice_engine *engine;
     struct tenant *tenant;
@@ -67,10 +78,11 @@ struct session {
     uint32_t live; /* place in engine->live */
     bool broken;   /* its shared memory held garbage: nothing of it is read any more */
     struct segment segment;
-    struct arena arena;
+    struct memory arena;
     int async_fd;
-    uint32_t next_handle;
-    struct list pds, channels, cqs, mrs;
+    uint32_t next_handle; /* starts anywhere: what a forked child has of its parent's session fits nothing of its own */
+    uint32_t memory_count;
+    struct list pds, channels, cqs, mrs, mws, memories;
     struct qp **qps; /* SLUICE_SESSION_QPS, by handle */
     uint32_t qp_hint; /* where to look for a free handle */
 };
@@ -94,10 +106,10 @@ struct sluice_engine {
     uint32_t *qp_free;        /* ring of free slots: the longest unused is next */
     uint32_t qp_free_head, qp_free_count;
 
-    struct mr *mrs;           /* MR_MAX, by index; see mr.h */
+    struct mr *mrs;           /* MR_MAX, by index, windows too; see mr.h */
     uint32_t mr_free;         /* first of the list of free entries */
     uint32_t mr_used;         /* entries beyond have never been used */
-    uint64_t mr_random;
+    uint64_t random;
 
     struct timers timers;
     struct list notify;       /* CQs with CQEs that nobody was told of yet */
@@ -111,6 +123,9 @@ struct sluice_engine {
         int fd;
     } events;
 };
+
+/* Not for secrets that outlive a guess: the low bits are the weakest. */
+uint64_t engine_random(struct sluice_engine *engine);
 
 /* Ends what a session may do, and tells the control plane why; it closes the session then. */
 void session_break(struct session *session, const char *reason);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "atomic.h"
+#include "mw.h"
 #include "transport/transport.h"
 #include "worker.h"
 
@@ -135,6 +136,7 @@ int qp_create(struct session *session, const struct sluice_create_qp_request *re
     qp->peer_tenant = -1;
     qp->timer.fire = on_timer;
     list_init(&qp->link);
+    list_init(&qp->windows);
     lay_out(qp, &request->cap);
     int64_t offset = segment_take(&session->segment, qp->size);
 
@@ -199,6 +201,7 @@ void qp_free(struct qp *qp)
 {
     qp_deactivate(qp);
     disconnect(qp);
+    mws_of_qp(qp);
     timers_release(&qp->session->engine->timers);
     give_numbers(qp);
     qp->pd->users--;
@@ -357,10 +360,13 @@ static bool take_message(struct qp *qp)
     message->sges = (struct sluice_sge *)(message->bytes + size);
     message->inline_data = message->bytes + size;
     message->atomic = (struct sluice_atomic *)(message->bytes + size);
+    message->bind = (struct sluice_bind *)(message->bytes + size);
 
     if (wqe->opcode == IBV_WR_ATOMIC_CMP_AND_SWP || wqe->opcode == IBV_WR_ATOMIC_FETCH_AND_ADD) {
         size += (uint32_t)sizeof(struct sluice_atomic);
         message->sges = (struct sluice_sge *)(message->bytes + size);
+    } else if (wqe->opcode == IBV_WR_BIND_MW) {
+        size += (uint32_t)sizeof(struct sluice_bind);
     }
     if (wqe->flags & SLUICE_WQE_INLINE)
         size += wqe->inline_length;
@@ -706,6 +712,7 @@ static void reset(struct qp *qp)
 
     qp_deactivate(qp);
     disconnect(qp);
+    mws_of_qp(qp);
     /* Everything posted is forgotten; the shim does the same with its side. */
     qp->message.active = false;
     qp->receive.active = false;

@@ -30,6 +30,7 @@ struct message {
     struct sluice_sge *sges;
     uint8_t *inline_data;
     struct sluice_atomic *atomic;
+    struct sluice_bind *bind;
     _Alignas(64) uint8_t bytes[SLUICE_WQE_MAX];
 };
 
@@ -74,6 +75,7 @@ struct qp {
     uint32_t rnr_left;    /* retries */
     struct timer timer;   /* RNR, or the transport's retry limit */
     struct list link;     /* tenant->active, or a lane_shaper's waiting */
+    struct list windows;  /* of type 2, bound by this QP */
 
     struct sluice_qp_attr attr;
     uint64_t offset, size; /* in the segment */

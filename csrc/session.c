@@ -12,6 +12,8 @@
 
 #include "atomic.h"
 #include "futex.h"
+#include "memory.h"
+#include "mr.h"
 #include "qp.h"
 
 /*
@@ -53,7 +55,7 @@ static int take_number(struct sluice_engine *engine, struct session *session)
 static void free_memory(struct session *session)
 {
     segment_close(&session->segment);
-    arena_close(&session->arena);
+    arena_close(&session->arena.view);
     if (session->async_fd >= 0)
         close(session->async_fd);
     free(session->qps);
@@ -69,20 +71,24 @@ int session_open(struct tenant *tenant, struct sluice_session_files *files)
         return -ENOMEM;
     session->engine = tenant->engine;
     session->tenant = tenant;
-    session->segment.fd = session->arena.fd = session->async_fd = -1;
-    session->next_handle = 1;
+    session->segment.fd = session->arena.view.fd = session->async_fd = -1;
+    session->next_handle = (uint32_t)(engine_random(tenant->engine) >> 34) + 1;
+    session->arena.session = session;
+    session->arena.writable = true;
     list_init(&session->pds);
     list_init(&session->channels);
     list_init(&session->cqs);
     list_init(&session->mrs);
+    list_init(&session->mws);
+    list_init(&session->memories);
     session->qps = calloc(SLUICE_SESSION_QPS, sizeof(*session->qps));
-    if (!session->qps || (error = segment_open(&session->segment)) || (error = arena_open(&session->arena)) ||
+    if (!session->qps || (error = segment_open(&session->segment)) || (error = arena_open(&session->arena.view)) ||
         (error = open_pipe(&async_read, &session->async_fd)))
         goto fail;
 
     files->engine_page = tenant->engine->page_fd;
     files->segment = fcntl(session->segment.fd, F_DUPFD_CLOEXEC, 3);
-    files->arena = fcntl(session->arena.fd, F_DUPFD_CLOEXEC, 3);
+    files->arena = fcntl(session->arena.view.fd, F_DUPFD_CLOEXEC, 3);
     files->async_events = async_read;
     if (files->segment < 0 || files->arena < 0) {
         error = -errno;
@@ -113,8 +119,12 @@ void session_free(struct session *session)
     for (uint32_t handle = 0; handle < SLUICE_SESSION_QPS; handle++)
         if (session->qps[handle])
             qp_free(session->qps[handle]);
+    while (!list_empty(&session->mws))
+        mr_free(engine, list_entry(session->mws.next, struct mr, link));
     while (!list_empty(&session->mrs))
         mr_free(engine, list_entry(session->mrs.next, struct mr, link));
+    while (!list_empty(&session->memories))
+        memory_free(list_entry(session->memories.next, struct memory, link));
     while (!list_empty(&session->cqs))
         cq_free(list_entry(session->cqs.next, struct cq, link));
     while (!list_empty(&session->channels))

@@ -21,6 +21,7 @@ enum { ARENA_WINDOWS = 1 << (SLUICE_ARENA_SHIFT - SLUICE_WINDOW_SHIFT), FAULTS =
 /* One entry a slot of the reserved stretch: what is mapped there, to map it again after a fault. */
 struct slot {
     int fd; /* -1: free */
+    int protection;
     uint64_t offset;
 };
 
@@ -41,12 +42,18 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
         int error = errno;
         uintptr_t page = (uintptr_t)info->si_addr & ~(uintptr_t)(sysconf(_SC_PAGESIZE) - 1);
 
-        /* mmap is a bare system call: safe here. Where even this fails there is no way on. */
+        uint32_t slot = (uint32_t)(place / WINDOW_SIZE);
+
+        /*
+         * mmap is a bare system call: safe here. Of huge pages no small one can be
+         * replaced, but the whole window can. Where even this fails there is no way on.
+         */
         if (mmap((void *)page, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED &&
+            mmap(stretch + slot * WINDOW_SIZE, WINDOW_SIZE, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
             abort();
         window_fault = true;
-        uint32_t slot = (uint32_t)(place / WINDOW_SIZE);
 
         if (fault_count == 0 || (faulted[fault_count - 1] != slot && fault_count < FAULTS))
             faulted[fault_count++] = slot;
@@ -69,28 +76,27 @@ int windows_open(void)
 
     if (stretch)
         return 0;
-    void *place = mmap(NULL, SLOTS * WINDOW_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    size_t size = (SLOTS + 1) * WINDOW_SIZE;
+    uint8_t *place = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     if (place == MAP_FAILED)
         return -errno;
+    /* On a window's own boundary, as files of huge pages need. */
+    place = (uint8_t *)(((uintptr_t)place + WINDOW_SIZE - 1) & ~(uintptr_t)(WINDOW_SIZE - 1));
     for (uint32_t i = 0; i < SLOTS; i++) {
         slots[i].fd = -1;
         free_slots[i] = SLOTS - 1 - i;
     }
     free_count = SLOTS;
-    if (sigaction(SIGBUS, &action, &earlier_action)) {
-        int error = -errno;
-
-        munmap(place, SLOTS * WINDOW_SIZE);
-        return error;
-    }
+    if (sigaction(SIGBUS, &action, &earlier_action))
+        return -errno; /* the addresses stay reserved: they cost nothing */
     stretch = place;
     return 0;
 }
 
 static bool slot_map(uint32_t slot)
 {
-    return mmap(stretch + slot * WINDOW_SIZE, WINDOW_SIZE, PROT_READ | PROT_WRITE,
+    return mmap(stretch + slot * WINDOW_SIZE, WINDOW_SIZE, slots[slot].protection,
                 MAP_SHARED | MAP_NORESERVE | MAP_FIXED, slots[slot].fd, (off_t)slots[slot].offset) != MAP_FAILED;
 }
 
@@ -104,16 +110,24 @@ static void slot_free(uint32_t slot)
     pthread_mutex_unlock(&slots_lock);
 }
 
-int arena_open(struct arena *arena)
+static int make_windows(struct arena *arena, uint32_t count)
 {
-    int error;
-
-    arena->windows = mmap(NULL, ARENA_WINDOWS * sizeof(*arena->windows), PROT_READ | PROT_WRITE,
+    arena->windows = mmap(NULL, count * sizeof(*arena->windows), PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (arena->windows == MAP_FAILED) {
         arena->windows = NULL;
         return -errno;
     }
+    arena->count = count;
+    return 0;
+}
+
+int arena_open(struct arena *arena)
+{
+    int error = make_windows(arena, ARENA_WINDOWS);
+
+    if (error)
+        return error;
     arena->fd = memfd_create("sluice-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (arena->fd < 0 || ftruncate(arena->fd, (off_t)ARENA_SIZE) ||
         fcntl(arena->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
@@ -124,13 +138,24 @@ int arena_open(struct arena *arena)
     return 0;
 }
 
+int arena_of_file(struct arena *arena, int fd, uint64_t size, bool writable)
+{
+    int error = make_windows(arena, (uint32_t)((size + WINDOW_SIZE - 1) / WINDOW_SIZE));
+
+    if (error)
+        return error;
+    arena->read_only = !writable;
+    arena->fd = fd;
+    return 0;
+}
+
 void arena_close(struct arena *arena)
 {
     if (arena->windows) {
-        for (uint32_t i = 0; i < ARENA_WINDOWS; i++)
+        for (uint32_t i = 0; i < arena->count; i++)
             if (arena->windows[i])
                 slot_free((uint32_t)((size_t)(arena->windows[i] - stretch) / WINDOW_SIZE));
-        munmap(arena->windows, ARENA_WINDOWS * sizeof(*arena->windows));
+        munmap(arena->windows, arena->count * sizeof(*arena->windows));
     }
     if (arena->fd >= 0)
         close(arena->fd);
@@ -147,7 +172,8 @@ uint8_t *arena_map(struct arena *arena, uint64_t address)
     pthread_mutex_unlock(&slots_lock);
     if (slot == SLOTS)
         return NULL;
-    slots[slot] = (struct slot){arena->fd, address & ~(WINDOW_SIZE - 1)};
+    slots[slot] = (struct slot){arena->fd, arena->read_only ? PROT_READ : PROT_READ | PROT_WRITE,
+                                address & ~(WINDOW_SIZE - 1)};
     if (!slot_map(slot)) {
         slot_free(slot);
         return NULL;

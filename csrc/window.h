@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The engine's view of sessions' registered memory: an arena (a file whose offset
- * is the application's address) is seen through windows of 1 GiB, each mapped
- * when first used. So registering maps nothing, a look-up is one index, and
+ * is the application's address), or another file that an application has mapped,
+ * is seen through windows of 1 GiB, each mapped when first used. So registering maps nothing, a look-up is one index, and
  * thousands of memory regions don't use up the kernel's map count.
  *
  * All windows of all arenas lie in one reserved stretch of addresses. A fault
@@ -24,19 +24,26 @@
 
 struct arena {
     int fd;
-    uint8_t **windows; /* ARENA_SIZE / WINDOW_SIZE pointers; NULL: not mapped */
+    bool read_only;
+    uint32_t count;    /* windows */
+    uint8_t **windows; /* NULL: not mapped */
 };
 
 /* Reserves the addresses and installs the SIGBUS handler. Once a process. -errno. */
 int windows_open(void);
 
 int arena_open(struct arena *arena);
+/*
+ * The same view of another file of that many bytes; an address is an offset in it.
+ * What lies behind its end, or is cut off later, faults. Takes fd over unless it fails.
+ */
+int arena_of_file(struct arena *arena, int fd, uint64_t size, bool writable);
 void arena_close(struct arena *arena);
 
-/* Maps the window of an address below ARENA_SIZE. NULL: no window is left. */
+/* Maps the window of an address below count * WINDOW_SIZE. NULL: no window is left. */
 uint8_t *arena_map(struct arena *arena, uint64_t address);
 
-/* Where the engine sees an address below ARENA_SIZE; valid to the end of its window. */
+/* Where the engine sees such an address; valid to the end of its window. */
 static inline uint8_t *arena_at(struct arena *arena, uint64_t address)
 {
     uint8_t *window = arena->windows[address >> SLUICE_WINDOW_SHIFT];

@@ -31,7 +31,7 @@ struct shim_cq *cq_by_handle(uint32_t handle)
 }
 
 static struct shim_cq *create(struct ibv_context *context, uint32_t cqe, void *cq_context,
-                              struct ibv_comp_channel *channel, uint32_t comp_vector)
+                              struct ibv_comp_channel *channel, uint32_t comp_vector, uint32_t flags)
 {
     struct sluice_create_cq_request request = {
         .cqe = cqe, .channel = channel ? ((struct shim_channel *)channel)->handle : 0};
@@ -45,6 +45,8 @@ static struct shim_cq *create(struct ibv_context *context, uint32_t cqe, void *c
 
     if (!cq)
         return NULL;
+    if (flags & IBV_CREATE_CQ_ATTR_IGNORE_OVERRUN)
+        request.flags |= SLUICE_CQ_IGNORE_OVERRUN;
     int error = session_call(SLUICE_OP_CREATE_CQ, &request, sizeof(request), &reply, sizeof(reply));
 
     if (error) {
@@ -64,7 +66,9 @@ static struct shim_cq *create(struct ibv_context *context, uint32_t cqe, void *c
     cq->handle = reply.handle;
     cq->entries = reply.cqe;
     cq->shared = (struct sluice_cq_shared *)(session.segment + reply.offset);
-    cq->ring = (struct sluice_cqe *)(cq->shared + 1);
+    cq->ring = (struct sluice_cqe *)(session.segment + reply.ring);
+    cq->unlocked = flags & IBV_CREATE_CQ_ATTR_SINGLE_THREADED;
+    cq->ignore_overrun = flags & IBV_CREATE_CQ_ATTR_IGNORE_OVERRUN;
 
     pthread_mutex_lock(&objects_lock);
     cq->next = cqs;
@@ -84,7 +88,7 @@ EXPORT struct ibv_cq *ibv_create_cq(struct ibv_context *context, int cqe, void *
         errno = EINVAL;
         return NULL;
     }
-    return (struct ibv_cq *)create(context, (uint32_t)cqe, cq_context, channel, (uint32_t)comp_vector);
+    return (struct ibv_cq *)create(context, (uint32_t)cqe, cq_context, channel, (uint32_t)comp_vector, 0);
 }
 
 struct ibv_cq_ex *shim_create_cq_ex(struct ibv_context *context, struct ibv_cq_init_attr_ex *attr)
@@ -94,14 +98,18 @@ struct ibv_cq_ex *shim_create_cq_ex(struct ibv_context *context, struct ibv_cq_i
                            IBV_WC_EX_WITH_DLID_PATH_BITS | IBV_WC_EX_WITH_COMPLETION_TIMESTAMP |
                            IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK;
 
-    if (attr->comp_mask & ~(uint32_t)(IBV_CQ_INIT_ATTR_MASK_FLAGS | IBV_CQ_INIT_ATTR_MASK_PD) ||
-        (attr->wc_flags & ~known) ||
-        ((attr->comp_mask & IBV_CQ_INIT_ATTR_MASK_FLAGS) &&
-         (attr->flags & ~(uint32_t)(IBV_CREATE_CQ_ATTR_SINGLE_THREADED)))) {
+    uint32_t flags = attr->comp_mask & IBV_CQ_INIT_ATTR_MASK_FLAGS ? attr->flags : 0;
+
+    if (attr->wc_flags & ~known) {
         errno = EOPNOTSUPP;
         return NULL;
     }
-    struct shim_cq *cq = create(context, attr->cqe, attr->cq_context, attr->channel, attr->comp_vector);
+    if ((attr->comp_mask & ~(uint32_t)(IBV_CQ_INIT_ATTR_MASK_FLAGS | IBV_CQ_INIT_ATTR_MASK_PD)) ||
+        (flags & ~(uint32_t)(IBV_CREATE_CQ_ATTR_SINGLE_THREADED | IBV_CREATE_CQ_ATTR_IGNORE_OVERRUN))) {
+        errno = EINVAL;
+        return NULL;
+    }
+    struct shim_cq *cq = create(context, attr->cqe, attr->cq_context, attr->channel, attr->comp_vector, flags);
 
     if (!cq)
         return NULL;
@@ -134,13 +142,29 @@ EXPORT int ibv_destroy_cq(struct ibv_cq *public)
     return 0;
 }
 
+/*
+ * Where overruns are ignored, the engine may be a turn or more ahead: then what
+ * was overwritten is lost, and polling goes on with what is there.
+ */
+static bool skip_overwritten(struct shim_cq *cq, uint32_t turn)
+{
+    uint32_t ahead = turn - (cq->consumer / cq->entries + 1);
+
+    if (!cq->ignore_overrun || turn == 0 || ahead > UINT32_MAX / 2)
+        return false;
+    cq->consumer += ahead * cq->entries;
+    return true;
+}
+
 struct sluice_cqe *cq_next(struct shim_cq *cq)
 {
     for (;;) {
         struct sluice_cqe *cqe = &cq->ring[cq->consumer & (cq->entries - 1)];
 
         /* Pairs with the engine's release: the rest of the CQE, and the data it speaks of, are there. */
-        if (load_acquire(&cqe->turn) != cq->consumer / cq->entries + 1)
+        uint32_t turn = load_acquire(&cqe->turn);
+
+        if (turn != cq->consumer / cq->entries + 1 && !skip_overwritten(cq, turn))
             return NULL;
         cq->consumer++;
         struct shim_qp *qp = cqe->qp < SLUICE_SESSION_QPS ? qps[cqe->qp] : NULL;
@@ -155,7 +179,7 @@ struct sluice_cqe *cq_next(struct shim_cq *cq)
 
 void cq_forget_qp(struct shim_cq *cq, uint32_t qp_num)
 {
-    spinlock_lock(&cq->lock);
+    cq_lock(cq);
     for (uint32_t i = cq->consumer;; i++) {
         struct sluice_cqe *cqe = &cq->ring[i & (cq->entries - 1)];
 
@@ -164,7 +188,7 @@ void cq_forget_qp(struct shim_cq *cq, uint32_t qp_num)
         if (cqe->qp_num == qp_num)
             cqe->qp_num = 0;
     }
-    spinlock_unlock(&cq->lock);
+    cq_unlock(cq);
 }
 
 int shim_poll_cq(struct ibv_cq *public, int num_entries, struct ibv_wc *wc)
@@ -172,7 +196,7 @@ int shim_poll_cq(struct ibv_cq *public, int num_entries, struct ibv_wc *wc)
     struct shim_cq *cq = to_cq(public);
     int count = 0;
 
-    spinlock_lock(&cq->lock);
+    cq_lock(cq);
     uint32_t before = cq->consumer;
 
     while (count < num_entries) {
@@ -194,7 +218,7 @@ int shim_poll_cq(struct ibv_cq *public, int num_entries, struct ibv_wc *wc)
     }
     if (cq->consumer != before)
         store_release(&cq->shared->consumer, cq->consumer);
-    spinlock_unlock(&cq->lock);
+    cq_unlock(cq);
     return count;
 }
 
@@ -216,9 +240,24 @@ int shim_req_notify_cq(struct ibv_cq *public, int solicited_only)
     return 0;
 }
 
-EXPORT int ibv_resize_cq(struct ibv_cq *cq, int cqe)
+EXPORT int ibv_resize_cq(struct ibv_cq *public, int cqe)
 {
-    (void)cq;
-    (void)cqe;
-    return EOPNOTSUPP;
+    struct shim_cq *cq = to_cq(public);
+    struct sluice_resize_cq_request request = {.handle = cq->handle, .cqe = (uint32_t)cqe};
+    struct sluice_resize_cq_reply reply;
+
+    if (cqe < 1 || cqe > SLUICE_MAX_CQE)
+        return EINVAL;
+    /* Who polls meanwhile waits; what the engine completes after the exchange is in the new ring. */
+    cq_lock(cq);
+    store_release(&cq->shared->consumer, cq->consumer);
+    int error = session_call(SLUICE_OP_RESIZE_CQ, &request, sizeof(request), &reply, sizeof(reply));
+
+    if (!error) {
+        cq->ring = (struct sluice_cqe *)(session.segment + reply.ring);
+        cq->entries = reply.cqe;
+        public->cqe = (int)reply.cqe;
+    }
+    cq_unlock(cq);
+    return error;
 }

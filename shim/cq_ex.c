@@ -28,12 +28,12 @@ static int start_poll(struct ibv_cq_ex *public, struct ibv_poll_cq_attr *attr)
 
     if (attr->comp_mask)
         return EINVAL;
-    spinlock_lock(&cq->lock);
+    cq_lock(cq);
     int error = show(cq, cq_next(cq));
 
     /* Without a completion there is no end_poll; skipped CQEs are given back with the next one. */
     if (error)
-        spinlock_unlock(&cq->lock);
+        cq_unlock(cq);
     return error;
 }
 
@@ -47,7 +47,7 @@ static void end_poll(struct ibv_cq_ex *public)
     struct shim_cq *cq = self(public);
 
     store_release(&cq->shared->consumer, cq->consumer);
-    spinlock_unlock(&cq->lock);
+    cq_unlock(cq);
 }
 
 static enum ibv_wc_opcode read_opcode(struct ibv_cq_ex *cq)

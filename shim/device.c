@@ -10,6 +10,9 @@
 #include "objects.h"
 #include "session.h"
 
+/* Each names an interrupt on a real device, and nothing here: applications spread their CQs over several. */
+enum { COMP_VECTORS = 8 };
+
 static struct shim_device device;
 static pthread_once_t device_once = PTHREAD_ONCE_INIT;
 
@@ -103,11 +106,14 @@ EXPORT struct ibv_context *ibv_open_device(struct ibv_device *public)
     base->device = public;
     base->ops.poll_cq = shim_poll_cq;
     base->ops.req_notify_cq = shim_req_notify_cq;
+    base->ops.alloc_mw = shim_alloc_mw;
+    base->ops.dealloc_mw = shim_dealloc_mw;
+    base->ops.bind_mw = shim_bind_mw;
     base->ops.post_send = shim_post_send;
     base->ops.post_recv = shim_post_recv;
     base->cmd_fd = -1;
     base->async_fd = async_fd;
-    base->num_comp_vectors = 1;
+    base->num_comp_vectors = COMP_VECTORS;
     pthread_mutex_init(&base->mutex, NULL);
     base->abi_compat = __VERBS_ABI_IS_EXTENDED;
     return base;

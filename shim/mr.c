@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Memory regions: man ibv_reg_mr. */
+/* Memory regions: man ibv_reg_mr, ibv_rereg_mr. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -9,8 +9,9 @@
 
 enum {
     GRANTED = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC |
-              IBV_ACCESS_MW_BIND,
-    LACKING = IBV_ACCESS_ON_DEMAND | IBV_ACCESS_ZERO_BASED | IBV_ACCESS_HUGETLB,
+              IBV_ACCESS_MW_BIND | IBV_ACCESS_ZERO_BASED,
+    /* What says only how memory may be reached fastest changes nothing here. */
+    HINTS = IBV_ACCESS_HUGETLB | IBV_ACCESS_OPTIONAL_RANGE,
 };
 
 static bool may_be_written(unsigned access)
@@ -21,11 +22,10 @@ static bool may_be_written(unsigned access)
 /* The engine checks as well; here it is so that memory isn't moved for a request that can only fail. */
 static int check(size_t length, unsigned access)
 {
-    if (length == 0)
-        return EINVAL;
-    if (access & LACKING)
+    /* As a device without on-demand paging: before the length, which is SIZE_MAX for an implicit region. */
+    if (access & IBV_ACCESS_ON_DEMAND)
         return EOPNOTSUPP;
-    if (access & ~(unsigned)GRANTED)
+    if (length == 0 || (access & ~(unsigned)(GRANTED | HINTS)))
         return EINVAL;
     /* IBTA 10.6.3.1: who may write from afar may write locally. */
     if ((access & (IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)) && !(access & IBV_ACCESS_LOCAL_WRITE))
@@ -33,24 +33,32 @@ static int check(size_t length, unsigned access)
     return 0;
 }
 
+/* Brings the memory where the engine reaches it, and says in the command where that is. */
+static int locate(struct sluice_command *command, void *addr, size_t length, uint64_t iova, unsigned access)
+{
+    int error = sluice_arena_adopt(addr, length, may_be_written(access));
+
+    command->memory = 0;
+    command->addr = (uintptr_t)addr;
+    command->length = length;
+    command->iova = access & IBV_ACCESS_ZERO_BASED ? 0 : iova;
+    return error;
+}
+
 static struct ibv_mr *reg_mr(struct ibv_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access)
 {
     struct sluice_command command = {
         .op = SLUICE_COMMAND_REG_MR,
         .pd = ((struct shim_pd *)pd)->handle,
-        /* Optional ones may be ignored, that is what they are. */
-        .access = access & ~(unsigned)IBV_ACCESS_OPTIONAL_RANGE,
-        .addr = (uintptr_t)addr,
-        .length = length,
-        .iova = iova,
+        .access = access & ~(unsigned)HINTS,
     };
-    int error = check(length, command.access);
+    int error = check(length, access);
     struct shim_mr *mr = error ? NULL : calloc(1, sizeof(*mr));
 
     if (!error && !mr)
         return NULL;
     if (!error)
-        error = sluice_arena_adopt(addr, length, may_be_written(command.access));
+        error = locate(&command, addr, length, iova, access);
     if (!error) {
         error = session_command(&command);
         if (error)
@@ -70,6 +78,7 @@ static struct ibv_mr *reg_mr(struct ibv_pd *pd, void *addr, size_t length, uint6
         .lkey = command.key,
         .rkey = command.key,
     };
+    mr->access = command.access;
     return &mr->mr;
 }
 
@@ -101,5 +110,51 @@ EXPORT int ibv_dereg_mr(struct ibv_mr *mr)
         return error;
     sluice_arena_retire(mr->addr, mr->length);
     free(mr);
+    return 0;
+}
+
+EXPORT int ibv_rereg_mr(struct ibv_mr *public, int flags, struct ibv_pd *pd, void *addr, size_t length, int access)
+{
+    struct shim_mr *mr = (struct shim_mr *)public;
+    unsigned wanted = flags & IBV_REREG_MR_CHANGE_ACCESS ? (unsigned)access : mr->access;
+    struct sluice_command command = {
+        .op = SLUICE_COMMAND_REREG_MR,
+        .key = public->lkey,
+        .flags = (uint32_t)flags,
+        .access = wanted & ~(unsigned)HINTS,
+    };
+    bool moves = flags & IBV_REREG_MR_CHANGE_TRANSLATION;
+    int error = 0;
+
+    if ((flags & ~IBV_REREG_MR_FLAGS_SUPPORTED) || (moves && (!addr || !length)) ||
+        (access && !(flags & IBV_REREG_MR_CHANGE_ACCESS)) || ((flags & IBV_REREG_MR_CHANGE_PD) && !pd)) {
+        errno = EINVAL;
+        return IBV_REREG_MR_ERR_INPUT;
+    }
+    if (flags & IBV_REREG_MR_CHANGE_PD)
+        command.pd = ((struct shim_pd *)pd)->handle;
+    if (flags & (IBV_REREG_MR_CHANGE_TRANSLATION | IBV_REREG_MR_CHANGE_ACCESS)) {
+        if (!moves) {
+            addr = public->addr;
+            length = public->length;
+        }
+        error = check(length, wanted);
+        if (!error)
+            error = locate(&command, addr, length, (uintptr_t)addr, wanted);
+    }
+    if (!error)
+        error = session_command(&command);
+    if (error) {
+        errno = error;
+        return IBV_REREG_MR_ERR_CMD;
+    }
+    if (flags & IBV_REREG_MR_CHANGE_PD)
+        public->pd = pd;
+    if (moves) {
+        sluice_arena_retire(public->addr, public->length);
+        public->addr = addr;
+        public->length = length;
+    }
+    mr->access = command.access;
     return 0;
 }

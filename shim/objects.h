@@ -58,6 +58,8 @@ struct shim_channel {
 
 struct shim_mr {
     struct ibv_mr mr;
+    unsigned access;
+    uint32_t memory; /* handle; 0: the arena */
 };
 
 struct shim_cq {
@@ -70,6 +72,8 @@ struct shim_cq {
     struct sluice_cq_shared *shared;
     struct sluice_cqe *ring;
     struct sluice_cqe *current; /* between start_poll and end_poll */
+    bool unlocked;       /* the application said that one thread uses it */
+    bool ignore_overrun;
     struct spinlock lock;
     uint32_t comp_events_given, async_events_given; /* read by the application; guarded by events_lock */
 };
@@ -106,6 +110,18 @@ struct shim_qp {
     struct ibv_qp_init_attr init;
 };
 
+static inline void cq_lock(struct shim_cq *cq)
+{
+    if (!cq->unlocked)
+        spinlock_lock(&cq->lock);
+}
+
+static inline void cq_unlock(struct shim_cq *cq)
+{
+    if (!cq->unlocked)
+        spinlock_unlock(&cq->lock);
+}
+
 static inline struct shim_cq *to_cq(struct ibv_cq *cq)
 {
     return (struct shim_cq *)cq;
@@ -139,6 +155,10 @@ int shim_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr
 int shim_post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad_wr);
 int shim_poll_cq(struct ibv_cq *cq, int num_entries, struct ibv_wc *wc);
 int shim_req_notify_cq(struct ibv_cq *cq, int solicited_only);
+
+struct ibv_mw *shim_alloc_mw(struct ibv_pd *pd, enum ibv_mw_type type);
+int shim_dealloc_mw(struct ibv_mw *mw);
+int shim_bind_mw(struct ibv_qp *qp, struct ibv_mw *mw, struct ibv_mw_bind *bind);
 
 /* Makes what is posted visible to the engine; the queue's lock is held. */
 void queue_publish(struct shim_qp *qp, struct shim_queue *queue);

@@ -48,6 +48,37 @@ static void write_sges(struct sluice_sge *to, const struct ibv_sge *sges, int co
         to[i] = (struct sluice_sge){.addr = sges[i].addr, .length = sges[i].length, .lkey = sges[i].lkey};
 }
 
+static uint8_t wqe_flags(unsigned send_flags)
+{
+    return (uint8_t)((send_flags & IBV_SEND_SIGNALED ? SLUICE_WQE_SIGNALED : 0) |
+                     (send_flags & IBV_SEND_SOLICITED ? SLUICE_WQE_SOLICITED : 0) |
+                     (send_flags & IBV_SEND_FENCE ? SLUICE_WQE_FENCE : 0));
+}
+
+/* Operations on memory windows carry no data. */
+static int write_window_wqe(struct sluice_wqe *wqe, const struct ibv_send_wr *wr)
+{
+    const struct ibv_mw_bind_info *info = &wr->bind_mw.bind_info;
+    struct sluice_wqe header = {
+        .opcode = (uint8_t)wr->opcode, .flags = wqe_flags(wr->send_flags), .wr_id = wr->wr_id};
+
+    if (wr->send_flags & IBV_SEND_INLINE)
+        return EINVAL;
+    if (wr->opcode == IBV_WR_LOCAL_INV) {
+        header.imm_data = wr->invalidate_rkey;
+    } else {
+        if (!wr->bind_mw.mw || (!info->mr && (info->addr || info->length)))
+            return EINVAL;
+        header.rkey = wr->bind_mw.rkey;
+        header.remote_addr = info->addr;
+        header.imm_data = info->mr ? info->mr->lkey : 0;
+        *(struct sluice_bind *)(wqe + 1) =
+            (struct sluice_bind){.length = info->length, .access = info->mw_access_flags};
+    }
+    *wqe = header;
+    return 0;
+}
+
 static int write_wqe(const struct shim_qp *qp, struct sluice_wqe *wqe, const struct ibv_send_wr *wr)
 {
     struct sluice_sge *sges = (struct sluice_sge *)(wqe + 1);
@@ -67,7 +98,11 @@ static int write_wqe(const struct shim_qp *qp, struct sluice_wqe *wqe, const str
         break;
     case IBV_WR_SEND:
     case IBV_WR_SEND_WITH_IMM:
+    case IBV_WR_SEND_WITH_INV: /* invalidate_rkey is in imm_data's place */
         break;
+    case IBV_WR_BIND_MW:
+    case IBV_WR_LOCAL_INV:
+        return write_window_wqe(wqe, wr);
     case IBV_WR_ATOMIC_CMP_AND_SWP:
     case IBV_WR_ATOMIC_FETCH_AND_ADD:
         can_inline = false;
@@ -80,12 +115,7 @@ static int write_wqe(const struct shim_qp *qp, struct sluice_wqe *wqe, const str
     default:
         return EINVAL;
     }
-    if (wr->send_flags & IBV_SEND_SIGNALED)
-        header.flags |= SLUICE_WQE_SIGNALED;
-    if (wr->send_flags & IBV_SEND_SOLICITED)
-        header.flags |= SLUICE_WQE_SOLICITED;
-    if (wr->send_flags & IBV_SEND_FENCE)
-        header.flags |= SLUICE_WQE_FENCE;
+    header.flags = wqe_flags(wr->send_flags);
     if (wr->send_flags & IBV_SEND_INLINE) {
         if (!can_inline)
             return EINVAL;

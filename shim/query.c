@@ -36,12 +36,15 @@ EXPORT int ibv_query_device(struct ibv_context *context, struct ibv_device_attr 
         .hw_ver = device.hw_ver,
         .max_qp = (int)device.max_qp,
         .max_qp_wr = (int)device.max_qp_wr,
-        .device_cap_flags = IBV_DEVICE_CURR_QP_STATE_MOD | IBV_DEVICE_SYS_IMAGE_GUID | IBV_DEVICE_RC_RNR_NAK_GEN,
+        .device_cap_flags = IBV_DEVICE_CURR_QP_STATE_MOD | IBV_DEVICE_SYS_IMAGE_GUID |
+                            IBV_DEVICE_RC_RNR_NAK_GEN | IBV_DEVICE_MEM_WINDOW | IBV_DEVICE_MEM_WINDOW_TYPE_2B |
+                            IBV_DEVICE_MEM_MGT_EXTENSIONS,
         .max_sge = (int)device.max_sge,
         .max_sge_rd = (int)device.max_sge,
         .max_cq = (int)device.max_cq,
         .max_cqe = (int)device.max_cqe,
         .max_mr = (int)device.max_mr,
+        .max_mw = (int)device.max_mr,
         .max_pd = (int)device.max_pd,
         .max_qp_rd_atom = (int)device.max_qp_rd_atom,
         .max_qp_init_rd_atom = (int)device.max_qp_rd_atom,

@@ -414,6 +414,8 @@ int session_command(struct sluice_command *command)
     mailbox->length = command->length;
     mailbox->iova = command->iova;
     mailbox->key = command->key;
+    mailbox->memory = command->memory;
+    mailbox->flags = command->flags;
     mailbox->sleeping = 0;
     store_release(&mailbox->state, (uint32_t)SLUICE_COMMAND_POSTED);
     exchange(&session.head->command_rung, 1);

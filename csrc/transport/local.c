@@ -10,12 +10,13 @@
 
 #include "../atomic.h"
 #include "../copy.h"
+#include "../mw.h"
 #include "../worker.h"
 #include "transport.h"
 
-/* A piece of memory that was checked: an address in an arena, or the WQE's own bytes. */
+/* A piece of memory that was checked: an address in what an MR lies in, or the WQE's own bytes. */
 struct span {
-    struct arena *arena; /* NULL: host */
+    struct memory *memory; /* NULL: host */
     uint64_t address;
     uint8_t *host;
     uint32_t length;
@@ -37,12 +38,13 @@ static bool resolve_sges(struct qp *qp, const struct sluice_sge *sges, uint32_t 
         if (sges[i].length == 0)
             continue;
         const struct mr *mr =
-            mr_find(qp->session->engine, sges[i].lkey, qp->pd, sges[i].addr, sges[i].length, access);
+            mr_find(qp->session->engine, sges[i].lkey, qp->pd, sges[i].addr, sges[i].length,
+                    access | MR_LOCAL);
 
         if (!mr)
             return false;
         spans->list[spans->count++] = (struct span){
-            .arena = &qp->session->arena, .address = sges[i].addr + mr->offset, .length = sges[i].length};
+            .memory = mr->memory, .address = sges[i].addr + mr->offset, .length = sges[i].length};
         spans->total += sges[i].length;
     }
     return true;
@@ -60,10 +62,10 @@ static bool resolve_remote(struct qp *peer, const struct sluice_wqe *wqe, uint32
         return true;
     const struct mr *mr = mr_find(peer->session->engine, wqe->rkey, peer->pd, wqe->remote_addr, length, access);
 
-    if (!mr)
+    if (!mr || (mr->qp && mr->qp != peer))
         return false;
     spans->list[spans->count++] = (struct span){
-        .arena = &peer->session->arena, .address = wqe->remote_addr + mr->offset, .length = length};
+        .memory = mr->memory, .address = wqe->remote_addr + mr->offset, .length = length};
     return true;
 }
 
@@ -71,14 +73,14 @@ static bool resolve_remote(struct qp *peer, const struct sluice_wqe *wqe, uint32
 static uint8_t *span_at(const struct span *span, uint32_t offset, uint32_t *length)
 {
     *length = span->length - offset;
-    if (!span->arena)
+    if (!span->memory)
         return span->host + offset;
     uint64_t address = span->address + offset;
     uint64_t to_window_end = WINDOW_SIZE - (address & (WINDOW_SIZE - 1));
 
     if (*length > to_window_end)
         *length = (uint32_t)to_window_end;
-    return arena_at(span->arena, address);
+    return arena_at(&span->memory->view, address);
 }
 
 /*
@@ -207,11 +209,6 @@ static enum progress local_error(uint32_t *status, uint32_t requester_status)
     return PROGRESS_FAILED;
 }
 
-static bool with_immediate(uint8_t opcode)
-{
-    return opcode == IBV_WR_RDMA_WRITE_WITH_IMM || opcode == IBV_WR_SEND_WITH_IMM;
-}
-
 /* The local end of the message: the gather list of what is sent, or the scatter list of what is read. */
 static bool resolve_local(struct qp *qp, uint32_t access, struct spans *spans)
 {
@@ -322,10 +319,19 @@ static enum progress send_send(struct qp *qp, struct qp *peer, uint32_t budget, 
         return spoil(qp, peer, IBV_WC_LOC_PROT_ERR, status, IBV_WC_REM_OP_ERR);
     if (message->moved < message->total)
         return PROGRESS_MORE;
+    uint32_t wc_flags = 0;
+
+    if (wqe->opcode == IBV_WR_SEND_WITH_IMM)
+        wc_flags = IBV_WC_WITH_IMM;
+    if (wqe->opcode == IBV_WR_SEND_WITH_INV) {
+        /* IBTA 9.9.3, class J: the data is there, and yet the connection ends. */
+        if (!mw_invalidate(peer, wqe->imm_data))
+            return spoil(qp, peer, IBV_WC_REM_INV_REQ_ERR, status, IBV_WC_REM_ACCESS_ERR);
+        wc_flags = IBV_WC_WITH_INV;
+    }
     count_message(qp, peer);
-    qp_complete_receive(peer, IBV_WC_SUCCESS, IBV_WC_RECV, message->total,
-                        with_immediate(wqe->opcode) ? IBV_WC_WITH_IMM : 0,
-                        with_immediate(wqe->opcode) ? wqe->imm_data : 0, wqe->flags & SLUICE_WQE_SOLICITED);
+    qp_complete_receive(peer, IBV_WC_SUCCESS, IBV_WC_RECV, message->total, wc_flags, wc_flags ? wqe->imm_data : 0,
+                        wqe->flags & SLUICE_WQE_SOLICITED);
     return PROGRESS_DONE;
 }
 
@@ -398,6 +404,12 @@ static enum progress send_atomic(struct qp *qp, struct qp *peer, uint32_t *statu
 
 static enum progress local_send(struct qp *qp, uint32_t budget, uint32_t *status)
 {
+    uint8_t opcode = qp->message.wqe->opcode;
+
+    if (opcode == IBV_WR_BIND_MW || opcode == IBV_WR_LOCAL_INV) {
+        *status = mw_execute(qp);
+        return *status == IBV_WC_SUCCESS ? PROGRESS_DONE : PROGRESS_FAILED;
+    }
     struct qp *peer = find_peer(qp);
 
     if (!peer)
@@ -408,6 +420,7 @@ static enum progress local_send(struct qp *qp, uint32_t budget, uint32_t *status
         return send_write(qp, peer, budget, status);
     case IBV_WR_SEND:
     case IBV_WR_SEND_WITH_IMM:
+    case IBV_WR_SEND_WITH_INV:
         return send_send(qp, peer, budget, status);
     case IBV_WR_RDMA_READ:
         return send_read(qp, peer, budget, status);
@@ -415,7 +428,6 @@ static enum progress local_send(struct qp *qp, uint32_t budget, uint32_t *status
     case IBV_WR_ATOMIC_FETCH_AND_ADD:
         return send_atomic(qp, peer, status);
     default:
-        /* Memory windows and invalidation: no key of ours can be invalidated. */
         return local_error(status, IBV_WC_LOC_QP_OP_ERR);
     }
 }

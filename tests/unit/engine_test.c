@@ -94,7 +94,7 @@ static void open_client(struct client *client)
     client->sq = (struct sluice_wqe *)((uint8_t *)client->segment + qp.sq_offset);
     client->sq_stride = qp.sq_stride;
     client->cq = (struct sluice_cq_shared *)((uint8_t *)client->segment + cq.offset);
-    client->ring = (struct sluice_cqe *)(client->cq + 1);
+    client->ring = (struct sluice_cqe *)((uint8_t *)client->segment + cq.ring);
     client->cq_entries = cq.cqe;
     client->key = command(client, (struct sluice_command){
         .op = SLUICE_COMMAND_REG_MR, .pd = (uint32_t)pd, .access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE,
@@ -341,7 +341,7 @@ static void a_full_memory_is_an_error(void)
     struct client a, b;
 
     /* Where the arena has no page to give, SIGBUS: here by a file that is too short. */
-    struct arena arena = {.fd = memfd_create("short", MFD_CLOEXEC)};
+    struct arena arena = {.fd = memfd_create("short", MFD_CLOEXEC), .count = 1};
     uint8_t *windows[1] = {NULL};
 
     arena.windows = windows;

@@ -54,6 +54,12 @@ class Verbs:
                 "struct sluice_create_cq_reply",
                 self._create_cq,
             ),
+            (
+                lib.SLUICE_OP_RESIZE_CQ,
+                "struct sluice_resize_cq_request",
+                "struct sluice_resize_cq_reply",
+                self._resize_cq,
+            ),
             (lib.SLUICE_OP_DESTROY_CQ, handle, handle_reply, self._destroy_cq),
             (
                 lib.SLUICE_OP_CREATE_QP,
@@ -147,6 +153,9 @@ class Verbs:
 
     def _create_cq(self, session: Session, request: Any, reply: Any) -> None:
         self._engine.create_cq(session.number, request, reply)
+
+    def _resize_cq(self, session: Session, request: Any, reply: Any) -> None:
+        self._engine.resize_cq(session.number, request, reply)
 
     def _destroy_cq(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.destroy_cq(session.number, request.handle)

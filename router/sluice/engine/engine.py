@@ -119,6 +119,18 @@ class Engine:
     def create_cq(self, session: int, request: Any, reply: Any) -> None:
         checked(lib.sluice_cq_create(self._engine, session, request, reply))
 
+    def resize_cq(self, session: int, request: Any, reply: Any) -> None:
+        """OSError EINVAL: it doesn't fit."""
+        checked(lib.sluice_cq_resize(self._engine, session, request, reply))
+
+    def open_file(self, session: int, fd: int, writable: bool) -> int:
+        """The handle; the descriptor is the engine's then. OSError: it stays the caller's."""
+        return checked(lib.sluice_memory_open_file(self._engine, session, fd, writable))
+
+    def close_memory(self, session: int, handle: int) -> None:
+        """OSError EBUSY while memory regions lie in it."""
+        checked(lib.sluice_memory_close(self._engine, session, handle))
+
     def destroy_cq(self, session: int, handle: int) -> None:
         checked(lib.sluice_cq_destroy(self._engine, session, handle))
 

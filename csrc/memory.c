@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "memory.h"
+
+#include <errno.h>
+#include <infiniband/verbs.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+/* What may lead to a store, through the region or a window of it: memory that can't be written grants none. */
+#define MAY_WRITE (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)
+
+static struct memory *add(struct session *session, uint32_t kind)
+{
+    struct memory *memory = session->memory_count < MEMORY_MAX ? calloc(1, sizeof(*memory)) : NULL;
+
+    if (!memory)
+        return NULL;
+    memory->session = session;
+    memory->kind = kind;
+    memory->handle = session->next_handle++;
+    memory->view.fd = -1;
+    list_init(&memory->link);
+    list_append(&session->memories, &memory->link);
+    session->memory_count++;
+    return memory;
+}
+
+void memory_free(struct memory *memory)
+{
+    arena_close(&memory->view);
+    list_remove(&memory->link);
+    memory->session->memory_count--;
+    free(memory);
+}
+
+int memory_open_file(struct session *session, int fd, bool writable)
+{
+    struct stat status;
+
+    if (fstat(fd, &status))
+        return -errno;
+    if (status.st_size <= 0 || (uint64_t)status.st_size > ARENA_SIZE)
+        return -EINVAL;
+    struct memory *memory = add(session, SLUICE_MEMORY_FILE);
+
+    if (!memory)
+        return -ENOMEM;
+    int error = arena_of_file(&memory->view, fd, (uint64_t)status.st_size, writable);
+
+    if (error) {
+        memory_free(memory);
+        return error;
+    }
+    memory->writable = writable;
+    return (int)memory->handle;
+}
+
+struct memory *memory_find(struct session *session, uint32_t handle)
+{
+    if (handle == 0)
+        return &session->arena;
+    for (struct list *link = session->memories.next; link != &session->memories; link = link->next)
+        if (list_entry(link, struct memory, link)->handle == handle)
+            return list_entry(link, struct memory, link);
+    return NULL;
+}
+
+int memory_close(struct session *session, uint32_t handle)
+{
+    struct memory *memory = handle ? memory_find(session, handle) : NULL;
+
+    if (!memory)
+        return -EINVAL;
+    if (memory->users)
+        return -EBUSY;
+    memory_free(memory);
+    return 0;
+}
+
+bool memory_holds(const struct memory *memory, uint64_t addr, uint64_t length, uint32_t access)
+{
+    uint64_t size = (uint64_t)memory->view.count << SLUICE_WINDOW_SHIFT;
+
+    return length <= size && addr <= size - length && (memory->writable || !(access & MAY_WRITE));
+}

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "mw.h"
+
+#include <infiniband/verbs.h>
+
+void mw_unbind(struct mr *window)
+{
+    if (window->region)
+        window->region->windows--;
+    window->region = NULL;
+    window->qp = NULL;
+    window->memory = NULL;
+    window->access = 0;
+    window->length = 0;
+    list_remove(&window->qp_link);
+}
+
+void mws_of_qp(struct qp *qp)
+{
+    while (!list_empty(&qp->windows))
+        mw_unbind(list_entry(qp->windows.next, struct mr, qp_link));
+}
+
+/* IBTA 10.6.7.2: what a window may grant of a region. */
+static bool may_bind(const struct mr *region, const struct sluice_bind *bind, uint64_t addr)
+{
+    if (!(region->access & IBV_ACCESS_MW_BIND) || region->zero_based)
+        return false;
+    if ((bind->access & (IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)) &&
+        !(region->access & IBV_ACCESS_LOCAL_WRITE))
+        return false;
+    return addr >= region->iova && bind->length <= region->length &&
+           addr - region->iova <= region->length - bind->length;
+}
+
+static bool bind_window(struct qp *qp, struct mr *window, uint32_t new_key, uint32_t lkey, uint64_t addr,
+                        const struct sluice_bind *bind)
+{
+    const uint32_t known =
+        IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC | IBV_ACCESS_ZERO_BASED;
+    bool type_2 = window->kind == MR_WINDOW_TYPE_2;
+    bool zero_based = bind->access & IBV_ACCESS_ZERO_BASED;
+
+    if (window->pd != qp->pd || (bind->access & ~known))
+        return false;
+    /* A window of type 2 is invalidated by its own operations only; one of type 1 has no zero base. */
+    if (type_2 ? window->region != NULL || bind->length == 0 : zero_based)
+        return false;
+    if (bind->length) {
+        struct mr *region = mr_at(qp->session->engine, lkey);
+
+        if (!region || region->kind != MR_REGION || region->pd != qp->pd || !may_bind(region, bind, addr))
+            return false;
+        mw_unbind(window);
+        window->region = region;
+        region->windows++;
+        window->iova = zero_based ? 0 : addr;
+        window->length = bind->length;
+        window->offset = addr + region->offset - window->iova;
+        window->memory = region->memory;
+        window->access = bind->access & ~(uint32_t)IBV_ACCESS_ZERO_BASED;
+        window->zero_based = zero_based;
+        if (type_2) {
+            window->qp = qp;
+            list_append(&qp->windows, &window->qp_link);
+        }
+    } else {
+        mw_unbind(window);
+    }
+    window->key = new_key;
+    return true;
+}
+
+bool mw_invalidate(struct qp *qp, uint32_t key)
+{
+    struct mr *window = mr_at(qp->session->engine, key);
+
+    if (!window || window->kind != MR_WINDOW_TYPE_2 || window->pd != qp->pd || (window->qp && window->qp != qp))
+        return false;
+    mw_unbind(window);
+    return true;
+}
+
+uint32_t mw_execute(struct qp *qp)
+{
+    const struct sluice_wqe *wqe = qp->message.wqe;
+
+    if (wqe->opcode == IBV_WR_LOCAL_INV)
+        return mw_invalidate(qp, wqe->imm_data) ? IBV_WC_SUCCESS : IBV_WC_LOC_QP_OP_ERR;
+
+    struct mr *window = &qp->session->engine->mrs[wqe->rkey >> MR_VARIANT_BITS];
+
+    /* All but the tag is the window's own. */
+    if (window->key == 0 || window->kind == MR_REGION || ((window->key ^ wqe->rkey) & ~(uint32_t)MR_TAG) ||
+        !bind_window(qp, window, wqe->rkey, wqe->imm_data, wqe->remote_addr, qp->message.bind))
+        return IBV_WC_MW_BIND_ERR;
+    return IBV_WC_SUCCESS;
+}
