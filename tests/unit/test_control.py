@@ -5,7 +5,7 @@ from ipaddress import IPv4Network
 from types import SimpleNamespace
 
 import pytest
-from sluice.control.directory import Directory
+from sluice.cluster.directory import AddressError, Directory
 from sluice.control.qp_state import RC, Attr, State, allowed
 from sluice.device.virtual import VirtualDevice
 from sluice.engine import ffi
@@ -82,11 +82,11 @@ def test_values_out_of_range(field: str, value: int, bit: Attr, state: State, ta
 
 
 def test_the_directory_knows_who_has_a_gid() -> None:
-    directory = Directory(IPv4Network("10.0.0.0/29"))
+    directory = Directory(pool=IPv4Network("10.0.0.0/29"))
     addresses = [directory.assign(tenant) for tenant in range(6)]
     assert len(set(addresses)) == 6
     assert directory.tenant_of(VirtualDevice(addresses[3]).gid) == 3
-    with pytest.raises(RuntimeError, match="in use"):
+    with pytest.raises(AddressError, match="in use"):
         directory.assign(7)
     directory.release(addresses[3])
     assert directory.tenant_of(VirtualDevice(addresses[3]).gid) is None

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sluice.cli.keys import default_key
+from sluice.cluster.join import Membership, host_name
 from sluice.control.admin import Admin
 from sluice.control.router import AlreadyRunning, Router
 
@@ -21,12 +23,19 @@ def add_to(commands: Any, state_dir: Path) -> None:
         "--state-dir", type=Path, default=state_dir, help="sockets and counters (default: %(default)s)"
     )
     command.add_argument("--config", type=Path, metavar="FILE", help="policy file to load at start")
+    cluster = command.add_argument_group("a node of a cluster")
+    cluster.add_argument("--cluster", type=Path, metavar="FILE", help="cluster file, the same on all nodes; watched")
+    cluster.add_argument("--node", default=host_name(), help="which of its nodes this is (default: %(default)s)")
+    cluster.add_argument("--key", type=Path, default=default_key(), help="this node's key (default: %(default)s)")
     command.add_argument("--verbose", action="store_true", help="log every session")
     command.set_defaults(run=run)
 
 
 async def serve(options: argparse.Namespace) -> None:
-    router = Router(options.state_dir.absolute())
+    membership = None
+    if options.cluster is not None:
+        membership = Membership(options.cluster.absolute(), options.node, options.key.absolute())
+    router = Router(options.state_dir.absolute(), membership)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -54,6 +63,6 @@ def run(options: argparse.Namespace) -> int:
         print(f"sluice: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"sluice: {options.state_dir}: {error.strerror or error}", file=sys.stderr)
+        print(f"sluice: {error.filename or options.state_dir}: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0

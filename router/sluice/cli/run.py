@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,22 @@ def add_to(commands: Any, state_dir: Path) -> None:
     command.add_argument("--tenant", metavar="NAME", help="default: a tenant of its own, gone afterwards")
     command.add_argument("--max", metavar="RATE", help="ceiling in each direction, for instance 2Gbps")
     command.add_argument(
+        "--ip", metavar="ADDRESS", type=address, help="the tenant's address (default: one that is free)"
+    )
+    command.add_argument(
         "--no-isolate",
         action="store_true",
         help="as root: no mount, PID and IPC namespaces for the command",
     )
     command.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
     command.set_defaults(run=run)
+
+
+def address(text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 address: write one as 10.1.0.5") from None
 
 
 def ensure_router(state_dir: Path) -> None:
@@ -81,7 +92,8 @@ def run(options: argparse.Namespace) -> int:
     name = check_name(options.tenant or f"run-{os.getpid()}")
     limits = {} if options.max is None else {"max": options.max}
     ensure_router(state_dir)
-    answer = ask(state_dir, "tenant-add", name=name, policy=limits)
+    wanted = None if options.ip is None else str(options.ip)
+    answer = ask(state_dir, "tenant-add", name=name, policy=limits, address=wanted)
 
     preload = os.environ.get("LD_PRELOAD")
     environment = dict(os.environ)

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,10 @@ class Admin:
         except (KeyError, TypeError, AttributeError):
             return {"error": "not a request of this router's version"}
 
-    def _tenant_add(self, name: str, policy: dict[str, object]) -> dict[str, Any]:
+    def _tenant_add(self, name: str, policy: dict[str, object], address: str | None = None) -> dict[str, Any]:
         new = name not in self._router.tenants
         wanted = Policy().changed(policy)
-        tenant = self._router.add_tenant(name, wanted)
+        tenant = self._router.add_tenant(name, wanted, None if address is None else IPv4Address(address))
         if not new and policy:
             self._router.set_policy(name, policy)
         return {"path": str(tenant.path), "address": str(tenant.address or ""), "new": new}

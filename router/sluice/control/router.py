@@ -19,8 +19,10 @@ from typing import Any
 
 import zmq
 
+from sluice.cluster.directory import AddressError, Directory
+from sluice.cluster.join import Membership
+from sluice.cluster.links import Links
 from sluice.control.connections import Connection, Gate, OpenGate
-from sluice.control.directory import Directory
 from sluice.control.tenant import Tenant
 from sluice.engine import Engine
 from sluice.engine.counters import Counters
@@ -36,7 +38,8 @@ class AlreadyRunning(RuntimeError):
 class Router:
     """Make it inside a running event loop; close it there too."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, membership: Membership | None = None) -> None:
+        """OSError, AlreadyRunning; ClusterFileError and KeyFileError, which are ValueErrors, with a membership."""
         state_dir.mkdir(parents=True, exist_ok=True)
         self.state_dir = state_dir
         self._lock = self._take_lock()
@@ -44,6 +47,9 @@ class Router:
         self.counters = Counters(state_dir / "counters")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._directory = Directory()
+        self.links: Links | None = None
+        if membership is not None:
+            self._directory, self.links = membership.join()
         self.gate: Gate = OpenGate()
         self.tenants: dict[str, Tenant] = {}
         self.started = time.time()
@@ -76,15 +82,28 @@ class Router:
                     log.warning("tenant %s: session %d (pid %d): %s", tenant.name, number, session.pid, reason)
                     session.end(f"garbage in its shared memory: {reason}")
 
-    def add_tenant(self, name: str, policy: Policy, late_address: bool = False, keep: bool = False) -> Tenant:
-        """The tenant with this name; made where there is none. ValueError, OSError.
+    def add_tenant(
+        self,
+        name: str,
+        policy: Policy,
+        address: IPv4Address | None = None,
+        late_address: bool = False,
+        keep: bool = False,
+    ) -> Tenant:
+        """The tenant with this name; made where there is none, with this address or a free one.
 
         late_address: Tenant.set_address tells where it is. keep: its directory outlives the router.
+        ValueError (AddressError where another tenant has the address), OSError.
         """
         if name in self.tenants:
-            return self.tenants[name]
+            tenant = self.tenants[name]
+            if address is not None and tenant.address != address:
+                raise AddressError(f"tenant {name!r} has the address {tenant.address} already, not {address}")
+            return tenant
         path = self.state_dir / "tenants" / check_name(name)
-        tenant = Tenant(name, path, policy, self._engine, self._directory, self._context, self, late_address, keep)
+        tenant = Tenant(
+            name, path, policy, self._engine, self._directory, self._context, self, address, late_address, keep
+        )
         self.tenants[name] = tenant
         log.info("tenant %s: added, address %s", name, tenant.address or "not known yet")
         return tenant
@@ -149,6 +168,7 @@ class Router:
             "started": self.started,
             "worker": {field: int(self.counters.header[f"worker_{field}"]) for field in ("loops", "parks", "busy_ns")},
             "tenants": tenants,
+            "cluster": None if self.links is None else self.links.status(),
         }
 
     def close(self) -> None:
@@ -156,6 +176,8 @@ class Router:
         for tenant in self.tenants.values():
             tenant.close(keep=True)
         self.tenants.clear()
+        if self.links is not None:
+            self.links.close()
         self._engine.close()
         self._context.destroy(linger=0)
         (self.state_dir / "counters").unlink(missing_ok=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import zmq
 
+from sluice.cluster.directory import Directory
 from sluice.control.connections import Connection, Gate
-from sluice.control.directory import Directory
 from sluice.control.session import Session
 from sluice.control.verbs import ProtocolError, Verbs, hello_token, refusal, same_token
 from sluice.engine import Engine, lib
@@ -42,10 +42,11 @@ class Tenant:
         directory: Directory,
         context: zmq.Context[zmq.Socket[bytes]],
         gate: Gate,
+        address: IPv4Address | None = None,
         late_address: bool = False,
         keep: bool = False,
     ) -> None:
-        """late_address: set_address tells it, sessions wait till then. keep: close() leaves the directory."""
+        """address: None takes a free one. late_address: set_address tells it, sessions wait till then. keep: close() leaves the directory."""
         longest = path / "descriptors"
         if len(os.fsencode(longest)) > MAX_SOCKET_PATH:
             raise ValueError(
@@ -65,7 +66,11 @@ class Tenant:
         self._speakers: dict[bytes, Session] = {}
         self._waiting: list[tuple[bytes, bytes, Session]] = []
         if not late_address:
-            self._take(directory.assign(self.number))
+            try:
+                self._take(directory.assign(self.number, name, address))
+            except ValueError:
+                engine.remove_tenant(self.number)
+                raise
         self._open_sockets(context)
 
     def _open_sockets(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
@@ -170,7 +175,7 @@ class Tenant:
 
     def set_address(self, address: IPv4Address) -> None:
         """Once, for a tenant made with late_address: greets who waits. ValueError where another tenant has it."""
-        self._directory.claim(self.number, address)
+        self._directory.claim(self.number, address, self.name)
         self._take(address)
         log.info("tenant %s: address %s", self.name, address)
         for identity, frame, session in self._waiting:

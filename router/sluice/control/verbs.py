@@ -8,8 +8,8 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import Any
 
+from sluice.cluster.directory import Directory, address_of
 from sluice.control.connections import Connection, Connections, Gate
-from sluice.control.directory import Directory, address_of
 from sluice.control.qp_state import Attr, State, allowed
 from sluice.control.session import Session
 from sluice.device.virtual import NAME, VirtualDevice

@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links between routers: requests and answers over zmq with CURVE keys.
+
+Each router serves one ROUTER socket, and has one DEALER to each peer for its own
+requests. A request is two frames: a number that the answer repeats (8 bytes,
+big-endian; 0 wants no answer) and a message (messages.py). What can't be sent now
+is not queued: the request fails, and whoever wants it asks again.
+"""
+
+import asyncio
+import errno
+import inspect
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from ipaddress import IPv4Address
+from typing import Any
+
+import zmq
+
+from sluice.cluster.admission import DOMAIN, Admission
+from sluice.cluster.directory import Directory, Place
+from sluice.cluster.file import ClusterFileError, Node, WatchedFile
+from sluice.cluster.keys import KeyPair
+from sluice.cluster.messages import (
+    MAX_FRAME,
+    Done,
+    ListTenants,
+    MessageError,
+    Ping,
+    Refused,
+    Tenants,
+    decode,
+    encode,
+)
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT = 1.0
+"""Seconds between two pings."""
+PATIENCE = 3.0
+"""Seconds without an answer after which a peer counts as down."""
+QUEUE = 1000
+"""Messages on the way to one peer."""
+MAX_PENDING = 1024
+"""Requests to one peer that wait for an answer, and requests of one peer that are being worked on."""
+
+Handler = Callable[[str, Any], Any | Awaitable[Any]]
+
+
+class PeerUnreachable(ConnectionError):
+    """No answer in time, no connection, or no such node."""
+
+
+class PeerRefused(OSError):
+    """The peer answered that it can't be done; errno says why, as of the verb that wanted it."""
+
+
+class Peer:
+    """One other router: our requests to it, and what we know of it."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], key: KeyPair, node: Node) -> None:
+        self.node = node
+        self.alive = False
+        self.boot = self.revision = -1
+        self.pending: dict[int, asyncio.Future[Any]] = {}
+        self.working = 0
+        self._next = 1
+        self._socket = context.socket(zmq.DEALER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.IMMEDIATE, 1),
+            (zmq.SNDHWM, QUEUE),
+            (zmq.RCVHWM, QUEUE),
+            (zmq.MAXMSGSIZE, MAX_FRAME),
+            (zmq.RECONNECT_IVL, 100),
+            (zmq.RECONNECT_IVL_MAX, 1000),
+            (zmq.HANDSHAKE_IVL, 2000),
+            (zmq.HEARTBEAT_IVL, 1000),
+            (zmq.HEARTBEAT_TIMEOUT, 3000),
+        ):
+            self._socket.setsockopt(option, value)
+        self._socket.curve_serverkey = node.public_key
+        self._socket.curve_publickey = key.public
+        self._socket.curve_secretkey = key.secret
+        self._socket.connect(f"tcp://{node.address}:{node.port}")
+        asyncio.get_running_loop().add_reader(self._socket.FD, self._drain)
+
+    def send(self, number: int, body: Any) -> None:
+        try:
+            self._socket.send_multipart([number.to_bytes(8, "big"), encode(body)], zmq.NOBLOCK)
+        except zmq.Again:
+            raise PeerUnreachable(f"there is no link to node {self.node.name!r}") from None
+        finally:
+            # Sending may have taken the notice that something came in.
+            asyncio.get_running_loop().call_soon(self._drain)
+
+    async def request(self, body: Any, timeout: float) -> Any:
+        if len(self.pending) >= MAX_PENDING:
+            raise PeerUnreachable(f"node {self.node.name!r} owes {MAX_PENDING} answers")
+        number = self._next
+        self._next += 1
+        future = self.pending[number] = asyncio.get_running_loop().create_future()
+        try:
+            self.send(number, body)
+            return await asyncio.wait_for(future, timeout)
+        except TimeoutError:
+            raise PeerUnreachable(f"node {self.node.name!r} did not answer in {timeout:g} s") from None
+        finally:
+            del self.pending[number]
+
+    def _drain(self) -> None:
+        with suppress(zmq.Again):
+            while not self._socket.closed:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                try:
+                    if len(frames) != 2 or len(frames[0]) != 8:
+                        raise MessageError(f"{len(frames)} frames")
+                    body = decode(frames[1])
+                except MessageError as error:
+                    log.warning("node %s: an answer was thrown away: %s", self.node.name, error)
+                    continue
+                future = self.pending.get(int.from_bytes(frames[0], "big"))
+                if future is not None and not future.done():
+                    future.set_result(body)
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._socket.FD)
+        self._socket.close()
+        for future in self.pending.values():
+            if not future.done():
+                future.set_exception(PeerUnreachable(f"node {self.node.name!r} left the cluster"))
+
+
+class Links:
+    """This router's links to all others. A Source of the directory: what the others tell of their tenants."""
+
+    def __init__(self, file: WatchedFile, key: KeyPair, directory: Directory) -> None:
+        """Inside a running event loop. ClusterFileError: this node's key isn't the file's. OSError: the port."""
+        self._file = file
+        self._key = key
+        self._directory = directory
+        self.me = own_node(file, directory.node, key)
+        self._boot = secrets.randbits(48)
+        self._places: dict[IPv4Address, Place] = {}
+        self._handlers: dict[type[Any], Handler] = {}
+        self._listeners: list[Callable[[str], None]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.peers: dict[str, Peer] = {}
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._admission = Admission(self._context, self._node_of)
+        self._server = self._serve()
+        asyncio.get_running_loop().add_reader(self._server.FD, self._drain)
+        self.handle(Ping, self._on_ping)
+        self.handle(ListTenants, lambda _node, _body: self._tenants())
+        directory.on_change(self._tenants_changed)
+        self._renew_peers()
+        self._start(self._watch())
+
+    def _serve(self) -> "zmq.Socket[bytes]":
+        server = self._context.socket(zmq.ROUTER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.SNDHWM, QUEUE),
+            (zmq.RCVHWM, QUEUE),
+            (zmq.MAXMSGSIZE, MAX_FRAME),
+            (zmq.HANDSHAKE_IVL, 2000),
+            (zmq.HEARTBEAT_IVL, 1000),
+            (zmq.HEARTBEAT_TIMEOUT, 3000),
+            (zmq.CURVE_SERVER, 1),
+        ):
+            server.setsockopt(option, value)
+        server.curve_publickey = self._key.public
+        server.curve_secretkey = self._key.secret
+        server.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
+        try:
+            server.bind(f"tcp://{self.me.address}:{self.me.port}")
+        except zmq.ZMQError as error:
+            self._admission.close()
+            self._context.destroy(linger=0)
+            raise OSError(error.errno, f"{self.me.address}:{self.me.port}: {error.strerror}") from None
+        return server
+
+    # ---- what others use -----------------------------------------------------
+
+    def handle(self, kind: type[Any], handler: Handler) -> None:
+        """handler(node, message) answers messages of this kind: a message, or an awaitable of one.
+
+        OSError raised by it becomes the answer Refused.
+        """
+        self._handlers[kind] = handler
+
+    def on_alive(self, listener: Callable[[str], None]) -> None:
+        """listener(node) is called when a peer is there, again or for the first time."""
+        self._listeners.append(listener)
+
+    async def request(self, node: str, body: Any, timeout: float = PATIENCE) -> Any:
+        """The answer. PeerUnreachable, PeerRefused."""
+        answer = await self._peer(node).request(body, timeout)
+        if isinstance(answer, Refused):
+            raise PeerRefused(answer.errno, answer.reason)
+        return answer
+
+    def tell(self, node: str, body: Any) -> None:
+        """A message without an answer; it may be lost. PeerUnreachable where that is known at once."""
+        self._peer(node).send(0, body)
+
+    def _tenants_changed(self) -> None:
+        """This node's tenants are others now: peers hear of it at once."""
+        for peer in self.peers.values():
+            with suppress(PeerUnreachable):
+                peer.send(0, Ping(self._boot, self._directory.revision))
+
+    def find(self, address: IPv4Address) -> Place | None:
+        return self._places.get(address)
+
+    def address_of(self, node: str, tenant: str) -> IPv4Address | None:
+        return None
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "node": self.me.name,
+            "refused": self._admission.refused,
+            "peers": {
+                name: {
+                    "address": f"{peer.node.address}:{peer.node.port}",
+                    "alive": peer.alive,
+                    "tenants": sum(place.node == name for place in self._places.values()),
+                }
+                for name, peer in self.peers.items()
+            },
+        }
+
+    # ---- our requests --------------------------------------------------------
+
+    def _peer(self, node: str) -> Peer:
+        try:
+            return self.peers[node]
+        except KeyError:
+            raise PeerUnreachable(f"there is no node {node!r} in the cluster file") from None
+
+    def _node_of(self, key: bytes) -> str | None:
+        for node in self._file.cluster.nodes.values():
+            if node.public_key == key and node.name != self.me.name:
+                return node.name
+        return None
+
+    def _renew_peers(self) -> None:
+        nodes = {name: node for name, node in self._file.cluster.nodes.items() if name != self.me.name}
+        for name, peer in list(self.peers.items()):
+            if nodes.get(name) != peer.node:
+                peer.close()
+                del self.peers[name]
+                self._learn(name, {})
+        for name, node in nodes.items():
+            if name not in self.peers:
+                self.peers[name] = Peer(self._context, self._key, node)
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a link's work failed", exc_info=task.exception())
+
+    async def _watch(self) -> None:
+        while True:
+            if self._file.changed():
+                log.warning("the cluster file was read again: %d nodes", len(self._file.cluster.nodes))
+                self._renew_peers()
+            for peer in list(self.peers.values()):
+                self._start(self._ping(peer))
+            await asyncio.sleep(HEARTBEAT)
+
+    async def _ping(self, peer: Peer) -> None:
+        name = peer.node.name
+        try:
+            answer = await peer.request(Ping(self._boot, self._directory.revision), PATIENCE)
+        except PeerUnreachable as error:
+            if peer.alive and self.peers.get(name) is peer:
+                peer.alive = False
+                log.warning("node %s is down: %s", name, error)
+            return
+        if not isinstance(answer, Ping) or self.peers.get(name) is not peer:
+            return
+        returned = not peer.alive
+        if returned:
+            peer.alive = True
+            log.warning("node %s is up", name)
+        await self._ask_for_tenants(peer, answer)
+        if returned:
+            for listener in self._listeners:
+                listener(name)
+
+    async def _ask_for_tenants(self, peer: Peer, ping: Ping) -> None:
+        if (ping.boot, ping.revision) == (peer.boot, peer.revision):
+            return
+        with suppress(PeerUnreachable):
+            answer = await peer.request(ListTenants(), PATIENCE)
+            if isinstance(answer, Tenants) and self.peers.get(peer.node.name) is peer:
+                peer.boot, peer.revision = answer.boot, answer.revision
+                self._learn(peer.node.name, answer.tenants)
+
+    def _learn(self, node: str, tenants: dict[str, str]) -> None:
+        """All that a node has, instead of what was known of it."""
+        for address in [address for address, place in self._places.items() if place.node == node]:
+            del self._places[address]
+        for text, tenant in tenants.items():
+            try:
+                address = IPv4Address(text)
+            except ValueError:
+                log.warning("node %s: its tenant %r has no IPv4 address: %r", node, tenant, text)
+                continue
+            other = self._directory.find(address)
+            if other is not None and other.node != node:
+                log.error("node %s has a tenant at %s, which is %s of node %s", node, address, other.tenant, other.node)
+                continue
+            self._places[address] = Place(node, tenant)
+
+    # ---- their requests ------------------------------------------------------
+
+    def _drain(self) -> None:
+        with suppress(zmq.Again):
+            while True:
+                identity, *frames = self._server.recv_multipart(zmq.NOBLOCK, copy=False)
+                node = str(frames[-1].get("User-Id")) if frames else ""
+                self._answer(node, identity.bytes, [frame.bytes for frame in frames])
+
+    def _answer(self, node: str, identity: bytes, frames: list[bytes]) -> None:
+        peer = self.peers.get(node)
+        if peer is None or len(frames) != 2 or len(frames[0]) != 8:
+            return
+        try:
+            body = decode(frames[1])
+            handler = self._handlers.get(type(body))
+            if handler is None:
+                raise MessageError(f"{type(body).__name__} is not a request")
+        except MessageError as error:
+            log.warning("node %s: a message was refused: %s", node, error)
+            self._reply(identity, frames[0], Refused(errno.EPROTO, str(error)))
+            return
+        try:
+            answer = handler(node, body)
+        except OSError as error:
+            answer = _refusal(error)
+        if not inspect.isawaitable(answer):
+            self._reply(identity, frames[0], answer)
+        elif peer.working >= MAX_PENDING:
+            answer.close()  # type: ignore[attr-defined]
+            self._reply(identity, frames[0], Refused(errno.EAGAIN, f"{MAX_PENDING} requests are being worked on"))
+        else:
+            self._start(self._answer_later(peer, identity, frames[0], answer))
+
+    async def _answer_later(self, peer: Peer, identity: bytes, number: bytes, answer: Awaitable[Any]) -> None:
+        peer.working += 1
+        try:
+            body = await answer
+        except OSError as error:
+            body = _refusal(error)
+        finally:
+            peer.working -= 1
+        self._reply(identity, number, body)
+
+    def _reply(self, identity: bytes, number: bytes, body: Any) -> None:
+        if int.from_bytes(number, "big"):
+            with suppress(zmq.Again, zmq.ZMQError):
+                self._server.send_multipart([identity, number, encode(body or Done())], zmq.NOBLOCK)
+
+    def _on_ping(self, node: str, ping: Ping) -> Ping:
+        self._start(self._ask_for_tenants(self.peers[node], ping))
+        return Ping(self._boot, self._directory.revision)
+
+    def _tenants(self) -> Tenants:
+        tenants = {str(address): name for address, name in self._directory.local().items()}
+        return Tenants(self._boot, self._directory.revision, tenants)
+
+    def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        for task in list(self._tasks):
+            task.cancel()
+        for peer in self.peers.values():
+            peer.close()
+        loop.remove_reader(self._server.FD)
+        self._server.close()
+        self._admission.close()
+        self._context.destroy(linger=0)
+
+
+def own_node(file: WatchedFile, name: str, key: KeyPair) -> Node:
+    """This node's entry. ClusterFileError where there is none, or it has another key."""
+    node = file.cluster.nodes.get(name)
+    if node is None:
+        known = ", ".join(sorted(file.cluster.nodes)) or "none"
+        raise ClusterFileError(
+            f"{file.path}: there is no node {name!r}; there are: {known} (--node says which this is)"
+        )
+    if node.public_key != key.public:
+        raise ClusterFileError(
+            f"{file.path}: nodes.{name}.public-key: is not the key of this node, which is {key.public.decode()!r}"
+        )
+    return node
+
+
+def _refusal(error: OSError) -> Refused:
+    return Refused(error.errno or errno.EIO, str(error.strerror or error))

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What routers say to each other: small dataclasses, sent as JSON, checked field by field when they arrive.
+
+A message's name on the wire is its class's. Fields are int, str, bool, bytes (hex on
+the wire), dict[str, str], or another message's class; a frame with a field too many, too
+few or of another type is refused. Anybody may add a class: @message is all it takes.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar, dataclass_transform, get_type_hints
+
+MAX_FRAME = 1 << 20
+"""Bytes of a message; libzmq hangs up on who sends more."""
+
+
+class MessageError(ValueError):
+    """A frame that is no message."""
+
+
+_known: dict[str, type[Any]] = {}
+_Type = TypeVar("_Type")
+
+
+@dataclass_transform(frozen_default=True)
+def message(cls: type[_Type]) -> type[_Type]:
+    """Makes a class a message: frozen dataclass, known by its name."""
+    made = dataclass(frozen=True)(cls)
+    if made.__name__ in _known:
+        raise TypeError(f"there are two messages {made.__name__}")
+    _known[made.__name__] = made
+    return made
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**64:
+        raise MessageError(f"{value!r} is not an integer of 64 bits")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise MessageError(f"{value!r} is not text")
+    return value
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise MessageError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _octets(value: Any) -> bytes:
+    try:
+        return bytes.fromhex(_text(value))
+    except ValueError:
+        raise MessageError(f"{value!r} is not hex") from None
+
+
+def _table(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise MessageError(f"{value!r} is not a table")
+    return {_text(key): _text(entry) for key, entry in value.items()}
+
+
+_parsers: dict[Any, Callable[[Any], Any]] = {
+    int: _integer,
+    str: _text,
+    bool: _boolean,
+    bytes: _octets,
+    dict[str, str]: _table,
+}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value
+
+
+def encode(body: Any) -> bytes:
+    return json.dumps({"is": type(body).__name__, **_plain(body)}, separators=(",", ":")).encode()
+
+
+def _parse(kind: Any, value: Any) -> Any:
+    if kind in _parsers:
+        return _parsers[kind](value)
+    if isinstance(value, dict) and kind in _known.values():
+        return _build(kind, value)
+    raise MessageError(f"a field of type {kind}")
+
+
+def _build(kind: type[Any], values: dict[str, Any]) -> Any:
+    hints = get_type_hints(kind)
+    if hints.keys() != values.keys():
+        raise MessageError(f"{kind.__name__}: fields {sorted(values)} instead of {sorted(hints)}")
+    return kind(**{name: _parse(hint, values[name]) for name, hint in hints.items()})
+
+
+def decode(frame: bytes) -> Any:
+    """The message in a frame. MessageError."""
+    try:
+        values = json.loads(frame)
+    except (ValueError, RecursionError):
+        raise MessageError("not JSON") from None
+    if not isinstance(values, dict) or not isinstance(values.get("is"), str) or values["is"] not in _known:
+        raise MessageError("no message of this router's version")
+    return _build(_known[values.pop("is")], values)
+
+
+@message
+class Ping:
+    """Every second, and after each change. boot: a number of this run of the router. revision: of its tenants."""
+
+    boot: int
+    revision: int
+
+
+@message
+class Done:
+    """An answer without contents."""
+
+
+@message
+class Refused:
+    """An answer: it can't be done. errno as of the verb that wanted it."""
+
+    errno: int
+    reason: str
+
+
+@message
+class ListTenants:
+    """Asks for all tenants of a node."""
+
+
+@message
+class Tenants:
+    """The answer: address and name of each."""
+
+    boot: int
+    revision: int
+    tenants: dict[str, str]
+
+
+@message
+class Dial:
+    """A QP wants a connection to a QP that names it in turn. Addresses of both, and both numbers."""
+
+    source: str
+    source_qp: int
+    destination: str
+    destination_qp: int
+
+
+@message
+class Ticket:
+    """The answer: who connects to the data port and says this (32 bytes, once) is connected to that QP."""
+
+    ticket: bytes

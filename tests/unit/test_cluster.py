@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The directory, the cluster file, keys, messages, and links between routers of one process."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import closing, suppress
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from sluice.cluster import keys
+from sluice.cluster.directory import AddressError, Directory, Place, gid_of_address
+from sluice.cluster.file import ClusterFileError, WatchedFile, load_cluster
+from sluice.cluster.join import Membership
+from sluice.cluster.links import Links, PeerRefused, PeerUnreachable
+from sluice.cluster.messages import Done, MessageError, Ping, Refused, Tenants, Ticket, decode, encode, message
+
+PATIENCE = 30.0
+KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+
+
+@message
+class Question:
+    """Of these tests."""
+
+    number: int
+    text: str
+
+
+def free_port() -> int:
+    """One whose successor is free as well, as far as anybody can say."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port if port < 65535 else free_port()
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, what
+        await asyncio.sleep(0.01)
+
+
+# ---- directory ----------------------------------------------------------------
+
+
+class Elsewhere:
+    def find(self, address: IPv4Address) -> Place | None:
+        return Place("beta", "far") if str(address) == "10.1.0.9" else None
+
+    def address_of(self, node: str, tenant: str) -> IPv4Address | None:
+        return IPv4Address("10.1.0.7") if (node, tenant) == ("alpha", "fixed") else None
+
+
+def test_two_tenants_with_one_address_are_refused() -> None:
+    directory = Directory("alpha")
+    directory.add_source(Elsewhere())
+    assert directory.assign(0, "a", IPv4Address("10.1.0.5")) == IPv4Address("10.1.0.5")
+    with pytest.raises(AddressError, match="tenant 'a' has the address"):
+        directory.assign(1, "b", IPv4Address("10.1.0.5"))
+    with pytest.raises(AddressError, match="tenant 'far' of node 'beta'"):
+        directory.assign(1, "b", IPv4Address("10.1.0.9"))
+    for wrong in ("224.0.0.1", "0.0.0.0", "127.0.0.1", "255.255.255.255"):
+        with pytest.raises(AddressError):
+            directory.assign(1, "b", IPv4Address(wrong))
+    directory.release(IPv4Address("10.1.0.5"))
+    directory.assign(1, "b", IPv4Address("10.1.0.5"))
+
+
+def test_sources_prescribe_and_find() -> None:
+    directory = Directory("alpha")
+    directory.add_source(Elsewhere())
+    assert directory.assign(3, "fixed") == IPv4Address("10.1.0.7")
+    assert directory.find(IPv4Address("10.1.0.7")) == Place("alpha", "fixed")
+    assert directory.find(IPv4Address("10.1.0.9")) == Place("beta", "far")
+    assert directory.tenant_of(gid_of_address(IPv4Address("10.1.0.7"))) == 3
+    assert directory.tenant_of(gid_of_address(IPv4Address("10.1.0.9"))) is None
+    assert directory.find(IPv4Address("10.1.0.1")) is None
+
+
+def test_nodes_that_share_a_pool_start_at_different_places() -> None:
+    assert Directory("alpha").assign(0, "x") != Directory("beta").assign(0, "x")
+
+
+# ---- cluster file ---------------------------------------------------------------
+
+GOOD = f"""\
+nodes:
+  alpha:
+    address: 192.0.2.1
+    public-key: "{KEY}"
+    tenant-addresses: 10.1.0.0/24
+  beta: {{address: 192.0.2.2, public-key: "{KEY[:-1]}x", port: 9000}}
+tenants:
+  training-0: {{node: alpha, address: 10.1.0.5}}
+"""
+
+
+def test_cluster_file(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(GOOD)
+    cluster = load_cluster(path)
+    assert cluster.nodes["alpha"].port == 7471 and cluster.nodes["beta"].data_port == 9001
+    assert cluster.find(IPv4Address("10.1.0.5")) == Place("alpha", "training-0")
+    assert cluster.address_of("alpha", "training-0") == IPv4Address("10.1.0.5")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("192.0.2.1", "192.0.2.300", r"cluster.yaml:3: nodes.alpha.address: '192.0.2.300' is not an IPv4 address"),
+        (KEY + '"\n', 'short"\n', r"cluster.yaml:4: nodes.alpha.public-key: 'short' is not a public key"),
+        ("10.1.0.0/24", "10.1.0.1/24", r"cluster.yaml:5: nodes.alpha.tenant-addresses: .* not an IPv4 network"),
+        ("port: 9000", "port: 65535", r"cluster.yaml:6: nodes.beta.port: '65535' is not a port"),
+        ("port: 9000", "prot: 9000", r"cluster.yaml:6: nodes.beta.prot: no such field; there are address"),
+        ("address: 192.0.2.2, ", "", r"cluster.yaml:6: nodes.beta: address is missing"),
+        (KEY[:-1] + "x", KEY, r"cluster.yaml:6: nodes.beta.public-key: is that of 'alpha'"),
+        ("node: alpha", "node: gamma", r"cluster.yaml:8: tenants.training-0.node: there is no node 'gamma'"),
+        ("training-0", "Training", r"cluster.yaml:8: tenants.Training: 'Training' is not a name"),
+        ("tenants:", "tenant:", r"cluster.yaml:7: tenant: no such field"),
+        ("  beta", "  alpha", r"cluster.yaml:6: nodes.alpha: stands here twice"),
+        ("nodes:\n", "nodes: [\n", r"cluster.yaml:\d+: not YAML"),
+    ],
+)
+def test_mistakes_have_file_line_and_field(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+    path = tmp_path / "cluster.yaml"
+    assert old in GOOD
+    path.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(ClusterFileError, match=complaint):
+        load_cluster(path)
+
+
+def test_a_watched_file_keeps_what_was_right(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(GOOD)
+    file = WatchedFile(path)
+    assert not file.changed()
+    path.write_text(GOOD.replace("10.1.0.5", "10.1.0.66"))
+    assert file.changed() and file.find(IPv4Address("10.1.0.66")) is not None
+    path.write_text("nodes: 3\n")
+    assert not file.changed() and file.find(IPv4Address("10.1.0.66")) is not None
+    assert "cluster.yaml:1: nodes: a mapping belongs here" in caplog.text
+    path.unlink()
+    assert not file.changed() and file.find(IPv4Address("10.1.0.66")) is not None
+
+
+# ---- keys -----------------------------------------------------------------------
+
+
+def test_keys(tmp_path: Path) -> None:
+    path = tmp_path / "node.key"
+    made = keys.generate(path)
+    assert keys.load(path) == made and path.stat().st_mode & 0o777 == 0o600
+    assert made.secret.decode() not in repr(made)
+    with pytest.raises(keys.KeyFileError, match="exists already"):
+        keys.generate(path)
+    path.chmod(0o644)
+    with pytest.raises(keys.KeyFileError, match="chmod 600"):
+        keys.load(path)
+    path.write_text("hello")
+    path.chmod(0o600)
+    with pytest.raises(keys.KeyFileError, match="is not a key file"):
+        keys.load(path)
+    with pytest.raises(keys.KeyFileError, match="sluice keys generate"):
+        keys.load(tmp_path / "none")
+
+
+# ---- messages -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body", [Ping(1, 2), Done(), Refused(11, "näh"), Tenants(1, 2, {"10.0.0.1": "a"}), Ticket(bytes(range(32)))]
+)
+def test_messages_come_back(body: Any) -> None:
+    assert decode(encode(body)) == body
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"is":"Nothing"}',
+        b'{"is":["Ping"]}',
+        b'{"is":"Ping","boot":1}',
+        b'{"is":"Ping","boot":1,"revision":2,"more":3}',
+        b'{"is":"Ping","boot":"1","revision":2}',
+        b'{"is":"Ping","boot":true,"revision":2}',
+        b'{"is":"Ping","boot":1e99,"revision":2}',
+        b'{"is":"Ticket","ticket":"xy"}',
+        b'{"is":"Tenants","boot":1,"revision":2,"tenants":{"a":1}}',
+        b"[" * 100000,
+    ],
+)
+def test_what_is_no_message_is_refused(frame: bytes) -> None:
+    with pytest.raises(MessageError):
+        decode(frame)
+
+
+# ---- links ----------------------------------------------------------------------
+
+
+class Pair:
+    """Two routers' links, alpha's and beta's, and what a third would need to join."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names = ("alpha", "beta")
+        self.keys = {name: keys.generate(path / f"{name}.key") for name in (*self.names, "gamma")}
+        self.ports = {name: free_port() for name in self.keys}
+        self.file = path / "cluster.yaml"
+        self.write(*self.names)
+        self.sides: dict[str, tuple[Directory, Links]] = {}
+
+    def write(self, *names: str) -> None:
+        text = "nodes:\n"
+        for name in names:
+            public = self.keys[name].public.decode()
+            text += f'  {name}: {{address: 127.0.0.1, port: {self.ports[name]}, public-key: "{public}"}}\n'
+        self.file.write_text(text)
+
+    def start(self, name: str) -> tuple[Directory, Links]:
+        self.sides[name] = Membership(self.file, name, self.path / f"{name}.key").join()
+        return self.sides[name]
+
+    def close(self) -> None:
+        for _, links in self.sides.values():
+            links.close()
+
+
+def with_pair(path: Path, test: Callable[[Pair], Awaitable[None]]) -> None:
+    async def run() -> None:
+        with closing(Pair(path)) as pair:
+            for name in pair.names:
+                pair.start(name)
+            await until(lambda: all(links.peers[_other(name)].alive for name, (_, links) in pair.sides.items()), "up")
+            await test(pair)
+
+    asyncio.run(run())
+
+
+def _other(name: str) -> str:
+    return "beta" if name == "alpha" else "alpha"
+
+
+def test_requests_and_refusals(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        alpha, beta = pair.sides["alpha"][1], pair.sides["beta"][1]
+        told: list[Any] = []
+
+        def refuse(node: str, body: Question) -> Done:
+            raise OSError(errno.EAGAIN, f"{node} asks {body.number}")
+
+        async def think(_node: str, body: Question) -> Question:
+            await asyncio.sleep(0)
+            return Question(body.number + 1, body.text)
+
+        beta.handle(Question, think)
+        assert await alpha.request("beta", Question(1, "x")) == Question(2, "x")
+        answers = await asyncio.gather(*(alpha.request("beta", Question(i, "x")) for i in range(500)))
+        assert [answer.number for answer in answers] == list(range(1, 501))
+        beta.handle(Question, refuse)
+        with pytest.raises(PeerRefused, match="alpha asks 7") as refused:
+            await alpha.request("beta", Question(7, "x"))
+        assert refused.value.errno == errno.EAGAIN
+        with pytest.raises(PeerRefused, match="Ticket is not a request"):
+            await alpha.request("beta", Ticket(b""))
+        beta.handle(Question, lambda node, body: told.append((node, body)))
+        alpha.tell("beta", Question(3, "told"))
+        await until(lambda: told == [("alpha", Question(3, "told"))], "the message")
+        with pytest.raises(PeerUnreachable, match="no node 'gamma'"):
+            await alpha.request("gamma", Question(1, "x"))
+
+    with_pair(tmp_path, test)
+
+
+def test_tenants_are_told_and_forgotten(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        (here, _), (there, _) = pair.sides["alpha"], pair.sides["beta"]
+        address = IPv4Address("10.1.0.5")
+        here.assign(0, "a", address)
+        await until(lambda: there.find(address) == Place("alpha", "a"), "the news")
+        with pytest.raises(AddressError, match="tenant 'a' of node 'alpha'"):
+            there.assign(0, "b", address)
+        here.release(address)
+        await until(lambda: there.find(address) is None, "the news")
+
+    with_pair(tmp_path, test)
+
+
+def test_a_router_that_returns_is_found_again(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        alpha = pair.sides["alpha"][1]
+        returned: list[str] = []
+        alpha.on_alive(returned.append)
+        pair.sides["beta"][1].close()
+        await until(lambda: not alpha.peers["beta"].alive, "beta to be missed")
+        with pytest.raises(PeerUnreachable):
+            await alpha.request("beta", Ping(1, 1), timeout=0.1)
+        pair.start("beta")
+        await until(lambda: alpha.peers["beta"].alive, "beta again")
+        assert returned == ["beta"]
+
+    with_pair(tmp_path, test)
+
+
+def test_unknown_keys_are_refused_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(pair: Pair) -> None:
+        alpha = pair.sides["alpha"][1]
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        stranger = context.socket(zmq.DEALER)
+        stranger.curve_serverkey = pair.keys["alpha"].public
+        stranger.curve_publickey = pair.keys["gamma"].public
+        stranger.curve_secretkey = pair.keys["gamma"].secret
+        stranger.connect(f"tcp://127.0.0.1:{pair.ports['alpha']}")
+        stranger.send_multipart([(1).to_bytes(8, "big"), encode(Ping(1, 1))])
+        plain = context.socket(zmq.DEALER)
+        plain.connect(f"tcp://127.0.0.1:{pair.ports['alpha']}")
+        plain.send_multipart([(1).to_bytes(8, "big"), encode(Ping(1, 1))])
+        await until(lambda: alpha.status()["refused"], "a refusal")
+        assert pair.keys["gamma"].public.decode() in caplog.text
+        with suppress(zmq.Again):
+            stranger.recv(zmq.NOBLOCK)
+            pytest.fail("a stranger was answered")
+        # The file is watched: once its key is there, it is known.
+        pair.write("alpha", "beta", "gamma")
+        pair.start("gamma")
+        await until(lambda: "gamma" in alpha.peers and alpha.peers["gamma"].alive, "gamma")
+        context.destroy(linger=0)
+
+    with_pair(tmp_path, test)
+
+
+def test_a_node_must_be_in_the_file_with_its_key(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    with pytest.raises(ClusterFileError, match="there is no node 'gamma'; there are: alpha, beta"):
+        pair.start("gamma")
+    with pytest.raises(ClusterFileError, match=r"nodes\.alpha\.public-key: is not the key of this node"):
+        Membership(pair.file, "alpha", tmp_path / "beta.key").join()
