@@ -46,7 +46,10 @@ class Tenant:
         late_address: bool = False,
         keep: bool = False,
     ) -> None:
-        """address: None takes a free one. late_address: set_address tells it, sessions wait till then. keep: close() leaves the directory."""
+        """address: None takes a free one. late_address: set_address tells it, sessions wait till then.
+
+        keep: close() leaves the directory.
+        """
         longest = path / "descriptors"
         if len(os.fsencode(longest)) > MAX_SOCKET_PATH:
             raise ValueError(
