@@ -121,7 +121,7 @@ def _limit(name: str, *arguments: str) -> list[float]:
 def _ucx_put(size: int) -> float:
     """GB/s of ucp_put_bw."""
     port = str(_free_port())
-    count = str(max(1000, 10 * 1000**3 // size))
+    count = str(max(1000, 50 * 1000**3 // size))
     argv = ["ucx_perftest", "-t", "ucp_put_bw", "-s", str(size), "-n", count, "-w", "1000", "-p", port]
     environment = os.environ | {"UCX_TLS": UCX_TLS}
     server = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -134,7 +134,7 @@ def _ucx_put(size: int) -> float:
 def bandwidth(bench: Bench) -> list[Figure]:
     figures = []
     for size, name in ((65536, "64 KiB"), (MIB, "1 MiB")):
-        count = str(10 * 1000**3 // size)
+        count = str(50 * 1000**3 // size)  # about a second
         measures: list[Callable[[], float]] = [
             lambda size=size, count=count: (  # type: ignore[misc]
                 bench.perftest("ib_write_bw", "-s", str(size), "-n", count)[3] * MIB / 1e9

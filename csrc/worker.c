@@ -39,7 +39,41 @@ struct worker {
     uint32_t stopping;
     int loadavg;          /* /proc/loadavg, or -1 */
     uint64_t cores_asked; /* ns */
+    int pinned;           /* the core that it keeps to, or -1 */
+    cpu_set_t allowed;    /* where it may run when it keeps to none */
 };
+
+/*
+ * Where a core is free, the worker keeps to the one that it has. A virtual machine's
+ * kernel takes a halted core for one that its host has preempted (available_idle_cpu)
+ * and wakes the worker on the core of whoever rang, which then runs in turns with it.
+ */
+static void keep_core(struct worker *worker)
+{
+    int core = sched_getcpu();
+    cpu_set_t only;
+
+    if (core < 0 || core == worker->pinned)
+        return;
+    if (worker->pinned < 0 && sched_getaffinity(0, sizeof(worker->allowed), &worker->allowed))
+        return;
+    CPU_ZERO(&only);
+    CPU_SET(core, &only);
+    if (sched_setaffinity(0, sizeof(only), &only) == 0)
+        worker->pinned = core;
+}
+
+static void leave_core(struct worker *worker)
+{
+    cpu_set_t now;
+
+    if (worker->pinned < 0)
+        return;
+    /* Somebody else may have moved it meanwhile (taskset): that holds. */
+    if (sched_getaffinity(0, sizeof(now), &now) == 0 && CPU_COUNT(&now) == 1 && CPU_ISSET(worker->pinned, &now))
+        sched_setaffinity(0, sizeof(worker->allowed), &worker->allowed);
+    worker->pinned = -1;
+}
 
 /*
  * Spinning pays where a core is free and costs a time slice where applications
@@ -57,6 +91,8 @@ static void ask_for_cores(struct sluice_engine *engine)
         return;
     worker->cores_asked = engine->now;
     engine->linger = 0;
+    /* Free to move, until it sleeps again. */
+    leave_core(worker);
     ssize_t length = worker->loadavg < 0 ? -1 : pread(worker->loadavg, text, sizeof(text) - 1, 0);
 
     if (length <= 0)
@@ -135,6 +171,8 @@ static void park(struct sluice_engine *engine)
     full_fence();
     if (!rung(engine) && !load_relaxed(&worker->stopping) && !load_relaxed(&worker->wanted)) {
         engine->header->worker_parks++;
+        if (engine->linger)
+            keep_core(worker);
         pthread_mutex_unlock(&worker->lock);
         futex_wait(&engine->page->parked, 1, deadline);
         pthread_mutex_lock(&worker->lock);
@@ -210,6 +248,7 @@ int worker_start(struct sluice_engine *engine)
     if (!worker)
         return -ENOMEM;
     engine->worker = worker;
+    worker->pinned = -1;
     worker->loadavg = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
     pthread_mutex_init(&worker->lock, NULL);
     /* Signals are the control plane's; but SIGBUS comes to who caused it (window.c). */
