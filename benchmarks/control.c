@@ -2,10 +2,13 @@
 /*
  * What verbs of the control path cost an application, in microseconds (medians):
  *
- *     control              prints "reg_mr_4k T reg_mr_1g T connect T"
+ *     control              prints "reg_mr_4k T reg_mr_1g T connect T ..."
  *     control idle COUNT   connects COUNT QPs, prints "ready", and stays until its input ends
  *
  * reg_mr_4k: 4 KiB of live heap; reg_mr_1g: 1 GiB that nobody has touched;
+ * reg_live, dereg_live: mean of 10,000 MRs of 64 KiB, all live at once;
+ * reg_loop, dereg_loop: mean of 10,000 times the same 64 KiB;
+ * reg_new, dereg_new: mean of 10,000 times 64 KiB that were just allocated and written;
  * connect: from ibv_create_qp to RTS.
  */
 #include <string.h>
@@ -74,6 +77,56 @@ static double reg_large(struct ibv_pd *pd)
     return median(took, LARGE_ROUNDS);
 }
 
+enum { COUNT = 10000, SIZE = 65536 };
+
+/* Each is written first and apart from the next, as separate allocations are. */
+static void many_live(struct ibv_pd *pd, double took[2])
+{
+    static struct ibv_mr *mrs[COUNT];
+    uint64_t stride = SIZE + 8192;
+    uint8_t *memory = mmap(NULL, COUNT * stride, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    CHECK(memory != MAP_FAILED, "mmap");
+    for (uint64_t i = 0; i < COUNT; i++)
+        memset(memory + i * stride, 1, SIZE);
+    double start = now_us();
+
+    for (uint64_t i = 0; i < COUNT; i++) {
+        mrs[i] = ibv_reg_mr(pd, memory + i * stride, SIZE, ACCESS);
+        CHECK(mrs[i], "ibv_reg_mr");
+    }
+    double between = now_us();
+
+    for (int i = 0; i < COUNT; i++)
+        CHECK(!ibv_dereg_mr(mrs[i]), "ibv_dereg_mr");
+    took[0] = (between - start) / COUNT;
+    took[1] = (now_us() - between) / COUNT;
+    munmap(memory, COUNT * stride);
+}
+
+static void one_by_one(struct ibv_pd *pd, double took[2], int anew)
+{
+    uint8_t *memory = NULL;
+
+    took[0] = took[1] = 0;
+    for (int i = 0; i < COUNT; i++) {
+        if (anew || !memory) {
+            memory = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            CHECK(memory != MAP_FAILED, "mmap");
+            memset(memory, 1, SIZE);
+        }
+        double start = now_us();
+        struct ibv_mr *mr = ibv_reg_mr(pd, memory, SIZE, ACCESS);
+        double between = now_us();
+
+        CHECK(mr && !ibv_dereg_mr(mr), "ibv_reg_mr");
+        took[0] += (between - start) / COUNT;
+        took[1] += (now_us() - between) / COUNT;
+        if (anew)
+            munmap(memory, SIZE);
+    }
+}
+
 /* The shared PD and CQ are those of base; the QP is connected to itself. */
 static struct ibv_qp *connect_qp(const struct end *base)
 {
@@ -106,8 +159,15 @@ int main(int argc, char **argv)
     CHECK(argc == 1 || idle > 0, "usage: control [idle COUNT]");
     end_open(&base, open_device(), 0);
     if (idle == 0) {
-        printf("reg_mr_4k %.1f reg_mr_1g %.1f connect %.1f\n", reg_small(base.pd), reg_large(base.pd),
+        double live[2], loop[2], anew[2];
+
+        many_live(base.pd, live);
+        one_by_one(base.pd, loop, 0);
+        one_by_one(base.pd, anew, 1);
+        printf("reg_mr_4k %.1f reg_mr_1g %.1f connect %.1f ", reg_small(base.pd), reg_large(base.pd),
                connect_time(&base));
+        printf("reg_live %.1f dereg_live %.1f reg_loop %.1f dereg_loop %.1f reg_new %.1f dereg_new %.1f\n", live[0],
+               live[1], loop[0], loop[1], anew[0], anew[1]);
         return 0;
     }
     for (int i = 0; i < idle; i++)

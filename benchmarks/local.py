@@ -186,15 +186,30 @@ def latency(bench: Bench) -> list[Figure]:
 
 
 def control(bench: Bench) -> list[Figure]:
+    pid = ask(bench.state_dir, "status")["pid"]
     child = bench.tenant("c", str(BUILD / "control"))
+    most = before = _maps(pid)
+    while child.poll() is None:
+        most = max(most, _maps(pid))
+        time.sleep(0.05)
     text, _ = child.communicate(timeout=60)
     fields = text.split()
     took = dict(zip(fields[::2], map(float, fields[1::2]), strict=True))
-    return [
+    figures = [
         Figure("ibv_reg_mr 4 KiB", took["reg_mr_4k"], "us", "", 100, False),
         Figure("ibv_reg_mr 1 GiB untouched", took["reg_mr_1g"] / 1000, "ms", "", 20, False),
         Figure("create QP to RTS", took["connect"], "us", "", 500, False),
     ]
+    for name, what in (("live", "10,000 live"), ("loop", "again and again"), ("new", "just allocated")):
+        figures.append(Figure(f"ibv_reg_mr 64 KiB, {what}", took[f"reg_{name}"], "us", "", 60, False))
+        figures.append(Figure(f"ibv_dereg_mr 64 KiB, {what}", took[f"dereg_{name}"], "us", "", 60, False))
+    # A session's own few, and a window for each GiB of addresses that it uses.
+    figures.append(Figure("router's maps meanwhile, more than before", most - before, "", "", 16, False))
+    return figures
+
+
+def _maps(pid: int) -> int:
+    return Path(f"/proc/{pid}/maps").read_text().count("\n")
 
 
 def idle(bench: Bench, seconds: float = 5.0) -> list[Figure]:
@@ -232,7 +247,7 @@ def _row(figure: Figure) -> str:
     ratio = "" if figure.peer is None else f"{figure.compared:.2f}"
     kept = "yes" if figure.kept else "NO"
     return (
-        f"{figure.what:<36}{figure.value:>9.2f} {figure.unit:<12}{figure.against:<20}{peer:>8}{ratio:>7}"
+        f"{figure.what:<42}{figure.value:>9.2f} {figure.unit:<12}{figure.against:<20}{peer:>8}{ratio:>7}"
         f"  {sign} {figure.bound:<6g}{kept:>4}"
     )
 
@@ -262,7 +277,7 @@ def main() -> None:
     if options.json:
         print(json.dumps([asdict(figure) | {"ratio": figure.compared, "kept": figure.kept} for figure in figures]))
         return
-    print(f"{'':<36}{'Sluice':>9} {'':<12}{'against':<20}{'':>8}{'ratio':>7}  {'bound':<8}{'kept':>4}")
+    print(f"{'':<42}{'Sluice':>9} {'':<12}{'against':<20}{'':>8}{'ratio':>7}  {'bound':<8}{'kept':>4}")
     for figure in figures:
         print(_row(figure))
 

@@ -90,6 +90,7 @@ struct session {
 struct sluice_engine {
     struct worker *worker;
     uint64_t now; /* ns; read once a round of work */
+    uint64_t commanded; /* ns; when the last command of a mailbox was carried out */
     uint64_t linger; /* ns for which an empty send queue is watched; 0: no core to spare */
 
     struct sluice_engine_page *page;

@@ -161,6 +161,7 @@ static void answer_command(struct session *session)
         return;
     memcpy(&command, mailbox, sizeof(command));
     mr_command(session, &command);
+    session->engine->commanded = session->engine->now;
     mailbox->key = command.key;
     mailbox->status = command.status;
     /* Full order: either the shim, about to sleep, sees DONE, or we see that it sleeps. */

@@ -25,6 +25,8 @@ uint32_t sluice_fence_word;
 
 /* How long an empty queue is watched where a core is free: longer than an application takes to answer. */
 #define LINGER_NS 50000ull
+/* The same after a command of a mailbox: who registers memory often registers more, and copies it in between. */
+#define COMMAND_LINGER_NS 200000ull
 /* How long to look for an answer before sleeping, whoever waits for the core. */
 #define ANSWER_NS 1000ull
 /* The kernel's least (sched(7)). */
@@ -158,6 +160,15 @@ static bool answer_comes(const struct sluice_engine *engine)
     return false;
 }
 
+/* Whether another command is worth waiting for awake, on a core that nobody else wants. */
+static bool awaits_command(struct sluice_engine *engine)
+{
+    if (engine->now - engine->commanded >= COMMAND_LINGER_NS)
+        return false;
+    ask_for_cores(engine);
+    return engine->linger != 0;
+}
+
 /* Sleeps until someone rings, a timer is due, or the control plane has changed something. */
 static void park(struct sluice_engine *engine)
 {
@@ -230,10 +241,12 @@ static void *work(void *argument)
                 session_poll(engine->live[i]);
         serve(engine);
         cq_notify_all(engine);
-        if (list_empty(&engine->turns)) {
-            park(engine);
-        } else {
+        if (!list_empty(&engine->turns)) {
             ask_for_cores(engine);
+        } else if (awaits_command(engine)) {
+            spin_hint();
+        } else {
+            park(engine);
         }
     }
     pthread_mutex_unlock(&worker->lock);

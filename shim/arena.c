@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -38,6 +39,8 @@ static struct {
     size_t count, capacity;
     uint64_t live;    /* bytes of all ranges */
     uint64_t adopted; /* bytes since the last sweep */
+    bool forgotten;   /* a range is missing in the list */
+    bool size_limited; /* by RLIMIT_FSIZE */
     pthread_mutex_t lock;
 } arena = {.fd = -1, .pagemap = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -104,8 +107,10 @@ static void remember(uint64_t start, uint64_t end)
 {
     size_t first = range_at(start ? start - 1 : 0), after = first;
 
-    if (!make_room())
-        return; /* its pages won't be given back before the process ends */
+    if (!make_room()) {
+        arena.forgotten = true; /* its pages won't be given back before the process ends */
+        return;
+    }
     while (after < arena.count && arena.ranges[after].start <= end) {
         struct range *range = &arena.ranges[after++];
 
@@ -181,6 +186,34 @@ __attribute__((no_sanitize("address", "thread"))) static void copy_pages(uint8_t
         target[i] = source[i];
 }
 
+/*
+ * Puts pages into the file at their own address. Writing takes half the time of
+ * storing through a mapping, which would fault for each page; but it obeys the
+ * limit of file sizes. 0 or errno, without touching errno itself (guard.h).
+ */
+static int put(uint64_t from, uint64_t length)
+{
+    if (arena.size_limited) {
+        void *place = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, arena.fd, (off_t)from);
+
+        if (place == MAP_FAILED)
+            return ENOMEM;
+        copy_pages(place, from, length);
+        munmap(place, length);
+        return 0;
+    }
+    while (length) {
+        /* syscall() is no cancellation point: pwrite would write to thread-local memory. */
+        long done = syscall(SYS_pwrite64, arena.fd, from, length, from);
+
+        if (done <= 0)
+            return ENOMEM;
+        from += (uint64_t)done;
+        length -= (uint64_t)done;
+    }
+    return 0;
+}
+
 /* Linux 6.7; not in older headers. */
 struct page_region {
     uint64_t start, end, categories;
@@ -194,8 +227,8 @@ struct pm_scan_arg {
 #define SCAN _IOWR('f', 16, struct pm_scan_arg)
 enum { PAGE_PRESENT = 1 << 3, PAGE_SWAPPED = 1 << 4, PAGE_ZERO = 1 << 5, REGIONS = 32 };
 
-/* Copies the pages that were ever written; the others are zeroes here and there. False: no way to know. */
-static bool copy_by_scan(uint64_t start, uint64_t end, uint8_t *to)
+/* Puts the pages that were ever written; the others are zeroes here and there. EOPNOTSUPP: no way to know. */
+static int put_by_scan(uint64_t start, uint64_t end)
 {
     struct page_region regions[REGIONS];
     uint64_t at = start;
@@ -215,16 +248,20 @@ static bool copy_by_scan(uint64_t start, uint64_t end, uint8_t *to)
         int found = arena.pagemap < 0 ? -1 : ioctl(arena.pagemap, SCAN, &arg);
 
         if (found < 0 || arg.walk_end <= at)
-            return false;
-        for (int i = 0; i < found; i++)
-            copy_pages(to + (regions[i].start - start), regions[i].start, regions[i].end - regions[i].start);
+            return EOPNOTSUPP;
+        for (int i = 0; i < found; i++) {
+            int error = put(regions[i].start, regions[i].end - regions[i].start);
+
+            if (error)
+                return error;
+        }
         at = arg.walk_end;
     }
-    return true;
+    return 0;
 }
 
 /* The same from /proc/self/pagemap: bit 63 present, bit 62 swapped. */
-static bool copy_by_pagemap(uint64_t start, uint64_t end, uint8_t *to)
+static int put_by_pagemap(uint64_t start, uint64_t end)
 {
     uint64_t entries[128];
 
@@ -233,15 +270,30 @@ static bool copy_by_pagemap(uint64_t start, uint64_t end, uint8_t *to)
 
         if (pages > sizeof(entries) / sizeof(*entries))
             pages = sizeof(entries) / sizeof(*entries);
-        /* syscall() is no cancellation point: pread would write to thread-local memory. */
         if (arena.pagemap < 0 || syscall(SYS_pread64, arena.pagemap, entries, pages * 8, at / arena.page * 8) !=
                                      (long)(pages * 8))
-            return false;
-        for (uint64_t i = 0; i < pages; i++, at += arena.page)
-            if (entries[i] >> 62)
-                copy_pages(to + (at - start), at, arena.page);
+            return EOPNOTSUPP;
+        for (uint64_t i = 0; i < pages; i++, at += arena.page) {
+            int error = entries[i] >> 62 ? put(at, arena.page) : 0;
+
+            if (error)
+                return error;
+        }
     }
-    return true;
+    return 0;
+}
+
+static int put_range(const struct guard *guard, bool anonymous)
+{
+    uint64_t end = guard->start + guard->length;
+    int error = anonymous ? put_by_scan(guard->start, end) : EOPNOTSUPP;
+
+    if (anonymous && error == EOPNOTSUPP)
+        error = put_by_pagemap(guard->start, end);
+    /* All of it; but reading an untouched page that userfaultfd watches would wait for ourselves. */
+    if (error == EOPNOTSUPP && !guard->faults)
+        error = put(guard->start, guard->length);
+    return error;
 }
 
 /* One exchange: everything here must be able to run while nobody may write to the range. */
@@ -256,47 +308,33 @@ static void exchange_pages(struct exchange *exchange)
 {
     uint64_t length = exchange->end - exchange->start;
     struct guard guard = {.start = exchange->start, .length = length, .protection = exchange->protection};
+    struct rlimit limit;
     sigset_t all, before;
+    size_t known = range_at(exchange->start);
 
     /* What an earlier mapping at this address left in the file. */
-    punch(exchange->start, exchange->end);
-    uint8_t *fresh = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, arena.fd,
-                          (off_t)exchange->start);
-
-    if (fresh == MAP_FAILED) {
-        exchange->error = errno;
-        return;
-    }
+    if (arena.forgotten || (known < arena.count && arena.ranges[known].start < exchange->end))
+        punch(exchange->start, exchange->end);
+    arena.size_limited = getrlimit(RLIMIT_FSIZE, &limit) || limit.rlim_cur != RLIM_INFINITY;
     /* A signal handler on this thread would wait for ourselves. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     exchange->error = guard_close(&guard, exchange->anonymous);
     if (!exchange->error) {
-        bool copied = exchange->anonymous && (copy_by_scan(exchange->start, exchange->end, fresh) ||
-                                              copy_by_pagemap(exchange->start, exchange->end, fresh));
-
-        if (!copied && guard.faults) {
-            /* Reading an untouched page would wait for ourselves. */
-            exchange->error = EOPNOTSUPP;
-        } else {
-            if (!copied)
-                copy_pages(fresh, exchange->start, length);
-            if (exchange->protection != (PROT_READ | PROT_WRITE))
-                mprotect(fresh, length, exchange->protection);
-            if (mremap(fresh, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)(uintptr_t)exchange->start) ==
-                MAP_FAILED)
-                exchange->error = ENOMEM;
-        }
-        if (exchange->error) {
+        exchange->error = put_range(&guard, exchange->anonymous);
+        /* In one step for every other thread: a fault meanwhile waits for the address space's lock. */
+        if (!exchange->error && mmap((void *)(uintptr_t)exchange->start, length, exchange->protection,
+                                     MAP_SHARED | MAP_NORESERVE | MAP_FIXED, arena.fd,
+                                     (off_t)exchange->start) == MAP_FAILED)
+            exchange->error = errno == EINVAL ? EOPNOTSUPP : ENOMEM; /* part of a huge page: can't be replaced */
+        if (exchange->error)
             guard_give_up(&guard);
-            munmap(fresh, length);
-        } else {
+        else
             guard_open(&guard);
-        }
-    } else {
-        munmap(fresh, length);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (exchange->error)
+        punch(exchange->start, exchange->end);
 }
 
 static int adopt_piece(uint64_t start, uint64_t end, const struct mapping *mapping, bool writable)
@@ -321,7 +359,7 @@ static int adopt_piece(uint64_t start, uint64_t end, const struct mapping *mappi
         return EOPNOTSUPP;
     exchange_pages(&exchange);
     if (exchange.error == EINVAL)
-        exchange.error = EOPNOTSUPP; /* huge pages and device memory: the kernel won't replace a part */
+        exchange.error = EOPNOTSUPP; /* device memory: userfaultfd won't watch it */
     if (!exchange.error) {
         remember(start, end);
         arena.adopted += end - start;

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -120,6 +121,21 @@ static void a_loop_does_not_grow(void)
     }
     CHECK(fstat(arena_fd, &status) == 0);
     CHECK((uint64_t)status.st_blocks * 512 < 200u << 20);
+}
+
+static void a_limit_of_file_sizes_does_not_matter(void)
+{
+    struct rlimit before, limit;
+    uint8_t *mapped = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    CHECK(getrlimit(RLIMIT_FSIZE, &before) == 0);
+    limit = (struct rlimit){.rlim_cur = 1 << 20, .rlim_max = before.rlim_max};
+    CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
+    memset(mapped, 6, 4 * PAGE);
+    CHECK(sluice_arena_adopt(mapped, 4 * PAGE, 1) == 0);
+    CHECK(setrlimit(RLIMIT_FSIZE, &before) == 0);
+    expect_on_arena(mapped, 4 * PAGE, 6);
+    munmap(mapped, 4 * PAGE);
 }
 
 /* ---- neighbours -------------------------------------------------------- */
@@ -285,6 +301,7 @@ static void all(int device)
     RUN(untouched_memory_is_zero);
     RUN(a_new_mapping_has_nothing_of_the_old);
     RUN(a_loop_does_not_grow);
+    RUN(a_limit_of_file_sizes_does_not_matter);
     RUN(neighbours_lose_nothing);
     RUN(errors_are_told);
     RUN(the_applications_handler_works);
