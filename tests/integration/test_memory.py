@@ -13,3 +13,11 @@ def test_windows(router: RunningRouter, program: Program) -> None:
     output_of(router.run("a", program("windows")))
     counters = router.status("a")["counters"]
     assert (counters["mrs"], counters["mws"], counters["mr_bytes"]) == (0, 0, 0)
+
+
+def test_regions(router: RunningRouter, program: Program) -> None:
+    output_of(router.run("a", program("regions")))
+
+
+def test_completion_queues(router: RunningRouter, program: Program) -> None:
+    output_of(router.run("a", program("completions")))
