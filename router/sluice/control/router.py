@@ -22,7 +22,7 @@ import zmq
 from sluice.cluster.directory import AddressError, Directory
 from sluice.cluster.join import Membership
 from sluice.cluster.links import Links
-from sluice.control.connections import Connection, Gate, OpenGate
+from sluice.control.connections import Gate, OpenGate
 from sluice.control.tenant import Tenant
 from sluice.engine import Engine
 from sluice.engine.counters import Counters
@@ -46,10 +46,10 @@ class Router:
         self._engine = Engine(state_dir / "counters")
         self.counters = Counters(state_dir / "counters")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._directory = Directory()
+        self.directory = Directory()
         self.links: Links | None = None
         if membership is not None:
-            self._directory, self.links = membership.join()
+            self.directory, self.links = membership.join()
         self.gate: Gate = OpenGate()
         self.tenants: dict[str, Tenant] = {}
         self.started = time.time()
@@ -102,7 +102,7 @@ class Router:
             return tenant
         path = self.state_dir / "tenants" / check_name(name)
         tenant = Tenant(
-            name, path, policy, self._engine, self._directory, self._context, self, address, late_address, keep
+            name, path, policy, self._engine, self.directory, self._context, self, address, late_address, keep
         )
         self.tenants[name] = tenant
         log.info("tenant %s: added, address %s", name, tenant.address or "not known yet")
@@ -111,11 +111,6 @@ class Router:
     def admits(self, source: IPv4Address, destination: IPv4Address) -> bool:
         """Whether these two addresses may connect."""
         return self.gate.admits(source, destination)
-
-    def end_forbidden(self) -> dict[str, list[Connection]]:
-        """Ends what the gate admits no longer; returns it by tenant."""
-        ended = {name: tenant.end_forbidden() for name, tenant in self.tenants.items()}
-        return {name: connections for name, connections in ended.items() if connections}
 
     def find_tenant(self, name: str) -> Tenant:
         try:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -187,9 +188,9 @@ class Tenant:
                     self._control.send_multipart([identity, self._verbs.hello(frame, session)], zmq.NOBLOCK)
         self._waiting.clear()
 
-    def end_forbidden(self) -> list[Connection]:
-        """Ends the connections that the gate admits no longer, and returns them."""
-        return self._verbs.end_forbidden() if self.address is not None else []
+    def end_forbidden(self, admits: Callable[[IPv4Address, IPv4Address], bool]) -> list[Connection]:
+        """Ends the connections that are admitted no longer, and returns them."""
+        return self._verbs.end_forbidden(admits) if self.address is not None else []
 
     def set_policy(self, policy: Policy) -> None:
         self.policy = policy

@@ -189,9 +189,9 @@ class Verbs:
         elif peer is not None and destination is not None:
             self.connections.add(session.number, request.handle, destination)
 
-    def end_forbidden(self) -> list[Connection]:
-        """Ends the connections that the gate admits no longer, and returns them."""
-        ended = [one for one in self.connections.all() if not self._gate.admits(self._address, one.peer)]
+    def end_forbidden(self, admits: Callable[[IPv4Address, IPv4Address], bool]) -> list[Connection]:
+        """Ends the connections that are admitted no longer, and returns them."""
+        ended = [one for one in self.connections.all() if not admits(self._address, one.peer)]
         for one in ended:
             self.connections.remove(one.session, one.handle)
             self._engine.fail_qp(one.session, one.handle)

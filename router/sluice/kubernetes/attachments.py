@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tenants of pods: what was granted becomes a tenant, and ends with it. Both ways in (dra.py, device_plugin.py) end here.
+
+A tenant is a pod: all that a pod was granted adds up to one device, one guarantee and one
+ceiling. Pods that share a claim are one tenant, named after the first of them.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Any
+
+from sluice.control.router import Router
+from sluice.kubernetes.cdi import Injection, Specifications, injection
+from sluice.kubernetes.claim import ClaimError, Share
+from sluice.kubernetes.parameters import LIVE, FieldError, Parameters, parse_annotations
+from sluice.kubernetes.policy import guarantee_bps, policy_of
+from sluice.kubernetes.quantity import format_quantity
+from sluice.kubernetes.settings import Settings
+from sluice.kubernetes.slices import capacity_bps
+from sluice.kubernetes.state import Grant, State
+from sluice.policy.policy import Policy
+
+log = logging.getLogger(__name__)
+
+_NOT_LABEL = re.compile(r"[^a-z0-9-]+")
+
+
+def tenant_name(namespace: str, pod: str, uid: str) -> str:
+    """A DNS label that a person recognizes and no other pod has."""
+    mark = hashlib.sha256(uid.encode()).hexdigest()[:8]
+    readable = _NOT_LABEL.sub("-", f"{namespace}-{pod}")[:40].strip("-")
+    return f"{readable}-{mark}"
+
+
+@dataclass
+class _Tenant:
+    grants: dict[str, Grant] = field(default_factory=dict)
+    live: dict[str, int] = field(default_factory=dict)
+
+    def shares(self) -> list[Share]:
+        return [share for grant in self.grants.values() for share in grant.shares]
+
+
+class Attachments:
+    """All grants of this node."""
+
+    def __init__(self, router: Router, settings: Settings) -> None:
+        self._router = router
+        self._settings = settings
+        self._state = State(router.state_dir / "grants")
+        self._specifications = Specifications(settings.cdi_dir)
+        self._tenants: dict[str, _Tenant] = {}
+        self.grants: dict[str, Grant] = {}
+
+    def restore(self) -> None:
+        """Takes up what an earlier router left."""
+        for grant in self._state.load():
+            try:
+                self._attach(grant)
+            except (ValueError, OSError) as error:
+                log.error("pod %s/%s: what it was granted can't be taken up: %s", grant.namespace, grant.pod, error)
+
+    def tenant_of_pod(self, pod_uid: str) -> str | None:
+        return next((grant.tenant for grant in self.grants.values() if grant.pod_uid == pod_uid), None)
+
+    def free_bps(self, nic: str) -> int:
+        """What nobody was granted of a NIC, as the scheduler counts."""
+        capacity = next((capacity_bps(one, self._settings) for one in self._settings.nics if one.name == nic), 0)
+        return capacity - sum(
+            self._amount(share) for grant in self.grants.values() for share in grant.shares if share.nic == nic
+        )
+
+    def _amount(self, share: Share) -> int:
+        """A share without an amount is the whole NIC."""
+        if share.bps:
+            return share.bps
+        return next((capacity_bps(one, self._settings) for one in self._settings.nics if one.name == share.nic), 0)
+
+    def attach(self, grant: Grant) -> str:
+        """All of a grant or nothing; again for one that is there. Returns the CDI device. ClaimError, OSError."""
+        if grant.uid not in self.grants:
+            self._check(grant)
+        device = self._attach(grant)
+        log.warning(
+            "pod %s/%s: granted %s as tenant %s",
+            grant.namespace,
+            grant.pod,
+            ", ".join(f"{format_quantity(self._amount(share))} of {share.nic}" for share in grant.shares),
+            grant.tenant,
+        )
+        return device
+
+    def _check(self, grant: Grant) -> None:
+        known = {nic.name for nic in self._settings.nics}
+        wanted: dict[str, int] = {}
+        for share in grant.shares:
+            if share.nic not in known:
+                raise ClaimError(f"this node has no NIC {share.nic}; it has {', '.join(sorted(known))}")
+            wanted[share.nic] = wanted.get(share.nic, 0) + self._amount(share)
+        for nic, bps in wanted.items():
+            free = self.free_bps(nic)
+            if bps > free:
+                raise ClaimError(
+                    f"NIC {nic} has {format_quantity(max(free, 0))} free of "
+                    f"{format_quantity(self._amount(Share('', nic, 0)))}, and {format_quantity(bps)} are asked for"
+                )
+
+    def _attach(self, grant: Grant) -> str:
+        entry = self._tenants.setdefault(grant.tenant, _Tenant())
+        before = dict(entry.grants)
+        with ExitStack() as undo:
+            entry.grants[grant.uid] = grant
+
+            def take_back() -> None:
+                entry.grants = before
+                if not before:
+                    del self._tenants[grant.tenant]
+                    if grant.tenant in self._router.tenants:
+                        self._router.remove_tenant(grant.tenant, force=True)
+                else:
+                    self._apply(grant.tenant)
+
+            undo.callback(take_back)
+            self._router.add_tenant(grant.tenant, self._policy(entry), late_address=True, keep=True)
+            self._apply(grant.tenant)
+            device = ""
+            if grant.claim:
+                undo.callback(self._specifications.remove, grant.uid)
+                device = self._specifications.write(grant.uid, self.injection(grant))
+            self._state.save(grant)
+            self.grants[grant.uid] = grant
+            undo.pop_all()
+        return device
+
+    def adopt(self, grant: Grant) -> None:
+        """A grant of the device plugin whose pod is known by now."""
+        self._state.save(grant)
+        self.grants[grant.uid] = grant
+        self._tenants[grant.tenant].grants[grant.uid] = grant
+
+    def injection(self, grant: Grant) -> Injection:
+        parameters = Parameters()
+        for share in grant.shares:
+            parameters = parameters.under(share.parameters)
+        tenant_dir = self._router.state_dir / "tenants" / grant.tenant
+        return injection(tenant_dir, self._settings.shim_dir, parameters)
+
+    def detach(self, uid: str) -> bool:
+        """Returns everything; False where there is nothing."""
+        self._specifications.remove(uid)
+        grant = self.grants.pop(uid, None)
+        if grant is None:
+            self._state.remove(uid)
+            return False
+        entry = self._tenants[grant.tenant]
+        del entry.grants[uid]
+        if entry.grants:
+            self._apply(grant.tenant)
+        else:
+            del self._tenants[grant.tenant]
+            self._router.remove_tenant(grant.tenant, force=True)
+        # Last: who is stopped before here does it again.
+        self._state.remove(uid)
+        log.warning("pod %s/%s: returned what %s had", grant.namespace, grant.pod, grant.claim or "its containers")
+        return True
+
+    def _policy(self, entry: _Tenant) -> Policy:
+        shares = [
+            Share(share.request, share.nic, self._amount(share), share.share_id, share.parameters)
+            for share in entry.shares()
+        ]
+        return policy_of(shares, self._settings.over_commit, entry.live)
+
+    def _apply(self, tenant: str) -> None:
+        policy = self._policy(self._tenants[tenant])
+        running = self._router.tenants[tenant]
+        if running.policy != policy:
+            running.set_policy(policy)
+
+    def set_address(self, tenant: str, address: IPv4Address) -> None:
+        """The pod's address, as soon as it is known. ValueError where another tenant has it."""
+        running = self._router.tenants[tenant]
+        if running.address is None:
+            running.set_address(address)
+
+    def set_annotations(self, tenant: str, annotations: Mapping[str, str]) -> dict[str, int] | None:
+        """Changes the rates of a running pod. Returns what holds now, None where nothing changed. FieldError."""
+        entry = self._tenants[tenant]
+        live = parse_annotations(annotations)
+        if live == entry.live:
+            return None
+        guarantee = guarantee_bps(entry.shares(), self._settings.over_commit)
+        if live.get("min", 0) > guarantee:
+            raise FieldError(
+                f"metadata.annotations: min: {format_quantity(live['min'])} is more than the "
+                f"{format_quantity(guarantee)} that are granted: the scheduler goes by the claim"
+            )
+        entry.live = live
+        self._apply(tenant)
+        return {name: live[name] for name in LIVE if name in live}
+
+    def nics(self) -> list[dict[str, Any]]:
+        """Each NIC's state, in bits per second."""
+        found = []
+        for nic in self._settings.nics:
+            tenants: dict[str, dict[str, int]] = {}
+            for grant in self.grants.values():
+                for share in grant.shares:
+                    if share.nic == nic.name:
+                        row = tenants.setdefault(grant.tenant, {"min_bps": 0, "max_bps": 0})
+                        row["min_bps"] += int(self._amount(share) / self._settings.over_commit)
+            for name, row in tenants.items():
+                row["max_bps"] = self._router.tenants[name].policy.max_bps
+            capacity = capacity_bps(nic, self._settings)
+            found.append(
+                {
+                    "name": nic.name,
+                    "interface": nic.interface,
+                    "bandwidth_bps": nic.bandwidth_bps,
+                    "capacity_bps": capacity,
+                    "used_bps": capacity - self.free_bps(nic.name),
+                    "tenants": tenants,
+                }
+            )
+        return found

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's NICs and their bandwidth: from the configuration, else from the kernel."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+SYSFS = Path("/sys")
+_LABEL = re.compile(r"[^a-z0-9-]+")
+
+
+@dataclass(frozen=True)
+class Nic:
+    """name: a DNS label, the device's name in the cluster. interface: the kernel's name. Bits per second."""
+
+    name: str
+    bandwidth_bps: int
+    interface: str
+    kind: str = "ethernet"
+    numa_node: int = -1
+    rdma: bool = False
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _label(name: str) -> str:
+    return _LABEL.sub("-", name.lower()).strip("-")[:63]
+
+
+def _numa(device: Path) -> int:
+    text = _read(device / "numa_node")
+    return int(text) if text.lstrip("-").isdigit() else -1
+
+
+def rdma_nics(sysfs: Path = SYSFS) -> list[Nic]:
+    """RDMA devices whose first port is up; the rate as in "100 Gb/sec (4X EDR)"."""
+    found = []
+    for device in sorted((sysfs / "class/infiniband").glob("*")):
+        rate = re.match(r"([\d.]+) Gb/sec", _read(device / "ports/1/rate"))
+        if rate and "ACTIVE" in _read(device / "ports/1/state"):
+            bps = int(float(rate.group(1)) * 10**9)
+            kind = _read(device / "ports/1/link_layer").lower() or "ethernet"
+            found.append(Nic(_label(device.name), bps, device.name, kind, _numa(device / "device"), rdma=True))
+    return found
+
+
+def default_interfaces(proc: Path = Path("/proc")) -> list[str]:
+    """Network interfaces that have a default route (proc(5), net/route)."""
+    rows = [line.split() for line in _read(proc / "net/route").splitlines()[1:]]
+    return sorted({row[0] for row in rows if len(row) > 7 and row[1] == "00000000" and row[7] == "00000000"})
+
+
+def ethernet_nics(sysfs: Path = SYSFS, proc: Path = Path("/proc")) -> list[Nic]:
+    """Interfaces with a default route that tell their speed (Mbit/s; virtual ones tell -1)."""
+    found = []
+    for name in default_interfaces(proc):
+        speed = _read(sysfs / "class/net" / name / "speed")
+        if speed.isdigit() and int(speed) > 0:
+            device = sysfs / "class/net" / name / "device"
+            found.append(Nic(_label(name), int(speed) * 10**6, name, numa_node=_numa(device)))
+    return found
+
+
+def discover(sysfs: Path = SYSFS, proc: Path = Path("/proc")) -> list[Nic]:
+    """RDMA devices where there are any, else the interfaces towards the other nodes."""
+    return rdma_nics(sysfs) or ethernet_nics(sysfs, proc)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This node's part in a Kubernetes cluster: everything below kubernetes/, put together around a router."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from sluice.control.router import Router
+from sluice.kubernetes import device_plugin, dra
+from sluice.kubernetes.api import Api
+from sluice.kubernetes.attachments import Attachments
+from sluice.kubernetes.cdi import install_shim
+from sluice.kubernetes.directory import PodDirectory
+from sluice.kubernetes.events import Events
+from sluice.kubernetes.gate import PolicyGate, subject_of
+from sluice.kubernetes.parameters import FieldError
+from sluice.kubernetes.pod import Pod
+from sluice.kubernetes.settings import Settings
+from sluice.kubernetes.slices import Publisher
+from sluice.kubernetes.state import Grant
+from sluice.policy.rate import format_rate
+
+log = logging.getLogger(__name__)
+
+
+class KubernetesNode:
+    """start() it, close() it. All of it runs in the router's event loop."""
+
+    def __init__(self, router: Router, settings: Settings, api: Api) -> None:
+        self._router = router
+        self.settings = settings
+        self._api = api
+        self.events = Events(api, settings.node)
+        self.attachments = Attachments(router, settings)
+        self.directory = PodDirectory(api, self._on_pod, self._on_rules)
+        self.gate = PolicyGate(router, self.directory, self.events)
+        self.plugin = dra.Plugin(api, settings, self.attachments, self.events, self.refresh)
+        self._server = dra.Server(settings, self.plugin, dra.Health(settings, self.trouble))
+        allocator = device_plugin.Plugin(settings, self.attachments, self.trouble)
+        self._device_server = device_plugin.Server(settings, allocator, self.attachments, self._identified)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._enforcing = False
+
+    async def start(self) -> None:
+        """OSError."""
+        self._router.gate = self.gate
+        self._router.directory.add_source(self.directory)
+        self.attachments.restore()
+        self._spawn(self.events.run(), "events")
+        self._spawn(self.directory.run(), "directory")
+        self._spawn(self._sweep(), "sweep")
+        if self.settings.dra:
+            await self._server.start()
+            self._spawn(Publisher(self._api, self.settings).run(), "slices")
+        if self.settings.device_plugin:
+            self._spawn(self._device_server.run(), "device plugin")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._on_done)
+        self._tasks.append(task)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s ended", task.get_name(), exc_info=task.exception())
+
+    def trouble(self, nic: str) -> str:
+        """Why a NIC can't be used; empty where it can."""
+        return ""
+
+    def healthy(self) -> str:
+        """Empty, or what doesn't run any more. An API server that is away is no reason to be restarted."""
+        return ", ".join(task.get_name() for task in self._tasks if task.done())
+
+    def ready(self) -> str:
+        """Empty, or what the node waits for before pods can be prepared here."""
+        waiting = []
+        if self.settings.dra and not self._server.registration.registered.is_set():
+            waiting.append("the kubelet has not registered the driver")
+        waiting += [f"{watch.path} is not read yet" for watch in self.directory.watches if not watch.synced.is_set()]
+        return ", ".join(waiting)
+
+    # ---- pods ------------------------------------------------------------
+
+    def _on_pod(self, old: Pod | None, new: Pod | None) -> None:
+        if new is not None and new.node == self.settings.node:
+            self._apply(new)
+        gone = new if new is not None and new.ended else old if new is None else None
+        if gone is not None and gone.node == self.settings.node:
+            self._return_devices(gone)
+
+    def _return_devices(self, pod: Pod) -> None:
+        """A device plugin is not told when its devices are free; claims are unprepared by the kubelet."""
+        for grant in list(self.attachments.grants.values()):
+            if grant.devices and grant.pod_uid == pod.uid:
+                self.attachments.detach(grant.uid)
+
+    async def _sweep(self) -> None:
+        """Once everything was read: what became of the pods of grants that an earlier router left."""
+        await self.directory.synced()
+        for grant in list(self.attachments.grants.values()):
+            if grant.devices and grant.pod_uid and grant.pod_uid not in self.directory.pods.objects:
+                self.attachments.detach(grant.uid)
+            else:
+                self.refresh(grant)
+
+    def refresh(self, grant: Grant) -> None:
+        """A new grant: what is known of its pod already."""
+        pod = self.directory.pods.objects.get(grant.pod_uid)
+        if pod is not None:
+            self._apply(pod)
+
+    def _apply(self, pod: Pod) -> None:
+        tenant = self.attachments.tenant_of_pod(pod.uid)
+        if tenant is None:
+            return
+        if pod.address is not None and not pod.ended:
+            try:
+                self.attachments.set_address(tenant, pod.address)
+            except ValueError as error:
+                log.warning("pod %s/%s: %s", pod.namespace, pod.name, error)
+        try:
+            changed = self.attachments.set_annotations(tenant, pod.annotations)
+        except FieldError as error:
+            self.events.warn(subject_of(pod), "BandwidthNotChanged", "Changing", f"{error}; the rates stay as they are")
+            return
+        if changed is not None:
+            policy = self._router.tenants[tenant].policy.fields()
+            text = ", ".join(f"{name} {value}" for name, value in policy.items()) or "no limits"
+            self.events.inform(subject_of(pod), "BandwidthChanged", "Changing", f"by annotation: now {text}")
+
+    def _identified(self, grant: Grant, namespace: str, name: str) -> None:
+        """Whose a device plugin's allocation is."""
+        pod = next(
+            (pod for pod in self.directory.pods.objects.values() if (pod.namespace, pod.name) == (namespace, name)), None
+        )
+        if pod is None or pod.node != self.settings.node:
+            return
+        other = self.attachments.tenant_of_pod(pod.uid)
+        if other is not None and other != grant.tenant:
+            self.events.warn(
+                subject_of(pod),
+                "BandwidthOfSecondContainer",
+                "Allocating",
+                f"more than one container asks for {device_plugin.RESOURCE_NAME}: only the first has the pod's "
+                "address as its GID; let one container ask for the whole pod",
+            )
+        self.attachments.adopt(replace(grant, namespace=namespace, pod=name, pod_uid=pod.uid))
+        amount = format_rate(sum(share.bps for share in grant.shares))
+        self.events.inform(subject_of(pod), "BandwidthGranted", "Allocating", f"{amount} as tenant {grant.tenant}")
+        self._apply(pod)
+
+    # ---- policies --------------------------------------------------------
+
+    def _on_rules(self) -> None:
+        """Many changes come together: they are looked at once."""
+        if not self._enforcing:
+            self._enforcing = True
+            asyncio.get_running_loop().call_soon(self._enforce)
+
+    def _enforce(self) -> None:
+        self._enforcing = False
+        if all(watch.synced.is_set() for watch in self.directory.watches):
+            self.gate.enforce()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+        if self.settings.dra:
+            await self._server.stop()
+        await self._api.close()
+
+
+async def join(router: Router, settings: Settings) -> KubernetesNode:
+    """Connects and starts. ApiError, OSError."""
+    from sluice.cli.run import shim_path
+
+    install_shim(shim_path().parent, settings.shim_dir)
+    node = KubernetesNode(router, settings, await Api.connect(settings.kubeconfig))
+    await node.start()
+    return node
+

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user writes beside the amount: a claim's opaque parameters, a pod's annotations.
+
+apiVersion: rdma.sluice.dev/v1
+kind: Bandwidth
+max: 20G        # ceiling in each direction; without it the NIC's own
+burst: 1Mi      # bytes at the wire's speed before the ceiling holds
+weight: 4       # share of what guarantees leave over; 1 to 1000
+group: training # tenants of one group share what they leave over
+libc: musl      # the C library of the image: glibc (default) or musl
+preload: file   # by /etc/ld.so.preload, for images that set LD_PRELOAD themselves (default: environment)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+
+from sluice.kubernetes import DRIVER
+from sluice.kubernetes.quantity import parse_quantity
+from sluice.policy.policy import check_name
+from sluice.policy.rate import MAX_RATE, MIN_RATE, parse_rate
+
+API_VERSION = f"{DRIVER}/v1"
+KIND = "Bandwidth"
+
+
+class FieldError(ValueError):
+    """Names the field, its value, and what would be right."""
+
+
+def parse_bandwidth(value: object) -> int:
+    """Bits per second, as a quantity ("10G") or as everywhere else here ("10Gbps")."""
+    text = str(value)
+    try:
+        rate = parse_rate(text) if text.endswith("bps") else parse_quantity(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a bandwidth: write for instance 500M, 10G or 10Gbps (bits per second)") from None
+    if isinstance(value, int) or not MIN_RATE <= rate <= MAX_RATE:
+        raise ValueError(f"{text!r} is out of range: write bits per second with a unit, from 1k to 100T")
+    return rate
+
+
+def _burst(value: object) -> int:
+    text = str(value)
+    try:
+        size = parse_quantity(text.removesuffix("B"))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a size: write for instance 64Ki or 1Mi (bytes)") from None
+    if not 0 < size < 2**40:
+        raise ValueError(f"{text!r} is out of range: a burst lies between 1 byte and 1Ti")
+    return size
+
+
+def _weight(value: object) -> int:
+    text = str(value)
+    if not text.isdigit() or not 1 <= int(text) <= 1000:
+        raise ValueError(f"{text!r} is not a weight: write a whole number from 1 to 1000")
+    return int(text)
+
+
+def _one_of(*words: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if value not in words:
+            raise ValueError(f"{value!r} is not known: write {' or '.join(words)}")
+        return str(value)
+
+    return check
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """None: not said."""
+
+    max: int | None = None
+    burst: int | None = None
+    weight: int | None = None
+    group: str | None = None
+    libc: str | None = None
+    preload: str | None = None
+
+    def under(self, later: "Parameters") -> "Parameters":
+        """These, with what `later` says in their place."""
+        said = {field.name: getattr(later, field.name) for field in fields(later)}
+        return replace(self, **{name: value for name, value in said.items() if value is not None})
+
+
+_PARSERS: dict[str, Callable[[object], object]] = {
+    "max": parse_bandwidth,
+    "burst": _burst,
+    "weight": _weight,
+    "group": lambda value: check_name(str(value)),
+    "libc": _one_of("glibc", "musl"),
+    "preload": _one_of("environment", "file"),
+}
+
+LIVE = ("min", "max", "burst", "weight")
+"""What an annotation (rdma.sluice.dev/max: 20G) changes in a running pod."""
+
+
+def parse_parameters(parameters: object, path: str) -> Parameters:
+    """Opaque parameters; path: where they stand, for the error. FieldError for the first mistake."""
+    if not isinstance(parameters, Mapping):
+        raise FieldError(f"{path}: an object belongs here, with apiVersion: {API_VERSION}, kind: {KIND}")
+    for field, right in (("apiVersion", API_VERSION), ("kind", KIND)):
+        if parameters.get(field) != right:
+            raise FieldError(f"{path}.{field}: {parameters.get(field)!r} is not known: write {right}")
+    values = {}
+    for name, value in parameters.items():
+        if name in ("apiVersion", "kind"):
+            continue
+        if name not in _PARSERS:
+            raise FieldError(f"{path}.{name}: no such field; there are {', '.join(_PARSERS)}")
+        try:
+            values[name] = _PARSERS[name](value)
+        except ValueError as error:
+            raise FieldError(f"{path}.{name}: {error}") from None
+    return Parameters(**values)  # type: ignore[arg-type]
+
+
+def parse_annotations(annotations: Mapping[str, str]) -> dict[str, int]:
+    """What a pod's annotations say, of LIVE. FieldError."""
+    values = {}
+    for name in LIVE:
+        key = f"{DRIVER}/{name}"
+        if key in annotations:
+            parse = _PARSERS["max" if name == "min" else name]
+            try:
+                values[name] = int(str(parse(annotations[key])))
+            except ValueError as error:
+                raise FieldError(f"metadata.annotations[{key}]: {error}") from None
+    return values

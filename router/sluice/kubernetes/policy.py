@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a pod was granted to its tenant's policy: the only place where this is decided."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from sluice.kubernetes.claim import Share
+from sluice.policy.policy import Policy
+
+_KNOWN = {field.name for field in fields(Policy)}
+
+
+def guarantee_bps(shares: Iterable[Share], over_commit: float) -> int:
+    """What is guaranteed of what was asked for: where more is offered than there is, each gets its part of that."""
+    return int(sum(share.bps for share in shares) / over_commit)
+
+
+def policy_of(shares: Iterable[Share], over_commit: float, live: Mapping[str, int]) -> Policy:
+    """All shares of a tenant together; live: what the pod's annotations say (parameters.LIVE).
+
+    An annotation may lower the guarantee, not raise it: the scheduler counts what the claim says.
+    """
+    shares = list(shares)
+    guarantee = guarantee_bps(shares, over_commit)
+    ceilings = [share.parameters.max for share in shares]
+    values: dict[str, Any] = {
+        "min_bps": min(live.get("min", guarantee), guarantee),
+        # One share without a ceiling is a tenant without one.
+        "max_bps": live.get("max", sum(one for one in ceilings if one) if all(ceilings) else 0),
+        "burst": live.get("burst", max((share.parameters.burst or 0 for share in shares), default=0)),
+        "weight": live.get("weight", max((share.parameters.weight or 1 for share in shares), default=1)),
+        "group": next((share.parameters.group for share in shares if share.parameters.group), ""),
+    }
+    if 0 < values["max_bps"] < values["min_bps"]:
+        values["min_bps"] = values["max_bps"]
+    return Policy(**{name: value for name, value in values.items() if name in _KNOWN})

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file of `sluice router --kubernetes FILE`. Every field may be left out.
+
+node: worker-1              # this node's name; else the environment's NODE_NAME
+kubeconfig: /etc/…          # else the pod's service account
+nics: {mlx5_0: 100G}        # else what the kernel tells: RDMA devices, or the interfaces of the default route
+over-commit: 1.5            # bandwidth offered for each bit that there is; guarantees shrink with it
+request:                    # what a claim may ask for
+  default: 1G
+  min: 100M
+  step: 100M
+dra: true                   # the DRA driver
+device-plugin: false        # the extended resource rdma.sluice.dev/bandwidth, for clusters without DRA
+unit: 1G                    # what one of that resource is worth
+kubelet-dir: /var/lib/kubelet
+cdi-dir: /var/run/cdi
+shim-dir: /var/lib/sluice/shim
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sluice.kubernetes.inventory import Nic, discover
+from sluice.kubernetes.parameters import parse_bandwidth
+
+
+class SettingsError(ValueError):
+    """File, field, and what would be right."""
+
+
+@dataclass(frozen=True)
+class RequestPolicy:
+    """Bits per second."""
+
+    default: int = 10**9
+    min: int = 10**8
+    step: int = 10**8
+
+
+@dataclass(frozen=True)
+class Settings:
+    node: str
+    kubeconfig: Path | None = None
+    nics: tuple[Nic, ...] = ()
+    over_commit: float = 1.0
+    request: RequestPolicy = field(default_factory=RequestPolicy)
+    dra: bool = True
+    device_plugin: bool = False
+    unit: int = 10**9
+    kubelet_dir: Path = Path("/var/lib/kubelet")
+    cdi_dir: Path = Path("/var/run/cdi")
+    shim_dir: Path = Path("/var/lib/sluice/shim")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("a mapping belongs here (name: value)")
+    return {str(name): each for name, each in value.items()}
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _ratio(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value <= 100:
+        raise ValueError(f"{value!r} is not a ratio: write a number from 1 to 100")
+    return float(value)
+
+
+def _nics(value: Any) -> tuple[Nic, ...]:
+    found = []
+    for name, bandwidth in _mapping(value).items():
+        try:
+            found.append(Nic(name.lower().replace("_", "-"), parse_bandwidth(bandwidth), name))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return tuple(found)
+
+
+def _request(value: Any) -> RequestPolicy:
+    values = {}
+    for name, amount in _mapping(value).items():
+        if name not in ("default", "min", "step"):
+            raise ValueError(f"{name}: no such field; there are default, min, step")
+        try:
+            values[name] = parse_bandwidth(amount)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    policy = RequestPolicy(**values)
+    if policy.default < policy.min or (policy.default - policy.min) % policy.step:
+        raise ValueError("default: must be min, or min and a multiple of step")
+    return policy
+
+
+def _path(value: Any) -> Path:
+    path = Path(str(value))
+    if not path.is_absolute():
+        raise ValueError(f"{str(value)!r} is not an absolute path")
+    return path
+
+
+_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "node": str,
+    "kubeconfig": _path,
+    "nics": _nics,
+    "over-commit": _ratio,
+    "request": _request,
+    "dra": _flag,
+    "device-plugin": _flag,
+    "unit": parse_bandwidth,
+    "kubelet-dir": _path,
+    "cdi-dir": _path,
+    "shim-dir": _path,
+}
+
+
+def load_settings(path: Path) -> Settings:
+    """SettingsError for the first mistake."""
+    try:
+        written = _mapping(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise SettingsError(f"{path}: {error}") from None
+    values: dict[str, Any] = {}
+    for name, value in written.items():
+        if name not in _FIELDS:
+            raise SettingsError(f"{path}: {name}: no such field; there are {', '.join(_FIELDS)}")
+        try:
+            values[name.replace("-", "_")] = _FIELDS[name](value)
+        except ValueError as error:
+            raise SettingsError(f"{path}: {name}: {error}") from None
+    values.setdefault("node", os.environ.get("NODE_NAME", ""))
+    if not values["node"]:
+        raise SettingsError(f"{path}: node: this node's name belongs here, or in the environment as NODE_NAME")
+    if values.get("dra", True) and values.get("device_plugin", False):
+        # Each would give the whole of a NIC.
+        raise SettingsError(f"{path}: device-plugin: only with dra: false: the scheduler counts each for itself")
+    if not values.get("nics"):
+        values["nics"] = tuple(discover())
+    if not values["nics"]:
+        raise SettingsError(
+            f"{path}: nics: the kernel tells no NIC's bandwidth: write for instance nics: {{eth0: 10G}}"
+        )
+    return Settings(**values)
