@@ -38,7 +38,8 @@ $(VENV)/.packages: Makefile
 
 $(VENV)/.dependencies: $(VENV)/.packages pyproject.toml
 	$(BIN)/python -m pip install -q 'meson-python>=0.15' 'meson>=1.1' 'ninja>=1.11' 'cffi>=1.16' 'pyzmq>=25' \
-	  'numpy>=1.24' 'pyyaml>=6.0' 'pytest>=7.4' 'hypothesis>=6.80' 'mypy>=1.8' 'ruff>=0.4' 'types-PyYAML>=6.0'
+	  'numpy>=1.24' 'pyyaml>=6.0' 'pytest>=7.4' 'hypothesis>=6.80' 'mypy>=1.8' 'ruff>=0.4' 'types-PyYAML>=6.0' \
+	  'prometheus-client>=0.19' 'kubernetes>=37.0' 'aiohttp>=3.9' 'grpcio>=1.60' 'protobuf>=4.22' 'grpcio-tools>=1.60'
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES) README.md

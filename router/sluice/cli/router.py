@@ -6,13 +6,19 @@ import asyncio
 import logging
 import signal
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sluice.cli.keys import default_key
 from sluice.cluster.join import Membership, host_name
 from sluice.control.admin import Admin
 from sluice.control.router import AlreadyRunning, Router
+from sluice.metrics.collector import Metrics
+from sluice.metrics.server import HttpServer, json_page, metrics_page, parse_address, text_page
+
+if TYPE_CHECKING:
+    from sluice.kubernetes.node import KubernetesNode
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +33,10 @@ def add_to(commands: Any, state_dir: Path) -> None:
     cluster.add_argument("--cluster", type=Path, metavar="FILE", help="cluster file, the same on all nodes; watched")
     cluster.add_argument("--node", default=host_name(), help="which of its nodes this is (default: %(default)s)")
     cluster.add_argument("--key", type=Path, default=default_key(), help="this node's key (default: %(default)s)")
+    command.add_argument("--kubernetes", type=Path, metavar="FILE", help="be a node of a Kubernetes cluster (settings)")
+    command.add_argument(
+        "--http", metavar="[ADDRESS:]PORT", help="serve /metrics, /nics, /healthz and /readyz here (default: nowhere)"
+    )
     command.add_argument("--verbose", action="store_true", help="log every session")
     command.set_defaults(run=run)
 
@@ -44,11 +54,45 @@ async def serve(options: argparse.Namespace) -> None:
         if options.config is not None:
             router.load_policies(options.config)
         admin = Admin(router, stopped.set)
-        log.warning("router ready: %s", router.state_dir)
-        await stopped.wait()
-        admin.close()
+        async with AsyncExitStack() as parts:
+            parts.callback(admin.close)
+            node = await _join_kubernetes(router, options.kubernetes, parts)
+            if options.http is not None:
+                parts.callback(_serve_http(router, options.http, node).close)
+            log.warning("router ready: %s", router.state_dir)
+            await stopped.wait()
     finally:
         router.close()
+
+
+async def _join_kubernetes(router: Router, file: Path | None, parts: AsyncExitStack) -> "KubernetesNode | None":
+    if file is None:
+        return None
+    try:
+        from sluice.kubernetes.node import join
+        from sluice.kubernetes.settings import load_settings
+    except ImportError as error:
+        raise ValueError(f"--kubernetes needs more: pip install 'sluice[kubernetes]' ({error})") from None
+    node = await join(router, load_settings(file))
+    parts.push_async_callback(node.close)
+    return node
+
+
+def _serve_http(router: Router, where: str, node: "KubernetesNode | None") -> HttpServer:
+    metrics = Metrics(router)
+    if node is not None:
+        from sluice.kubernetes.metrics import collect
+
+        metrics.add(lambda: collect(node))
+    return HttpServer(
+        *parse_address(where),
+        {
+            "/metrics": metrics_page(metrics.text),
+            "/nics": json_page(lambda: [] if node is None else node.attachments.nics()),
+            "/healthz": text_page(lambda: "" if node is None else node.healthy()),
+            "/readyz": text_page(lambda: "" if node is None else node.ready()),
+        },
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -26,12 +26,15 @@ PAGE = 500
 RESOURCE = "/apis/resource.k8s.io/v1"
 
 
-class ApiError(RuntimeError):
+class ApiError(OSError):
     """The API server refuses, or can't be reached (status 0)."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
+        super().__init__(0, text)
         self.status = status
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 def _text_of(status: int, body: bytes) -> str:
@@ -56,15 +59,19 @@ class Api:
         configuration.retries = 0
         try:
             if kubeconfig is not None:
-                await config.load_kube_config(str(kubeconfig), client_configuration=configuration)
+                await config.load_kube_config(  # type: ignore[no-untyped-call]
+                    str(kubeconfig), client_configuration=configuration
+                )
             else:
-                config.load_incluster_config(client_configuration=configuration)
+                config.load_incluster_config(  # type: ignore[no-untyped-call]
+                    client_configuration=configuration
+                )
         except (config.ConfigException, OSError) as error:
             raise ApiError(0, f"{kubeconfig or 'the service account of this pod'}: {error}") from None
         return cls(configuration)
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._client.close()  # type: ignore[no-untyped-call]
 
     async def _send(
         self, method: str, path: str, query: Mapping[str, Any], body: Any, content_type: str, timeout: Any
@@ -88,9 +95,7 @@ class Api:
             raise ApiError(response.status, _text_of(response.status, await response.read()))
         return response
 
-    async def request(
-        self, method: str, path: str, body: Any = None, content_type: str = JSON, **query: Any
-    ) -> Object:
+    async def request(self, method: str, path: str, body: Any = None, content_type: str = JSON, **query: Any) -> Object:
         """One request. ApiError."""
         response = await self._send(method, path, query, body, content_type, REQUEST_SECONDS)
         try:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tenants of pods: what was granted becomes a tenant, and ends with it. Both ways in (dra.py, device_plugin.py) end here.
+"""Tenants of pods: what was granted becomes a tenant, and ends with it.
 
+Both ways in (dra.py, device_plugin.py) end here.
 A tenant is a pod: all that a pod was granted adds up to one device, one guarantee and one
 ceiling. Pods that share a claim are one tenant, named after the first of them.
 """

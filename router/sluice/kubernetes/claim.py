@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sluice.kubernetes import DRIVER
 from sluice.kubernetes.api import Object
-from sluice.kubernetes.parameters import FieldError, Parameters, parse_parameters
+from sluice.kubernetes.parameters import NOTHING, FieldError, Parameters, parse_parameters
 from sluice.kubernetes.quantity import format_quantity, parse_quantity
 
 CAPACITY = "bandwidth"
@@ -23,7 +23,7 @@ class Share:
     nic: str
     bps: int
     share_id: str = ""
-    parameters: Parameters = Parameters()
+    parameters: Parameters = NOTHING
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def _parameters(claim: Object, request: str) -> Parameters:
         opaque = config.get("opaque") or {}
         requests = config.get("requests") or []
         # A request with alternatives is named REQUEST/ALTERNATIVE in the result.
-        if opaque.get("driver") != DRIVER or (requests and request not in requests and request.split("/")[0] not in requests):
+        concerned = not requests or {request, request.partition("/")[0]} & set(requests)
+        if opaque.get("driver") != DRIVER or not concerned:
             continue
         path = _spec_path(claim, opaque, index)
         if config.get("source") == "FromClass":

@@ -112,9 +112,7 @@ class Plugin:
                 edits = self._attachments.injection(grant)
                 response = answer.container_responses.add(envs=edits.environment)
                 for mount in edits.mounts:
-                    response.mounts.add(
-                        container_path=mount.container, host_path=mount.host, read_only=mount.read_only
-                    )
+                    response.mounts.add(container_path=mount.container, host_path=mount.host, read_only=mount.read_only)
         except (ValueError, OSError) as error:
             for uid in done:
                 self._attachments.detach(uid)
@@ -211,7 +209,9 @@ class Server:
         for pod in answer.pod_resources:
             for container in pod.containers:
                 # A container's devices come NUMA node by NUMA node.
-                mine = [one for each in container.devices if each.resource_name == RESOURCE_NAME for one in each.device_ids]
+                mine = [
+                    one for each in container.devices if each.resource_name == RESOURCE_NAME for one in each.device_ids
+                ]
                 if mine:
                     owners[tuple(sorted(mine))] = (pod.namespace, pod.name)
         return owners

@@ -20,7 +20,11 @@ from sluice.kubernetes.watch import Watch
 log = logging.getLogger(__name__)
 
 
-def _labels(found: Object) -> tuple[str, Mapping[str, str]]:
+Namespace = tuple[str, Mapping[str, str]]
+"""Its name and labels."""
+
+
+def _labels(found: Object) -> Namespace:
     return found["metadata"]["name"], found["metadata"].get("labels") or {}
 
 
@@ -39,15 +43,13 @@ class PodDirectory:
         self._namespaces: dict[str, Mapping[str, str]] = {}
         self._evaluation: Evaluation | None = None
         self.pods: Watch[Pod] = Watch(api, "/api/v1/pods", read_pod, self._on_pod)
-        self.namespaces: Watch[tuple[str, Mapping[str, str]]] = Watch(
-            api, "/api/v1/namespaces", _labels, self._on_namespace
-        )
+        self.namespaces: Watch[Namespace] = Watch(api, "/api/v1/namespaces", _labels, self._on_namespace)
         self.policies: Watch[NetworkPolicy] = Watch(
             api, "/apis/networking.k8s.io/v1/networkpolicies", read_policy, lambda _old, _new: self._on_rules()
         )
 
     @property
-    def watches(self) -> tuple[Watch[Pod], Watch[tuple[str, Mapping[str, str]]], Watch[NetworkPolicy]]:
+    def watches(self) -> tuple[Watch[Pod], Watch[Namespace], Watch[NetworkPolicy]]:
         return self.pods, self.namespaces, self.policies
 
     async def run(self) -> None:
@@ -71,7 +73,7 @@ class PodDirectory:
         if old is not None and new is not None and old.labels != new.labels:
             self._rules_changed()
 
-    def _on_namespace(self, old: tuple[str, Mapping[str, str]] | None, new: tuple[str, Mapping[str, str]] | None) -> None:
+    def _on_namespace(self, old: Namespace | None, new: Namespace | None) -> None:
         if old is not None:
             self._namespaces.pop(old[0], None)
         if new is not None:
@@ -102,9 +104,7 @@ class PodDirectory:
         connection manager), source is who asks.
         """
         if self._evaluation is None:
-            self._evaluation = Evaluation(
-                self.policies.objects.values(), lambda name: self._namespaces.get(name, {})
-            )
+            self._evaluation = Evaluation(self.policies.objects.values(), lambda name: self._namespaces.get(name, {}))
         one, other = End(source, self.pod_at(source)), End(destination, self.pod_at(destination))
         text = self._evaluation.refusal(one, other, port)
         if text and port is None and not self._evaluation.refusal(other, one):

@@ -27,6 +27,7 @@ from sluice.kubernetes.state import Grant
 log = logging.getLogger(__name__)
 
 VERSIONS = ["v1.DRAPlugin", "v1beta1.DRAPlugin", "v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth"]
+BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
 HEALTH_SECONDS = 30
 """Between two words on the devices' health."""
 
@@ -55,6 +56,21 @@ class Registration:
         return protocol.message("pluginregistration.RegistrationStatusResponse")()
 
 
+class Timings:
+    """A histogram. within: how many took at most so many seconds."""
+
+    def __init__(self) -> None:
+        self.within = dict.fromkeys(BUCKETS, 0)
+        self.count = 0
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.total += seconds
+        for bound in self.within:
+            self.within[bound] += seconds <= bound
+
+
 class Plugin:
     """k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin"""
 
@@ -71,7 +87,7 @@ class Plugin:
         self._settings = settings
         self._attachments = attachments
         self._events = events
-        self.prepare_seconds: list[float] = []
+        self.timings = Timings()
 
     async def NodePrepareResources(self, request: Any, _context: Any) -> Any:
         answer = protocol.message(f"{protocol.DRA}.NodePrepareResourcesResponse")()
@@ -83,8 +99,7 @@ class Plugin:
             except (ClaimError, ValueError, ApiError, OSError) as error:
                 log.warning("claim %s/%s: %s", claim.namespace, claim.name, error)
                 answer.claims[claim.uid].error = f"claim {claim.namespace}/{claim.name}: {error}"
-            self.prepare_seconds.append(time.monotonic() - start)
-            del self.prepare_seconds[:-1000]
+            self.timings.add(time.monotonic() - start)
         return answer
 
     async def prepare(self, namespace: str, name: str, uid: str) -> list[dict[str, Any]]:
@@ -135,9 +150,7 @@ class Plugin:
             (known for known in (self._attachments.tenant_of_pod(one.uid) for one in pods) if known is not None),
             tenant_name(metadata["namespace"], pod.name, pod.uid),
         )
-        return Grant(
-            metadata["uid"], metadata["namespace"], metadata["name"], pod.name, pod.uid, tenant, tuple(found)
-        )
+        return Grant(metadata["uid"], metadata["namespace"], metadata["name"], pod.name, pod.uid, tenant, tuple(found))
 
     def _announce(self, grant: Grant) -> None:
         amounts = ", ".join(f"{format_quantity(share.bps)} of {share.nic}" for share in grant.shares)

@@ -59,7 +59,9 @@ class Events:
         try:
             self._queue.put_nowait((subject, kind, reason, action, note))
         except asyncio.QueueFull:
-            log.warning("event not sent, too many wait: %s %s/%s: %s", subject.kind, subject.namespace, subject.name, note)
+            log.warning(
+                "event not sent, too many wait: %s %s/%s: %s", subject.kind, subject.namespace, subject.name, note
+            )
 
     async def run(self) -> None:
         """For ever; cancel it to end."""

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from sluice import shim_path
 from sluice.control.router import Router
 from sluice.kubernetes import device_plugin, dra
 from sluice.kubernetes.api import Api
@@ -134,10 +135,9 @@ class KubernetesNode:
 
     def _identified(self, grant: Grant, namespace: str, name: str) -> None:
         """Whose a device plugin's allocation is."""
-        pod = next(
-            (pod for pod in self.directory.pods.objects.values() if (pod.namespace, pod.name) == (namespace, name)), None
-        )
-        if pod is None or pod.node != self.settings.node:
+        mine = (pod for pod in self.directory.pods.objects.values() if pod.node == self.settings.node)
+        pod = next((pod for pod in mine if (pod.namespace, pod.name) == (namespace, name)), None)
+        if pod is None:
             return
         other = self.attachments.tenant_of_pod(pod.uid)
         if other is not None and other != grant.tenant:
@@ -179,10 +179,7 @@ class KubernetesNode:
 
 async def join(router: Router, settings: Settings) -> KubernetesNode:
     """Connects and starts. ApiError, OSError."""
-    from sluice.cli.run import shim_path
-
     install_shim(shim_path().parent, settings.shim_dir)
     node = KubernetesNode(router, settings, await Api.connect(settings.kubeconfig))
     await node.start()
     return node
-

@@ -33,7 +33,9 @@ def parse_bandwidth(value: object) -> int:
     try:
         rate = parse_rate(text) if text.endswith("bps") else parse_quantity(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not a bandwidth: write for instance 500M, 10G or 10Gbps (bits per second)") from None
+        raise ValueError(
+            f"{text!r} is not a bandwidth: write for instance 500M, 10G or 10Gbps (bits per second)"
+        ) from None
     if isinstance(value, int) or not MIN_RATE <= rate <= MAX_RATE:
         raise ValueError(f"{text!r} is out of range: write bits per second with a unit, from 1k to 100T")
     return rate
@@ -82,6 +84,8 @@ class Parameters:
         said = {field.name: getattr(later, field.name) for field in fields(later)}
         return replace(self, **{name: value for name, value in said.items() if value is not None})
 
+
+NOTHING = Parameters()
 
 _PARSERS: dict[str, Callable[[object], object]] = {
     "max": parse_bandwidth,

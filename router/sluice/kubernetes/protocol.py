@@ -23,7 +23,7 @@ def _load() -> descriptor_pool.DescriptorPool:
     pool = descriptor_pool.DescriptorPool()
     compiled = files("sluice.kubernetes").joinpath("kubelet.pb").read_bytes()
     for file in descriptor_pb2.FileDescriptorSet.FromString(compiled).file:
-        pool.Add(file)  # type: ignore[no-untyped-call]
+        pool.Add(file)
     return pool
 
 
@@ -32,7 +32,7 @@ _pool = _load()
 
 def message(name: str) -> Any:
     """The class of a message, by its full name."""
-    return message_factory.GetMessageClass(_pool.FindMessageTypeByName(name))  # type: ignore[no-untyped-call]
+    return message_factory.GetMessageClass(_pool.FindMessageTypeByName(name))
 
 
 def serve(service: str, implementation: object, under: str | None = None) -> grpc.GenericRpcHandler:
@@ -41,10 +41,8 @@ def serve(service: str, implementation: object, under: str | None = None) -> grp
     under: another service name with the same messages (an older version of the protocol).
     """
     handlers = {}
-    for method in _pool.FindServiceByName(service).methods:  # type: ignore[no-untyped-call]
-        make = (
-            grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-        )
+    for method in _pool.FindServiceByName(service).methods:
+        make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
         handlers[method.name] = make(
             getattr(implementation, method.name),
             request_deserializer=message(method.input_type.full_name).FromString,
@@ -55,7 +53,7 @@ def serve(service: str, implementation: object, under: str | None = None) -> grp
 
 def call(channel: grpc.aio.Channel, service: str, method: str) -> Callable[..., Any]:
     """A client's call: awaited for one answer, iterated for a stream."""
-    found = _pool.FindServiceByName(service).FindMethodByName(method)  # type: ignore[no-untyped-call]
+    found = _pool.FindServiceByName(service).FindMethodByName(method)
     make = channel.unary_stream if found.server_streaming else channel.unary_unary
     stub: Callable[..., Awaitable[Any]] = make(
         f"/{service}/{method}",
