@@ -53,7 +53,8 @@ def install_shim(source: Path, directory: Path) -> None:
 
 def injection(tenant_dir: Path, shim_dir: Path, parameters: Parameters) -> Injection:
     library = "libsluice-musl.so" if parameters.libc == "musl" else "libsluice.so"
-    mounts = [Mount(str(tenant_dir), TENANT_DIR, False), Mount(str(shim_dir / library), SHIM, True)]
+    # Read-only: sockets can be connected to, and nothing can be left there or taken away.
+    mounts = [Mount(str(tenant_dir), TENANT_DIR, True), Mount(str(shim_dir / library), SHIM, True)]
     environment = {"SLUICE_TENANT_DIR": TENANT_DIR}
     if parameters.preload == "file":
         mounts.append(Mount(str(shim_dir / "ld.so.preload"), PRELOAD_FILE, True))

@@ -48,11 +48,13 @@ class KubernetesNode:
     async def start(self) -> None:
         """OSError."""
         self._router.gate = self.gate
+        # An address that the API server says is ours must be known as ours.
+        self._router.directory.node = self.settings.node
         self._router.directory.add_source(self.directory)
         self.attachments.restore()
         self._spawn(self.events.run(), "events")
         self._spawn(self.directory.run(), "directory")
-        self._spawn(self._sweep(), "sweep")
+        self._sweeping = asyncio.create_task(self._sweep())
         if self.settings.dra:
             await self._server.start()
             self._spawn(Publisher(self._api, self.settings).run(), "slices")
@@ -74,7 +76,7 @@ class KubernetesNode:
 
     def healthy(self) -> str:
         """Empty, or what doesn't run any more. An API server that is away is no reason to be restarted."""
-        return ", ".join(task.get_name() for task in self._tasks if task.done())
+        return ", ".join(f"{task.get_name()} ended" for task in self._tasks if task.done())
 
     def ready(self) -> str:
         """Empty, or what the node waits for before pods can be prepared here."""
@@ -167,9 +169,10 @@ class KubernetesNode:
             self.gate.enforce()
 
     async def close(self) -> None:
-        for task in self._tasks:
+        tasks = [*self._tasks, self._sweeping]
+        for task in tasks:
             task.cancel()
-        for task in self._tasks:
+        for task in tasks:
             with suppress(asyncio.CancelledError, Exception):
                 await task
         if self.settings.dra:

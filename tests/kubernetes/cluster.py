@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One control plane and one real node for all tests; objects of the tests' own are deleted after each."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import wait_until
+from control_plane import ControlPlane
+from worker import Worker
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+
+NEEDED = ("runc", "openssl", "ip", "unshare", "ib_write_bw")
+
+
+@pytest.fixture(scope="session")
+def plane() -> Iterator[ControlPlane]:
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    if os.geteuid() != 0:
+        pytest.skip("a kubelet needs root")
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    running = ControlPlane()
+    running.start()
+    running.kubectl("apply", "-k", DEPLOY / "kubernetes")
+    # Its pods are for the test that is about them (test_deploy.py).
+    running.kubectl("delete", "daemonset", "sluice-router", "-n", "sluice-system")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def worker(plane: ControlPlane) -> Iterator[Worker]:
+    running = Worker(plane, "worker-1", 71, {"mlx5_0": "25G", "mlx5_1": "25G"})
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(autouse=True)
+def clean(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "plane" in request.fixturenames:
+        plane: ControlPlane = request.getfixturevalue("plane")
+        plane.kubectl("delete", "pods", "--all", "--grace-period=1", "--timeout=90s")
+        plane.kubectl(
+            "delete", "resourceclaims,resourceclaimtemplates,networkpolicies,resourcequotas,limitranges", "--all"
+        )
+
+
+def template(name: str, bandwidth: str | None, requests: int = 1, **parameters: Any) -> dict[str, Any]:
+    """A ResourceClaimTemplate; with several requests, each on a NIC of its own."""
+    names = [f"rdma{index}" for index in range(requests)]
+    exactly: dict[str, Any] = {"deviceClassName": "rdma.sluice.dev"}
+    if bandwidth is not None:
+        exactly["capacity"] = {"requests": {"bandwidth": bandwidth}}
+    devices: dict[str, Any] = {"requests": [{"name": each, "exactly": exactly} for each in names]}
+    if requests > 1:
+        devices["constraints"] = [{"requests": names, "distinctAttribute": "rdma.sluice.dev/interface"}]
+    if parameters:
+        opaque = {"apiVersion": "rdma.sluice.dev/v1", "kind": "Bandwidth", **parameters}
+        devices["config"] = [{"opaque": {"driver": "rdma.sluice.dev", "parameters": opaque}}]
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaimTemplate",
+        "metadata": {"name": name},
+        "spec": {"spec": {"devices": devices}},
+    }
+
+
+def claim(name: str, bandwidth: str, **parameters: Any) -> dict[str, Any]:
+    made = template(name, bandwidth, **parameters)
+    return {**made, "kind": "ResourceClaim", "spec": made["spec"]["spec"]}
+
+
+def pod(name: str, *templates: str, claims: tuple[str, ...] = (), **changed: Any) -> dict[str, Any]:
+    """A pod that sleeps, with a claim of each template; claims: by their own names. Unprivileged, as any user."""
+    named = [{"name": each, "resourceClaimTemplateName": each} for each in templates]
+    named += [{"name": each, "resourceClaimName": each} for each in claims]
+    container = {
+        "name": "main",
+        "image": "sluice.test/perftest:1",
+        "imagePullPolicy": "Never",
+        "command": ["/bin/sleep", "infinity"],
+        "resources": {"claims": [{"name": each["name"]} for each in named]},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+            "runAsUser": 65534,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    metadata = {"name": name, "labels": changed.pop("labels", {}), "annotations": changed.pop("annotations", {})}
+    spec = {
+        "containers": [container],
+        "resourceClaims": named,
+        "terminationGracePeriodSeconds": 1,
+        "dnsPolicy": "Default",
+        "automountServiceAccountToken": False,
+        **changed,
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+PERFTEST = ("ib_write_bw", "-s", "65536", "-D", "2", "-p", "18600", "--report_gbits")
+
+
+def write_bandwidth(worker: Worker, server: str, client: str, address: str) -> float:
+    """Gbit/s that perftest's client prints, between two pods."""
+    worker.output(server, "sh", "-c", f"{' '.join(PERFTEST)} >/tmp/perftest 2>&1 </dev/null &")
+    # perftest tells nobody that it listens (0A in /proc/net/tcp); its port is 0x48A8.
+    wait_until(lambda: ":48A8 00000000:0000 0A" in worker.output(server, "cat", "/proc/net/tcp"), "perftest's server")
+    text = worker.output(client, *PERFTEST, address)
+    rows = [line.split() for line in text.splitlines() if line.startswith(" 65536")]
+    assert rows, text
+    return float(rows[0][3])

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real control plane: etcd, kube-apiserver, kube-scheduler, kube-controller-manager, on loopback ports."""
+
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from conftest import wait_until
+from programs import free_port, program, start, stop
+
+CLUSTER_CIDR = "10.244.0.0/16"
+
+
+def _openssl(*arguments: str | Path) -> None:
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+
+
+class ControlPlane:
+    """start() it; stop() it. kubectl() is how the tests talk to it."""
+
+    def __init__(self) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="sluice-kubernetes-"))
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._etcd_port, self._etcd_peer_port = free_port(), free_port()
+        self.port = free_port()
+        self.kubeconfig = self.root / "admin.conf"
+        self._make_certificates()
+        self._write_kubeconfig(self.kubeconfig, "admin")
+
+    # ---- certificates ----------------------------------------------------
+
+    def _make_certificates(self) -> None:
+        """A CA, the server's certificate, and a client certificate for whoever asks (client_kubeconfig)."""
+        root = self.root
+        _openssl("genrsa", "-out", root / "sa.key", "2048")
+        _openssl(
+            "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
+            "-subj", "/CN=ca", "-keyout", root / "ca.key", "-out", root / "ca.crt",
+        )  # fmt: skip
+        self._issue("apiserver", "/CN=kube-apiserver", "subjectAltName=IP:127.0.0.1,DNS:localhost")
+        self._issue("admin", "/O=system:masters/CN=admin")
+
+    def _issue(self, name: str, subject: str, extension: str = "basicConstraints=CA:FALSE") -> None:
+        root = self.root
+        _openssl(
+            "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", subject,
+            "-keyout", root / f"{name}.key", "-out", root / f"{name}.csr",
+        )  # fmt: skip
+        (root / f"{name}.ext").write_text(extension + "\n")
+        _openssl(
+            "x509", "-req", "-in", root / f"{name}.csr", "-CA", root / "ca.crt", "-CAkey", root / "ca.key",
+            "-CAcreateserial", "-days", "30", "-extfile", root / f"{name}.ext", "-out", root / f"{name}.crt",
+        )  # fmt: skip
+
+    def _write_kubeconfig(self, path: Path, name: str) -> None:
+        user: dict[str, Any] = {
+            "client-certificate": str(self.root / f"{name}.crt"),
+            "client-key": str(self.root / f"{name}.key"),
+        }
+        self._write_config(path, user)
+
+    def _write_config(self, path: Path, user: dict[str, Any]) -> None:
+        cluster = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": str(self.root / "ca.crt")}
+        path.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "clusters": [{"name": "test", "cluster": cluster}],
+                    "users": [{"name": "user", "user": user}],
+                    "contexts": [{"name": "test", "context": {"cluster": "test", "user": "user"}}],
+                    "current-context": "test",
+                }
+            )
+        )
+
+    def node_kubeconfig(self, node: str) -> Path:
+        """As the kubelet of this node."""
+        path = self.root / f"kubelet-{node}.conf"
+        if not path.exists():
+            self._issue(f"kubelet-{node}", f"/O=system:nodes/CN=system:node:{node}")
+            self._write_kubeconfig(path, f"kubelet-{node}")
+        return path
+
+    def account_kubeconfig(self, namespace: str, account: str, pod: str = "") -> Path:
+        """As a pod with this service account; pod: the token is bound to it, and through it to its node."""
+        bound = ["--bound-object-kind=Pod", f"--bound-object-name={pod}"] if pod else []
+        token = self.kubectl("create", "token", account, "-n", namespace, "--duration=24h", *bound).strip()
+        path = self.root / f"{namespace}-{account}-{pod}.conf"
+        self._write_config(path, {"token": token})
+        return path
+
+    # ---- processes -------------------------------------------------------
+
+    def start(self) -> None:
+        self._run(
+            "etcd", "--data-dir", self.root / "etcd",
+            "--listen-client-urls", f"http://127.0.0.1:{self._etcd_port}",
+            "--advertise-client-urls", f"http://127.0.0.1:{self._etcd_port}",
+            "--listen-peer-urls", f"http://127.0.0.1:{self._etcd_peer_port}",
+            "--initial-advertise-peer-urls", f"http://127.0.0.1:{self._etcd_peer_port}",
+            "--initial-cluster", f"default=http://127.0.0.1:{self._etcd_peer_port}",
+            "--unsafe-no-fsync", "--log-level", "warn",
+        )  # fmt: skip
+        self.start_apiserver()
+        scheduler = self.root / "scheduler.yaml"
+        scheduler.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "kubescheduler.config.k8s.io/v1",
+                    "kind": "KubeSchedulerConfiguration",
+                    "leaderElection": {"leaderElect": False},
+                    "clientConnection": {"kubeconfig": str(self.kubeconfig), "qps": 1000, "burst": 2000},
+                }
+            )
+        )
+        self._run("kube-scheduler", "--config", scheduler, "--secure-port", "0")
+        self._run(
+            "kube-controller-manager", "--kubeconfig", self.kubeconfig, "--leader-elect=false", "--secure-port", "0",
+            "--service-account-private-key-file", self.root / "sa.key", "--root-ca-file", self.root / "ca.crt",
+            "--use-service-account-credentials=false", "--kube-api-qps", "500", "--kube-api-burst", "1000",
+            "--node-monitor-grace-period", "10s", "--node-monitor-period", "1s", "--allocate-node-cidrs=false",
+        )  # fmt: skip
+
+    def start_apiserver(self) -> None:
+        self._run(
+            "kube-apiserver", "--etcd-servers", f"http://127.0.0.1:{self._etcd_port}",
+            "--bind-address", "127.0.0.1", "--secure-port", str(self.port),
+            "--tls-cert-file", self.root / "apiserver.crt", "--tls-private-key-file", self.root / "apiserver.key",
+            "--client-ca-file", self.root / "ca.crt", "--authorization-mode", "Node,RBAC",
+            "--service-account-issuer", "https://kubernetes.default.svc",
+            "--service-account-key-file", self.root / "sa.key",
+            "--service-account-signing-key-file", self.root / "sa.key",
+            "--service-cluster-ip-range", "10.96.0.0/16", "--allow-privileged=true",
+            "--kubelet-preferred-address-types", "InternalIP", "--max-requests-inflight", "2000", "--max-mutating-requests-inflight", "1000",
+        )  # fmt: skip
+        wait_until(lambda: self.try_kubectl("get", "--raw", "/readyz").returncode == 0, "the API server")
+
+    def stop_apiserver(self) -> None:
+        stop(self._processes.pop("kube-apiserver"))
+
+    def _run(self, name: str, *arguments: str | Path) -> None:
+        self._processes[name] = start([program(name), *arguments], self.root / f"{name}.log")
+
+    def stop(self) -> None:
+        for name in reversed(list(self._processes)):
+            stop(self._processes[name])
+        shutil.rmtree(self.root)
+
+    # ---- talking to it ---------------------------------------------------
+
+    def try_kubectl(
+        self, *arguments: str | Path, stdin: str | None = None, kubeconfig: Path | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [program("kubectl"), f"--kubeconfig={kubeconfig or self.kubeconfig}", *map(str, arguments)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    def kubectl(self, *arguments: str | Path, stdin: str | None = None) -> str:
+        done = self.try_kubectl(*arguments, stdin=stdin)
+        assert done.returncode == 0, f"kubectl {' '.join(map(str, arguments))}: {done.stderr}"
+        return done.stdout
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+    def get(self, *arguments: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.kubectl("get", *arguments, "-o", "json"))
+        return found
+
+    def pod(self, name: str, namespace: str = "default") -> dict[str, Any]:
+        return self.get("pod", name, "-n", namespace)
+
+    def wait_for(self, what: str, condition: str, *options: str, timeout: int = 60) -> None:
+        self.kubectl("wait", what, f"--for={condition}", f"--timeout={timeout}s", *options)
+
+    def events(self, name: str, namespace: str = "default") -> list[dict[str, Any]]:
+        """Of the object with this name."""
+        found = self.get("events", "-n", namespace)["items"]
+        return [event for event in found if event["involvedObject"]["name"] == name]

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stock scheduler places pods by bandwidth; a real kubelet has their claims prepared; the rates hold."""
+
+from cluster import claim, pod, template, write_bandwidth
+from conftest import wait_until
+from control_plane import ControlPlane
+from worker import Worker
+
+pytest_plugins = ["cluster"]
+
+
+def test_a_pod_gets_what_it_asks_for(plane: ControlPlane, worker: Worker) -> None:
+    plane.apply(template("ten", "10G", max="20G", weight=3), pod("one", "ten"))
+    plane.wait_for("pod/one", "condition=Ready")
+    device = worker.output("one", "ibv_devinfo", "-v")
+    address = plane.pod("one")["status"]["podIP"]
+    assert "hca_id:\tsluice0" in device
+    assert f"::ffff:{address}" in device
+    tenant = worker.tenant_of("one")
+    assert tenant["address"] == address
+    assert tenant["max_bps"] == 20 * 10**9
+    state = worker.nic_states()["mlx5-0"]
+    assert (state["capacity_bps"], state["used_bps"]) == (25 * 10**9, 10 * 10**9)
+    assert [row["min_bps"] for row in state["tenants"].values()] == [10 * 10**9]
+    assert worker.metric("sluice_nic_used_bits_per_second", nic="mlx5-0") == 10e9
+    said = [event["message"] for event in plane.events("one") if event["reason"] == "BandwidthGranted"]
+    assert len(said) == 1
+    assert "10G of mlx5-0" in said[0]
+
+    plane.kubectl("delete", "pod", "one", "--timeout=60s")
+    wait_until(lambda: not worker.tenants(), "everything to be returned")
+    assert worker.nic_states()["mlx5-0"]["used_bps"] == 0
+    assert list(worker.cdi_dir.glob("*.json")) == []
+    assert list((worker.state_dir / "grants").iterdir()) == []
+
+
+def test_no_room_and_room_again(plane: ControlPlane, worker: Worker) -> None:
+    plane.apply(template("twenty", "20G"), *(pod(f"p{index}", "twenty") for index in range(2)))
+    for index in range(2):
+        plane.wait_for(f"pod/p{index}", "condition=Ready")
+    # Two NICs, two pods: one on each.
+    assert [nic["used_bps"] for nic in worker.nic_states().values()] == [20 * 10**9] * 2
+    plane.apply(pod("late", "twenty"))
+    plane.wait_for("pod/late", "condition=PodScheduled=False")
+    wait_until(lambda: plane.events("late"), "the scheduler's event")
+    assert "cannot allocate all claims" in plane.kubectl("describe", "pod", "late")
+    plane.kubectl("delete", "pod", "p0", "--timeout=60s")
+    plane.wait_for("pod/late", "condition=Ready")
+
+
+def test_several_nics_and_bin_packing(plane: ControlPlane, worker: Worker) -> None:
+    plane.apply(template("both", "10G", requests=2), template("small", "5G"), pod("wide", "both"))
+    plane.wait_for("pod/wide", "condition=Ready")
+    assert [nic["used_bps"] for nic in worker.nic_states().values()] == [10 * 10**9] * 2
+    assert len(worker.tenants()) == 1, "a pod is one tenant"
+    plane.apply(pod("more", "both", "small"))
+    plane.wait_for("pod/more", "condition=Ready")
+    assert sum(nic["used_bps"] for nic in worker.nic_states().values()) == 45 * 10**9
+    assert len(worker.tenants()) == 2
+
+
+def test_pods_that_share_a_claim_are_one_tenant(plane: ControlPlane, worker: Worker) -> None:
+    plane.apply(claim("shared", "10G", max="10G"), pod("first", claims=("shared",)))
+    plane.wait_for("pod/first", "condition=Ready")
+    plane.apply(pod("second", claims=("shared",)))
+    plane.wait_for("pod/second", "condition=Ready")
+    assert len(worker.tenants()) == 1
+    assert worker.nic_states()["mlx5-0"]["used_bps"] == 10 * 10**9
+    for name in ("first", "second"):
+        assert "sluice0" in worker.output(name, "ibv_devinfo")
+
+
+def test_bad_parameters_are_named(plane: ControlPlane, worker: Worker) -> None:
+    plane.apply(template("bad", "1G", max="20X"), pod("wrong", "bad"))
+    wait_until(
+        lambda: [event for event in plane.events("wrong") if event["reason"] == "BandwidthNotPrepared"], "the event"
+    )
+    described = plane.kubectl("describe", "pod", "wrong")
+    assert "spec.devices.config[0].opaque.parameters.max: '20X' is not a bandwidth" in described
+    assert worker.tenants() == {}
+    plane.apply(template("low", "10G", max="5G"), pod("low", "low"))
+    wait_until(lambda: "a ceiling can't be below the guarantee" in plane.kubectl("describe", "pod", "low"), "the event")
+
+
+def test_rates_of_a_running_pod_change(plane: ControlPlane, worker: Worker) -> None:
+    plane.apply(template("ten", "10G", max="20G"), pod("live", "ten"))
+    plane.wait_for("pod/live", "condition=Ready")
+    plane.kubectl("annotate", "pod", "live", "rdma.sluice.dev/max=12G", "rdma.sluice.dev/burst=2Mi")
+    wait_until(lambda: worker.tenant_of("live")["max_bps"] == 12 * 10**9, "the new ceiling")
+    plane.kubectl("annotate", "--overwrite", "pod", "live", "rdma.sluice.dev/max=fast")
+    wait_until(
+        lambda: "metadata.annotations[rdma.sluice.dev/max]: 'fast'" in plane.kubectl("describe", "pod", "live"), ""
+    )
+    assert worker.tenant_of("live")["max_bps"] == 12 * 10**9
+    plane.kubectl("annotate", "--overwrite", "pod", "live", "rdma.sluice.dev/max=12G", "rdma.sluice.dev/min=15G")
+    wait_until(lambda: "is more than the 10G that are granted" in plane.kubectl("describe", "pod", "live"), "the event")
+    plane.kubectl("annotate", "pod", "live", "rdma.sluice.dev/max-", "rdma.sluice.dev/min-", "rdma.sluice.dev/burst-")
+    wait_until(lambda: worker.tenant_of("live")["max_bps"] == 20 * 10**9, "the claim's ceiling again")
+
+
+def test_the_ceiling_holds(plane: ControlPlane, worker: Worker) -> None:
+    """perftest between two pods as it comes, with a ceiling of 1 Gbit/s, measured by the client."""
+    plane.apply(
+        template("open", "1G"), template("tight", "1G", max="1G"), pod("server", "open"), pod("client", "tight")
+    )
+    for name in ("server", "client"):
+        plane.wait_for(f"pod/{name}", "condition=Ready")
+    address = plane.pod("server")["status"]["podIP"]
+    assert 0.5 < write_bandwidth(worker, "server", "client", address) < 1.1
