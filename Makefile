@@ -6,14 +6,18 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := gcc pkg-config python3-dev python3-venv libibverbs-dev perftest ibverbs-utils iproute2
-SOURCES := $(shell find csrc shim router benchmarks tests -name '*.[ch]' -o -name '*.py' -o -name meson.build) \
+SOURCES := $(shell find csrc shim router benchmarks tests -name '*.[ch]' -o -name '*.py' -o -name '*.proto' -o -name meson.build) \
            meson.build meson.options pyproject.toml
 
-.PHONY: help setup demo test test-c test-sanitize test-python lint bench shell clean
+# A node of tests/kubernetes; what Debian has in no current version is built from Go modules (tests/kubernetes/build.sh).
+KUBERNETES_PACKAGES := runc busybox-static openssl util-linux
+
+.PHONY: help setup demo test test-c test-sanitize test-python test-kubernetes lint bench shell clean
 
 help:
 	@echo "make demo   set up, then see it work"
 	@echo "make test   set up, then all tests"
+	@echo "make test-kubernetes  tests against a real Kubernetes, built from source the first time (10 minutes)"
 	@echo "make setup  set up: system packages, virtual environment, $(BIN)/sluice"
 	@echo "make lint   ruff, mypy --strict"
 	@echo "make bench  the benchmarks, beside their peers (about 2 minutes)"
@@ -23,14 +27,18 @@ help:
 setup: $(VENV)/.installed
 
 # Only what is missing is installed, so that a machine that has all of it needs no network for this.
-$(VENV)/.packages: Makefile
-	@missing=; for package in $(PACKAGES); do \
+define install
+	@missing=; for package in $(1); do \
 	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
 	done; \
 	if [ -n "$$missing" ]; then \
 	  echo "installing system packages:$$missing"; \
 	  $(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -yq $$missing; \
 	fi
+endef
+
+$(VENV)/.packages: Makefile
+	$(call install,$(PACKAGES))
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
@@ -70,6 +78,10 @@ test-sanitize: setup build-asan/build.ninja build-tsan/build.ninja
 test-python: setup build/build.ninja
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ninja -C build >/dev/null
 	SLUICE_BUILD=$(CURDIR)/build $(BIN)/python -m pytest -q
+
+test-kubernetes: setup
+	$(call install,$(KUBERNETES_PACKAGES))
+	timeout 3000 $(BIN)/python -m pytest -q tests/kubernetes
 
 lint: setup
 	$(BIN)/ruff check router tests benchmarks

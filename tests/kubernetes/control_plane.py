@@ -136,7 +136,8 @@ class ControlPlane:
             "--service-account-key-file", self.root / "sa.key",
             "--service-account-signing-key-file", self.root / "sa.key",
             "--service-cluster-ip-range", "10.96.0.0/16", "--allow-privileged=true",
-            "--kubelet-preferred-address-types", "InternalIP", "--max-requests-inflight", "2000", "--max-mutating-requests-inflight", "1000",
+            "--kubelet-preferred-address-types", "InternalIP",
+            "--max-requests-inflight", "2000", "--max-mutating-requests-inflight", "1000",
         )  # fmt: skip
         wait_until(lambda: self.try_kubectl("get", "--raw", "/readyz").returncode == 0, "the API server")
 
