@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Throughput over time in a terminal: a picture that grows; plain lines where there is no terminal."""
+"""Throughput over time: a picture that grows in a terminal; elsewhere plain lines, and the picture at the end."""
 
 import math
 import shutil
@@ -16,55 +16,82 @@ LABEL_WIDTH = 9
 
 
 class Plot:
-    """add() takes rates in bits per second: by the counters, and as perftest reports."""
+    """A picture of so many seconds, one column a slice of them.
 
-    def __init__(self) -> None:
+    add() takes rates in bits per second: by the counters (columns) and as perftest
+    reports (dots).
+    """
+
+    def __init__(self, seconds: float) -> None:
         self._live = sys.stdout.isatty()
         self._columns = max(20, shutil.get_terminal_size().columns - LABEL_WIDTH - 1)
-        self._rates: list[float] = []
+        self._slice = seconds / self._columns
+        self._rates: list[list[float]] = [[] for _ in range(self._columns)]
+        self._reported = [0.0] * self._columns
         self._phases: list[tuple[int, str]] = []
         self._drawn = False
-        self._start = time.monotonic()
+        self._start = 0.0
         self._next_line = 1.0
 
+    def _column(self, elapsed: float) -> int:
+        return min(self._columns - 1, int(elapsed / self._slice))
+
     def phase(self, label: str) -> None:
-        self._phases.append((len(self._rates), label))
+        """The first one starts the clock."""
+        self._start = self._start or time.monotonic()
+        self._phases.append((self._column(time.monotonic() - self._start), label))
         if not self._live:
             print(f"-- {label}", flush=True)
 
     def add(self, rate: float, reported: float) -> None:
         elapsed = time.monotonic() - self._start
-        self._rates.append(rate)
+        column = self._column(elapsed)
+        self._rates[column].append(rate)
+        self._reported[column] = reported
+        line = f"{elapsed:5.1f} s   counters {format_rate(rate):>9}   perftest {format_rate(reported):>9}"
         if self._live:
-            self._draw(elapsed, rate, reported)
+            self._redraw(line)
         elif elapsed >= self._next_line:
             self._next_line += 1
-            print(
-                f"{elapsed:5.1f} s   counters {format_rate(rate):>9}   perftest {format_rate(reported):>9}", flush=True
-            )
+            print(line, flush=True)
 
-    def _draw(self, elapsed: float, rate: float, reported: float) -> None:
-        shown = self._rates[-self._columns :]
-        heights = [self._height(value) for value in shown]
-        lines = []
-        for row in range(ROWS - 1, -1, -1):
-            cells = "".join(BLOCKS[max(0, min(8, round((height - row) * 8)))] for height in heights)
-            lines.append(f"{self._scale(row):>{LABEL_WIDTH}}│{cells}")
-        lines.append(" " * LABEL_WIDTH + "└" + self._axis(len(shown)))
-        lines.append(f"{elapsed:5.1f} s   counters {format_rate(rate):>9}   perftest {format_rate(reported):>9}")
+    def _redraw(self, line: str) -> None:
+        lines = [*self._picture(), line]
         up = f"\033[{len(lines)}A" if self._drawn else ""
         self._drawn = True
         sys.stdout.write(up + "".join(f"\033[2K{line}\n" for line in lines))
         sys.stdout.flush()
 
-    def _axis(self, shown: int) -> str:
+    def _picture(self) -> list[str]:
+        heights = self._heights()
+        dots = [int(self._height(reported)) if reported else -1 for reported in self._reported]
+        dot = "\033[33m•\033[0m" if self._live else "•"
+        lines = []
+        for row in range(ROWS - 1, -1, -1):
+            cells = (
+                dot if at == row else BLOCKS[max(0, min(8, round((height - row) * 8)))]
+                for height, at in zip(heights, dots, strict=True)
+            )
+            lines.append(f"{self._scale(row):>{LABEL_WIDTH}}│{''.join(cells).rstrip()}")
+        return [*lines, " " * LABEL_WIDTH + "└" + self._axis()]
+
+    def _heights(self) -> list[float]:
+        """A slice that saw no sample, as on a wide terminal, looks like the one before it."""
+        heights: list[float] = []
+        last = self._column(time.monotonic() - self._start)
+        for column, rates in enumerate(self._rates):
+            if rates:
+                heights.append(self._height(sum(rates) / len(rates)))
+            else:
+                heights.append(heights[-1] if heights and column < last else 0.0)
+        return heights
+
+    def _axis(self) -> str:
         """Where each phase began."""
         axis = ["─"] * self._columns
-        for start, label in self._phases:
-            column = start - (len(self._rates) - shown)
-            if column >= 0:
-                text = f"╵{label} "[: self._columns - column]
-                axis[column : column + len(text)] = text
+        for column, label in self._phases:
+            text = f"╵{label} "[: self._columns - column]
+            axis[column : column + len(text)] = text
         return "".join(axis)
 
     @staticmethod
@@ -83,5 +110,6 @@ class Plot:
         return format_rate(LOW * 10**power) if power < above - 1e-9 else ""
 
     def end(self) -> None:
-        if self._live:
-            print()
+        if not self._live:
+            print(*self._picture(), sep="\n")
+        print("\ncolumns: the router's counters; dots: what perftest reports, a second at a time")
