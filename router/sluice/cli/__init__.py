@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sluice import __version__
-from sluice.cli import demo, keys, policy, router, run, status
+from sluice.cli import demo, doctor, keys, policy, router, run, status
 from sluice.control.admin import RouterAbsent, RouterError
 
 
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"sluice {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (router, run, policy, status, keys, demo):
+    for command in (router, run, policy, status, doctor, keys, demo):
         command.add_to(commands, default_state_dir())
     return top
 

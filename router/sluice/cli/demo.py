@@ -190,5 +190,7 @@ def run(options: argparse.Namespace) -> int:
             perftest.stop()
     _summary(phases)
     if (os.cpu_count() or 1) <= 2:
-        print("\nThe dips are perftest's: it computes for 0.2 s before it prints a line, and this machine has two cores.")
+        print(
+            "\nThe dips are perftest's: it computes for 0.2 s before it prints a line, and this machine has two cores."
+        )
     return 0

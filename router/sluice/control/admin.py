@@ -72,8 +72,8 @@ class Admin:
             self._router.set_policy(name, policy)
         return {"path": str(tenant.path), "address": str(tenant.address or ""), "new": new}
 
-    def _tenant_remove(self, name: str) -> dict[str, Any]:
-        self._router.remove_tenant(name)
+    def _tenant_remove(self, name: str, force: bool = False) -> dict[str, Any]:
+        self._router.remove_tenant(name, force)
         return {}
 
     def _policy_set(self, name: str, policy: dict[str, object]) -> dict[str, Any]:
