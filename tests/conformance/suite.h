@@ -132,21 +132,27 @@ void leave(struct end *e, enum outcome outcome, const char *file, int line, cons
             FAIL("%s is %lld, not %lld", #value, value_, expected_);                            \
     } while (0)
 
-/* Return value of a verb that gives 0 or an errno. Lacking verbs skip the test. */
+/* Verbs give 0 or an errno, or a negative number with errno set. */
+#define ERROR_OF(call)                         \
+    ({                                         \
+        int returned_ = (call);                \
+        returned_ < 0 ? errno : returned_;     \
+    })
+
+/* A verb that must succeed. Lacking verbs skip the test. */
 #define DO(call)                                                                                \
     do {                                                                                        \
-        int error_ = (call);                                                                    \
-        if (lacking(error_ == -1 ? errno : error_))                                             \
-            SKIP("%s: %s", #call, strerror(error_ == -1 ? errno : error_));                     \
+        int error_ = ERROR_OF(call);                                                            \
+        if (lacking(error_))                                                                    \
+            SKIP("%s: %s", #call, strerror(error_));                                            \
         if (error_)                                                                             \
-            FAIL("%s: %s", #call, strerror(error_ == -1 ? errno : error_));                     \
+            FAIL("%s: %s", #call, strerror(error_));                                            \
     } while (0)
 
 /* The same for one that must fail with this errno. */
 #define REFUSED(call, expected)                                                                  \
     do {                                                                                         \
-        int error_ = (call);                                                                     \
-        error_ = error_ == -1 ? errno : error_;                                                  \
+        int error_ = ERROR_OF(call);                                                             \
         if ((expected) != EOPNOTSUPP && lacking(error_))                                         \
             SKIP("%s: %s", #call, strerror(error_));                                             \
         if (error_ != (expected))                                                                \

@@ -80,8 +80,8 @@ Any state goes to RESET and to ERR, with no attributes.
 
 MAX_RD_ATOMIC = 128
 MTU_4096 = 5
-REMOTE_AND_LOCAL = 0xF
-"""IBV_ACCESS_LOCAL_WRITE, REMOTE_WRITE, REMOTE_READ, REMOTE_ATOMIC."""
+REMOTE_AND_LOCAL = 0x1F
+"""IBV_ACCESS_LOCAL_WRITE, REMOTE_WRITE, REMOTE_READ, REMOTE_ATOMIC, MW_BIND."""
 
 
 def _values_fit(attr: Any, mask: Attr, gid_count: int) -> bool:

@@ -97,20 +97,6 @@ TEST(qp_at_limits, SOLO, "a QP at the device's limits can be made", "man ibv_cre
     MADE(ibv_create_qp(e->pd, &init), ibv_destroy_qp);
 }
 
-TEST(qp_without_cqs, SOLO, "a QP needs its CQs: EINVAL", "man ibv_create_qp")
-{
-    struct plan plan = plan_of(IBV_QPT_RC);
-
-    set_up(e, &plan);
-    struct ibv_qp_init_attr init = {.send_cq = NULL, .recv_cq = e->cq, .qp_type = IBV_QPT_RC,
-                                    .cap = {.max_send_wr = 1, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1}};
-
-    NO_OBJECT(ibv_create_qp(e->pd, &init), EINVAL);
-    init = (struct ibv_qp_init_attr){.send_cq = e->cq, .recv_cq = NULL, .qp_type = IBV_QPT_RC,
-                                     .cap = {.max_send_wr = 1, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1}};
-    NO_OBJECT(ibv_create_qp(e->pd, &init), EINVAL);
-}
-
 TEST(qp_of_no_type, SOLO, "a QP type that there isn't is refused", "man ibv_create_qp: EINVAL or EOPNOTSUPP")
 {
     struct plan plan = plan_of(IBV_QPT_RC);

@@ -18,7 +18,10 @@ struct table {
 #define PATH (IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN)
 #define RETRIES (IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC)
 
-/* IBTA table "QP state transition properties"; alternate paths are InfiniBand's and left out. */
+/*
+ * IBTA table "QP state transition properties", as Linux has it for all its devices
+ * (ib_modify_qp_is_ok); alternate paths are InfiniBand's and left out.
+ */
 static const struct table rc = {
     IBV_QPT_RC,
     {
@@ -31,7 +34,7 @@ static const struct table rc = {
         {IBV_QPS_RTS, IBV_QPS_SQD, 0, IBV_QP_EN_SQD_ASYNC_NOTIFY},
         {IBV_QPS_SQD, IBV_QPS_RTS, 0, IBV_QP_ACCESS_FLAGS | IBV_QP_MIN_RNR_TIMER},
         {IBV_QPS_SQD, IBV_QPS_SQD, 0,
-         IBV_QP_AV | IBV_QP_PKEY_INDEX | RETRIES | IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_ACCESS_FLAGS |
+         IBV_QP_PORT | IBV_QP_AV | IBV_QP_PKEY_INDEX | RETRIES | IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_ACCESS_FLAGS |
              IBV_QP_MIN_RNR_TIMER},
         {0},
     },
@@ -47,6 +50,7 @@ static const struct table uc = {
         {IBV_QPS_RTS, IBV_QPS_RTS, 0, IBV_QP_ACCESS_FLAGS},
         {IBV_QPS_RTS, IBV_QPS_SQD, 0, IBV_QP_EN_SQD_ASYNC_NOTIFY},
         {IBV_QPS_SQD, IBV_QPS_RTS, 0, IBV_QP_ACCESS_FLAGS},
+        {IBV_QPS_SQD, IBV_QPS_SQD, 0, IBV_QP_AV | IBV_QP_PKEY_INDEX | IBV_QP_ACCESS_FLAGS},
         {0},
     },
 };
@@ -61,6 +65,7 @@ static const struct table ud = {
         {IBV_QPS_RTS, IBV_QPS_RTS, 0, IBV_QP_QKEY},
         {IBV_QPS_RTS, IBV_QPS_SQD, 0, IBV_QP_EN_SQD_ASYNC_NOTIFY},
         {IBV_QPS_SQD, IBV_QPS_RTS, 0, IBV_QP_QKEY},
+        {IBV_QPS_SQD, IBV_QPS_SQD, 0, IBV_QP_PKEY_INDEX | IBV_QP_QKEY},
         {0},
     },
 };
@@ -107,6 +112,18 @@ static int move(struct end *e, struct ibv_qp *qp, enum ibv_qp_state to, int mask
     return ibv_modify_qp(qp, &attr, IBV_QP_STATE | mask);
 }
 
+/* Until then an SQD queue may refuse changes (IBTA 10.3.1); nothing is posted, so it doesn't last. */
+static void await_drained(struct end *e, struct ibv_qp *qp)
+{
+    double deadline = now() + 1;
+    struct ibv_qp_attr attr;
+    struct ibv_qp_init_attr init;
+
+    do {
+        DO(ibv_query_qp(qp, &attr, IBV_QP_STATE | IBV_QP_EN_SQD_ASYNC_NOTIFY, &init));
+    } while (attr.sq_draining && now() < deadline);
+}
+
 /* Brings a QP from RESET into a state by the shortest way. */
 static void bring(struct end *e, struct ibv_qp *qp, const struct table *table, enum ibv_qp_state state)
 {
@@ -114,11 +131,14 @@ static void bring(struct end *e, struct ibv_qp *qp, const struct table *table, e
 
     DO(to_state(qp, IBV_QPS_RESET));
     if (state == IBV_QPS_ERR) {
+        DO(move(e, qp, IBV_QPS_INIT, find(table, IBV_QPS_RESET, IBV_QPS_INIT)->required));
         DO(move(e, qp, IBV_QPS_ERR, 0));
         return;
     }
     for (int i = 0; way[i] != state; i++)
         DO(move(e, qp, way[i + 1], find(table, way[i], way[i + 1])->required));
+    if (state == IBV_QPS_SQD)
+        await_drained(e, qp);
     EQUAL(state_of(e, qp), state);
 }
 
@@ -142,7 +162,7 @@ static void only_those_of_the_table(struct end *e, const struct table *table)
 
             bring(e, qp, table, from[i]);
             int error = move(e, qp, to, transition ? transition->required : 0);
-            bool allowed = transition || to == IBV_QPS_RESET || to == IBV_QPS_ERR;
+            bool allowed = transition || to == IBV_QPS_RESET || (to == IBV_QPS_ERR && from[i] != IBV_QPS_RESET);
 
             CHECK_THAT(error == (allowed ? 0 : EINVAL), "%d to %d: %s", from[i], to, error ? strerror(error) : "0");
             EQUAL(state_of(e, qp), allowed ? to : from[i]);
@@ -245,7 +265,8 @@ TEST(created_in_reset, SOLO, "a QP is created in RESET with the granted sizes an
     CHECK(e->qp->qp_num > 1 && e->qp->qp_num < 1 << 24);
     DO(ibv_query_qp(e->qp, &attr, IBV_QP_STATE | IBV_QP_CAP, &init));
     EQUAL(attr.qp_state, IBV_QPS_RESET);
-    CHECK(memcmp(&init.cap, &asked.cap, sizeof(init.cap)) == 0);
+    CHECK(init.cap.max_send_wr >= 10 && init.cap.max_recv_wr >= 11 && init.cap.max_send_sge >= 2 && init.cap.max_recv_sge >= 3 &&
+          init.cap.max_inline_data >= 20);
     CHECK(init.qp_type == IBV_QPT_RC && init.send_cq == e->cq && init.recv_cq == e->cq && init.srq == NULL);
     EQUAL(init.sq_sig_all, 1);
 }
@@ -306,8 +327,6 @@ TEST(values_out_of_range, SOLO, "attributes out of their range are refused: EINV
         {IBV_QPS_RESET, "port 0", {.qp_state = IBV_QPS_INIT, .port_num = 0}, IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS},
         {IBV_QPS_RESET, "a port that isn't there", {.qp_state = IBV_QPS_INIT, .port_num = 77},
          IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS},
-        {IBV_QPS_RESET, "a P_Key index that isn't there", {.qp_state = IBV_QPS_INIT, .port_num = 1, .pkey_index = 0xfff0},
-         IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS},
         {IBV_QPS_RTS, "cur_qp_state that isn't so", {.qp_state = IBV_QPS_RTS, .cur_qp_state = IBV_QPS_SQE}, IBV_QP_CUR_STATE},
         {IBV_QPS_RESET, "a state that is none", {.qp_state = (enum ibv_qp_state)40}, 0},
         {IBV_QPS_INIT, "max_dest_rd_atomic beyond the device's", {.qp_state = IBV_QPS_RTR, .path_mtu = IBV_MTU_1024, .max_dest_rd_atomic = 255},
@@ -331,6 +350,17 @@ TEST(values_out_of_range, SOLO, "attributes out of their range are refused: EINV
         CHECK_THAT(error == EINVAL, "%s: %s", cases[i].what, error ? strerror(error) : "0");
         EQUAL(state_of(e, qp), cases[i].from);
     }
+}
+
+TEST(pkey_index_out_of_range, SOLO, "a P_Key index beyond the table is refused: EINVAL", "man ibv_modify_qp: EINVAL; IBTA 10.9.1.2")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_INIT, .port_num = 1, .pkey_index = e->port.pkey_tbl_len};
+
+    set_up(e, &plan);
+    e->qp = create_qp(e, &plan);
+    REFUSED(ibv_modify_qp(e->qp, &attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS), EINVAL);
+    EQUAL(state_of(e, e->qp), IBV_QPS_RESET);
 }
 
 TEST(public_state, SOLO, "qp->state follows ibv_modify_qp", "struct ibv_qp")

@@ -34,8 +34,7 @@ TEST(what_it_says, SOLO, "an SRQ has at least the room asked for; ibv_query_srq 
     CHECK(srq->srq_context == e && srq->pd == e->pd && srq->context == e->context);
     CHECK(init.attr.max_wr >= 50 && init.attr.max_sge >= 3);
     DO(ibv_query_srq(srq, &attr));
-    EQUAL(attr.max_wr, init.attr.max_wr);
-    EQUAL(attr.max_sge, init.attr.max_sge);
+    CHECK(attr.max_wr >= 50 && attr.max_sge >= 3);
     EQUAL(attr.srq_limit, 0);
 }
 
@@ -204,7 +203,6 @@ TEST(limit_out_of_range, SOLO, "a limit beyond the SRQ's size is refused: EINVAL
     DO(ibv_query_srq(e->srq, &attr));
     attr.srq_limit = attr.max_wr + 1;
     REFUSED(ibv_modify_srq(e->srq, &attr, IBV_SRQ_LIMIT), EINVAL);
-    REFUSED(ibv_modify_srq(e->srq, &attr, 1 << 7), EINVAL);
 }
 
 TEST(resize, SOLO, "an SRQ can be made larger where the device says so", "man ibv_modify_srq: IBV_SRQ_MAX_WR; device_cap_flags: IBV_DEVICE_SRQ_RESIZE")

@@ -40,7 +40,12 @@ static int bind_2(struct end *e, struct ibv_mw *mw, uint32_t rkey, uint64_t wr_i
     wr.bind_mw.mw = mw;
     wr.bind_mw.rkey = rkey;
     wr.bind_mw.bind_info = to;
-    return ibv_post_send(e->qp, &wr, &bad);
+    int error = ibv_post_send(e->qp, &wr, &bad);
+
+    /* The window's key is the application's from here on, as providers expect. */
+    if (!error)
+        mw->rkey = rkey;
+    return error;
 }
 
 static void give_key(struct end *e, uint32_t rkey)
@@ -386,7 +391,7 @@ TEST(freed, BOTH, "a window that is freed gives nothing any more", "man ibv_deal
         UNTOUCHED(0, MEMORY);
 }
 
-TEST(region_with_windows, BOTH, "a region with a bound window can't be deregistered: EBUSY", "man ibv_dereg_mr; IBTA 10.6.7.2.5")
+TEST(region_with_windows, BOTH, "a region with a bound window can't be deregistered", "man ibv_dereg_mr: NOTES; IBTA 10.6.7.2.5")
 {
     needs_windows(e, true);
     connect_bindable(e);
@@ -395,7 +400,9 @@ TEST(region_with_windows, BOTH, "a region with a bound window can't be deregiste
 
         DO(bind_2(e, mw, ibv_inc_rkey(mw->rkey), 5, info(e, 0, 4096, IBV_ACCESS_REMOTE_WRITE)));
         EXPECT(5, IBV_WC_SUCCESS);
-        EQUAL(drop(e, e->mr), EBUSY);
+        int error = drop(e, e->mr);
+
+        CHECK(error == EBUSY || error == EINVAL);
     }
     meet(e);
 }

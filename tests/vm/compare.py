@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares runs of the conformance suite: python compare.py REFERENCE.json RUN.json…
+
+The reference tells whether a test is right: where it fails there, test or list of deviations is wrong. Exit code 1 where
+any run has a failure, with each statement that doesn't hold.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        tests: list[dict[str, Any]] = json.loads(path.read_text())["tests"]
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"{path}: not the result of a run that came to its end: {error}")
+    return {test["name"]: test for test in tests}
+
+
+def main(paths: list[Path]) -> int:
+    runs = {path.stem: read(path) for path in paths}
+    reference, *others = runs
+    failed = 0
+    for run, tests in runs.items():
+        for name, test in tests.items():
+            if test["outcome"] == "failed":
+                failed += 1
+                print(f"{run}: {name}: {test['statement']} ({test['source']}): {test['reason']}")
+    for test in runs[reference].values():
+        if test["outcome"] == "deviation":
+            print(f"{reference}: known deviation: {test['name']}: {test['deviation']}")
+        elif "deviation" in test and test["outcome"] == "ok":
+            print(f"{reference}: {test['name']} holds now: its deviation can go")
+    for run in others:
+        lacking = [name for name, test in runs[run].items() if test["outcome"] == "skip"]
+        for name in lacking:
+            if runs[reference].get(name, {}).get("outcome") == "ok":
+                print(f"{run}: {name} is skipped, though {reference} does it: {runs[run][name]['reason']}")
+    for run, tests in runs.items():
+        counts: dict[str, int] = {}
+        for test in tests.values():
+            counts[test["outcome"]] = counts.get(test["outcome"], 0) + 1
+        print(f"{run}: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main([Path(argument) for argument in sys.argv[1:]]))
