@@ -9,15 +9,22 @@ PACKAGES := gcc pkg-config python3-dev python3-venv libibverbs-dev perftest ibve
 SOURCES := $(shell find csrc shim router benchmarks tests -name '*.[ch]' -o -name '*.py' -o -name '*.proto' -o -name meson.build) \
            meson.build meson.options pyproject.toml
 
+# A guest of tests/vm, and the compiler of tests/fuzz.
+VM_PACKAGES := qemu-system-x86 busybox-static cpio kmod iproute2 rdma-core
+FUZZ_PACKAGES := clang
+FUZZ_SECONDS ?= 20
+
 # A node of tests/kubernetes; what Debian has in no current version is built from Go modules (tests/kubernetes/build.sh).
 KUBERNETES_PACKAGES := runc busybox-static openssl util-linux
 
-.PHONY: help setup demo test test-c test-sanitize test-python test-kubernetes lint bench shell clean
+.PHONY: help setup demo test test-c test-sanitize test-python test-kubernetes test-vm fuzz lint bench shell clean
 
 help:
 	@echo "make demo   set up, then see it work"
 	@echo "make test   set up, then all tests"
 	@echo "make test-kubernetes  tests against a real Kubernetes, built from source the first time (10 minutes)"
+	@echo "make test-vm  the conformance suite on a kernel RDMA device in a virtual machine, and through a router there"
+	@echo "make fuzz   each fuzzer for FUZZ_SECONDS ($(FUZZ_SECONDS))"
 	@echo "make setup  set up: system packages, virtual environment, $(BIN)/sluice"
 	@echo "make lint   ruff, mypy --strict"
 	@echo "make bench  the benchmarks, beside their peers (about 2 minutes)"
@@ -82,6 +89,14 @@ test-python: setup build/build.ninja
 test-kubernetes: setup
 	$(call install,$(KUBERNETES_PACKAGES))
 	timeout 3000 $(BIN)/python -m pytest -q tests/kubernetes
+
+test-vm: setup build/build.ninja
+	$(call install,$(VM_PACKAGES))
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ninja -C build >/dev/null
+	rm -rf build/vm && mkdir build/vm
+	$(SUDO) tests/vm/boot -o build/vm -- $(CURDIR)/tests/vm/conformance $(CURDIR) /run/vm/out
+	$(BIN)/python tests/vm/compare.py build/vm/bare-one-process.json build/vm/local-one-tenant.json \
+	  build/vm/local-two-tenants.json
 
 lint: setup
 	$(BIN)/ruff check router tests benchmarks

@@ -50,7 +50,7 @@ def test_required_attributes_are_required(transition: tuple[State, State]) -> No
 def test_any_state_goes_to_reset_and_err() -> None:
     for state in State:
         assert allowed(state, attributes(qp_state=State.RESET), Attr.STATE, 1)
-        assert allowed(state, attributes(qp_state=State.ERR), Attr.STATE, 1)
+        assert allowed(state, attributes(qp_state=State.ERR), Attr.STATE, 1) == (state != State.RESET)
         assert not allowed(state, attributes(qp_state=State.ERR), Attr.STATE | Attr.PORT, 1)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares runs of the conformance suite: python compare.py REFERENCE.json RUN.json…
 
-The reference tells whether a test is right: where it fails there, test or list of deviations is wrong. Exit code 1 where
-any run has a failure, with each statement that doesn't hold.
+The reference tells whether a test is right: where it fails there, test or list of deviations is wrong. Exit code 1
+where any run has a failure, with each statement that doesn't hold.
 """
 
 import json

@@ -62,6 +62,7 @@ RC: dict[tuple[State, State], tuple[Attr, Attr]] = {
     (State.SQD, State.SQD): (
         NONE,
         Attr.PKEY_INDEX
+        | Attr.PORT
         | Attr.AV
         | Attr.MAX_QP_RD_ATOMIC
         | Attr.MAX_DEST_RD_ATOMIC
@@ -75,7 +76,7 @@ RC: dict[tuple[State, State], tuple[Attr, Attr]] = {
 }
 """(from, to): attributes that must and that may be given, STATE aside.
 
-Any state goes to RESET and to ERR, with no attributes.
+RESET is entered from any state and ERR from any but RESET, with no attributes.
 """
 
 MAX_RD_ATOMIC = 128
@@ -113,7 +114,7 @@ def allowed(current: int, attr: Any, attr_mask: int, gid_count: int) -> bool:
     if mask & Attr.CUR_STATE and attr.cur_qp_state != current:
         return False
     target = attr.qp_state if mask & Attr.STATE else current
-    if target in (State.RESET, State.ERR) and mask & Attr.STATE:
+    if mask & Attr.STATE and (target == State.RESET or (target == State.ERR and current != State.RESET)):
         return mask & ~(Attr.STATE | Attr.CUR_STATE) == NONE
     try:
         transition = (State(current), State(target))
