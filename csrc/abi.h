@@ -31,7 +31,7 @@
 #endif
 
 enum {
-    SLUICE_ABI_VERSION = 2,
+    SLUICE_ABI_VERSION = 3,
 
     SLUICE_SEGMENT_SHIFT = 32,  /* log2 of a session's segment, bytes */
     SLUICE_ARENA_SHIFT = 47,    /* log2 of the arena, bytes: user addresses */
@@ -41,6 +41,14 @@ enum {
     SLUICE_SESSION_QPS = 16384, /* QPs per session: bits in the doorbell */
     SLUICE_DOORBELL_WORDS = 256,
     SLUICE_DOORBELL_SUMMARY = 4,
+    SLUICE_SESSION_SRQS = 4096, /* per session: bits in the doorbell's second part; handle 0 is none */
+    SLUICE_DOORBELL_SRQ_WORDS = 64,
+    SLUICE_SESSION_AHS = 65536, /* AHs per session; handles are 1..SLUICE_SESSION_AHS - 1 */
+    SLUICE_MAX_SRQN = 65535,    /* an SRQ's number is 16 bits, 0 is nobody's */
+    SLUICE_MTU = 4096,          /* bytes: the longest UD message */
+    SLUICE_GRH = 40,            /* bytes before the data of a received UD message */
+    SLUICE_QP_GROUPS = 16,      /* multicast groups that one QP attaches to */
+    SLUICE_GROUP_QPS = 240,     /* QPs that one tenant attaches to one group */
 
     SLUICE_BLOCK = 64,          /* a WQE is 1..8 blocks of one cache line */
     SLUICE_WQE_MAX = 512,       /* bytes */
@@ -74,6 +82,17 @@ enum sluice_op {
     SLUICE_OP_MODIFY_QP,
     SLUICE_OP_QUERY_QP,
     SLUICE_OP_DESTROY_QP,
+    SLUICE_OP_CREATE_SRQ,
+    SLUICE_OP_MODIFY_SRQ,
+    SLUICE_OP_QUERY_SRQ,
+    SLUICE_OP_DESTROY_SRQ,
+    SLUICE_OP_CREATE_AH,
+    SLUICE_OP_DESTROY_AH,
+    SLUICE_OP_ATTACH_MCAST,
+    SLUICE_OP_DETACH_MCAST,
+    SLUICE_OP_OPEN_XRCD,
+    SLUICE_OP_CLOSE_XRCD,
+    SLUICE_OP_OPEN_QP,
     SLUICE_OP_RESIZE_CQ = 32,
     SLUICE_OP_OPEN_MEMORY,
     SLUICE_OP_CLOSE_MEMORY
@@ -125,7 +144,7 @@ struct sluice_hello_reply {
 
 /*
  * Handles name objects of one session. Those of PDs, channels and CQs are never
- * 0 and not used again soon; a QP's is its bit in the doorbell.
+ * 0 and not used again soon; a QP's and an SRQ's is its bit in the doorbell.
  *
  * Any request about one object, or about the whole device (handle 0).
  */
@@ -168,6 +187,14 @@ struct sluice_device_reply {
     uint32_t max_mr;
     uint32_t max_pd;
     uint32_t max_qp_rd_atom;
+    uint32_t max_srq;
+    uint32_t max_srq_wr;
+    uint32_t max_srq_sge;
+    uint32_t max_ah;
+    uint32_t max_mcast_grp;
+    uint32_t max_mcast_qp_attach;
+    uint32_t max_total_mcast_qp_attach;
+    uint32_t reserved0;
     uint32_t port_state; /* enum ibv_port_state */
     uint32_t active_mtu; /* enum ibv_mtu */
     uint32_t active_speed;
@@ -255,7 +282,10 @@ struct sluice_create_qp_request {
     uint32_t recv_cq;
     uint32_t qp_type; /* enum ibv_qp_type */
     uint32_t sq_sig_all;
+    uint32_t srq;     /* handle, or 0: a receive queue of its own */
+    uint32_t xrcd;    /* XRC_RECV: handle; it has neither PD nor CQs */
     struct sluice_qp_cap cap;
+    uint32_t reserved;
 };
 
 struct sluice_create_qp_reply {
@@ -272,6 +302,63 @@ struct sluice_create_qp_reply {
     uint64_t rq_offset;
 };
 
+/* Opens an XRC_RECV QP of the domain that another process has made; answered as CREATE_QP. */
+struct sluice_open_qp_request {
+    struct sluice_header header;
+    uint32_t xrcd;
+    uint32_t qp_num;
+};
+
+struct sluice_create_srq_request {
+    struct sluice_header header;
+    uint32_t pd;
+    uint32_t max_wr;
+    uint32_t max_sge;
+    uint32_t limit;
+    uint32_t xrcd; /* handle, or 0: not for XRC */
+    uint32_t cq;   /* handle where xrcd is one: gets the completions */
+};
+
+struct sluice_create_srq_reply {
+    struct sluice_header header;
+    uint32_t handle;  /* 1..SLUICE_SESSION_SRQS-1: the bit in the doorbell */
+    uint32_t srq_num; /* how XRC names it, else 0 */
+    uint32_t max_wr; /* granted: ring entries, a power of two */
+    uint32_t max_sge;
+    uint32_t stride; /* bytes from one WQE to the next */
+    uint32_t reserved;
+    uint64_t offset; /* of struct sluice_srq_shared in the segment; the ring follows */
+};
+
+struct sluice_modify_srq_request {
+    struct sluice_header header;
+    uint32_t handle;
+    uint32_t limit;
+};
+
+/* Answer to QUERY_SRQ. */
+struct sluice_srq_reply {
+    struct sluice_header header;
+    uint32_t max_wr;
+    uint32_t max_sge;
+    uint32_t limit; /* 0: not armed */
+    uint32_t reserved;
+};
+
+/* dev and ino are what fstat says of fd; the router looks for itself where it can. */
+struct sluice_open_xrcd_request {
+    struct sluice_header header;
+    uint64_t dev;
+    uint64_t ino;
+    int32_t fd;      /* -1: a domain that nobody else finds */
+    uint32_t oflags; /* enum sluice_xrcd_flag */
+};
+
+enum sluice_xrcd_flag {
+    SLUICE_XRCD_CREATE = 1,
+    SLUICE_XRCD_EXCL = 2
+};
+
 struct sluice_ah_attr {
     uint8_t dgid[16];
     uint32_t flow_label;
@@ -284,6 +371,21 @@ struct sluice_ah_attr {
     uint32_t static_rate;
     uint32_t is_global;
     uint32_t port_num;
+};
+
+struct sluice_create_ah_request {
+    struct sluice_header header;
+    uint32_t pd;
+    uint32_t reserved;
+    struct sluice_ah_attr attr;
+};
+
+/* ATTACH_MCAST and DETACH_MCAST. */
+struct sluice_mcast_request {
+    struct sluice_header header;
+    uint32_t handle; /* QP */
+    uint32_t reserved;
+    uint8_t gid[16];
 };
 
 /* struct ibv_qp_attr less the alternate path, which RoCE doesn't have. */
@@ -380,14 +482,17 @@ struct sluice_command {
 /*
  * Doorbell: bit n of words says that QP n has something new; bit w of summary
  * says that words[w] is not 0. The shim sets words before summary, the engine
- * clears summary before words. command is 1 while the mailbox is POSTED.
+ * clears summary before words. srq_summary and srq_words are the same for SRQs.
+ * command is 1 while the mailbox is POSTED.
  */
 struct sluice_segment {
     uint64_t summary[SLUICE_DOORBELL_SUMMARY];
+    uint64_t srq_summary;
     uint32_t command_rung;
-    uint32_t reserved[7];
+    uint32_t reserved[5];
     struct sluice_command command;
     uint64_t words[SLUICE_DOORBELL_WORDS];
+    uint64_t srq_words[SLUICE_DOORBELL_SRQ_WORDS];
 };
 
 /*
@@ -410,6 +515,18 @@ struct sluice_qp_shared {
     struct sluice_queue_shared sq;
     struct sluice_queue_shared rq;
     uint32_t state; /* engine: enum ibv_qp_state, so that posting can refuse */
+    uint32_t reserved[15];
+};
+
+/*
+ * A shared receive queue: WQEs as in a receive queue, taken in the order in which
+ * they were posted, whichever QP's message takes them. The engine copies a WQE
+ * when it takes it, so a slot is free again when consumer has passed it: no list
+ * of free slots is needed for receives that complete out of order.
+ */
+struct sluice_srq_shared {
+    struct sluice_queue_shared queue;
+    uint32_t consumer; /* engine: WRs taken, running free */
     uint32_t reserved[15];
 };
 
@@ -441,10 +558,19 @@ struct sluice_wqe {
     uint8_t flags;  /* enum sluice_wqe_flag */
     uint16_t num_sge;
     uint16_t inline_length;
-    uint16_t reserved;
+    uint16_t remote_srqn; /* XRC_SEND */
     uint64_t wr_id;
-    uint64_t remote_addr;
-    uint32_t rkey;
+    union {
+        uint64_t remote_addr;
+        struct {
+            uint32_t ah; /* UD: handle */
+            uint32_t remote_qpn;
+        };
+    };
+    union {
+        uint32_t rkey;
+        uint32_t remote_qkey; /* UD */
+    };
     uint32_t imm_data; /* big-endian as given, or the rkey to invalidate */
 };
 
@@ -466,6 +592,12 @@ struct sluice_recv_wqe {
     /* SGEs follow */
 };
 
+enum sluice_cqe_queue {
+    SLUICE_CQE_SEND = 0,
+    SLUICE_CQE_RECEIVE = 1,
+    SLUICE_CQE_SRQ = 2 /* tail means nothing; the QP may be another process's */
+};
+
 /*
  * A CQE is one cache line. turn is stored last, with release: entry i (running
  * free) is there when turn == (i / entries) + 1, modulo 2^32.
@@ -483,7 +615,7 @@ struct sluice_cqe {
     uint32_t qp;       /* handle of the QP */
     uint32_t tail;     /* WRs of that queue that are free now, running count */
     uint64_t timestamp; /* CLOCK_MONOTONIC, ns */
-    uint32_t is_recv;  /* tail belongs to the receive queue */
+    uint32_t queue;    /* enum sluice_cqe_queue: whose WR it was, and whose tail */
     uint32_t turn;
 };
 
@@ -514,7 +646,7 @@ struct sluice_comp_event {
 /* What the router writes to the async event pipe. */
 struct sluice_async_event {
     uint32_t event_type; /* enum ibv_event_type */
-    uint32_t element;    /* the QP's number, the CQ's handle or the port's number */
+    uint32_t element;    /* the QP's number, the CQ's or SRQ's handle, or the port's number */
 };
 
 #endif

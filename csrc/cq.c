@@ -184,7 +184,7 @@ void cq_push(struct cq *cq, const struct sluice_cqe *cqe, bool solicited)
     slot->qp = cqe->qp;
     slot->tail = cqe->tail;
     slot->timestamp = cq->session->engine->now;
-    slot->is_recv = cqe->is_recv;
+    slot->queue = cqe->queue;
     store_release(&slot->turn, turn);
     cq->produced++;
     cq->session->tenant->counters->completions++;

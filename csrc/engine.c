@@ -12,17 +12,21 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "ah.h"
 #include "clock.h"
 #include "copy.h"
 #include "cq.h"
 #include "memory.h"
 #include "mr.h"
+#include "multicast.h"
 #include "node.h"
 #include "qp.h"
 #include "session.h"
+#include "srq.h"
 #include "tenant.h"
 #include "transport/transport.h"
 #include "worker.h"
+#include "xrc.h"
 
 enum { PAGE = 4096 };
 
@@ -107,13 +111,17 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
     engine->qps = sparse(SLUICE_MAX_QPS * sizeof(*engine->qps));
     engine->qp_generations = sparse(SLUICE_MAX_QPS);
     engine->qp_free = sparse(SLUICE_MAX_QPS * sizeof(*engine->qp_free));
+    engine->srqs = sparse((SLUICE_MAX_SRQN + 1) * sizeof(*engine->srqs));
+    engine->groups = sparse(GROUP_BUCKETS * sizeof(*engine->groups));
     engine->mrs = sparse(MR_MAX * sizeof(*engine->mrs));
     engine->events.ring = sparse(SLUICE_MAX_SESSIONS * sizeof(*engine->events.ring));
     if (!engine->tenants || !engine->sessions || !engine->live || !engine->qps || !engine->qp_generations ||
-        !engine->qp_free || !engine->mrs || !engine->events.ring)
+        !engine->qp_free || !engine->srqs || !engine->groups || !engine->mrs || !engine->events.ring)
         goto fail;
     for (uint32_t slot = 0; slot < SLUICE_MAX_QPS; slot++)
         engine->qp_free[slot] = slot;
+    for (uint32_t i = 0; i < GROUP_BUCKETS; i++)
+        list_init(&engine->groups[i]);
     engine->qp_free_count = SLUICE_MAX_QPS;
     engine->mr_used = 1; /* entry 0 ends the list of free ones, and key 0 is nobody's */
     if (getrandom(&engine->random, sizeof(engine->random), 0) != sizeof(engine->random)) {
@@ -170,6 +178,8 @@ void sluice_engine_close(struct sluice_engine *engine)
     unmap(engine->qps, SLUICE_MAX_QPS * sizeof(*engine->qps));
     unmap(engine->qp_generations, SLUICE_MAX_QPS);
     unmap(engine->qp_free, SLUICE_MAX_QPS * sizeof(*engine->qp_free));
+    unmap(engine->srqs, (SLUICE_MAX_SRQN + 1) * sizeof(*engine->srqs));
+    unmap(engine->groups, GROUP_BUCKETS * sizeof(*engine->groups));
     unmap(engine->mrs, MR_MAX * sizeof(*engine->mrs));
     unmap(engine->events.ring, SLUICE_MAX_SESSIONS * sizeof(*engine->events.ring));
     unmap(engine->counters, COUNTERS_SIZE);
@@ -435,15 +445,178 @@ int sluice_qp_create(struct sluice_engine *engine, uint32_t number, const struct
     return result;
 }
 
+int sluice_qp_open(struct sluice_engine *engine, uint32_t number, const struct sluice_open_qp_request *request,
+                   struct sluice_create_qp_reply *reply)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = session->broken ? -EIO : qp_open(session, request, reply);
+
+    worker_leave(engine);
+    return result;
+}
+
 int sluice_qp_destroy(struct sluice_engine *engine, uint32_t number, uint32_t handle)
 {
     struct qp *qp = enter_qp(engine, number, handle);
 
     if (!qp)
         return -EINVAL;
-    qp_free(qp);
+    int result = qp_close(engine->sessions[number], handle);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_qp_attach(struct sluice_engine *engine, uint32_t number, uint32_t handle, const uint8_t *gid)
+{
+    struct qp *qp = enter_qp(engine, number, handle);
+
+    if (!qp)
+        return -EINVAL;
+    int result = multicast_attach(qp, gid);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_qp_detach(struct sluice_engine *engine, uint32_t number, uint32_t handle, const uint8_t *gid)
+{
+    struct qp *qp = enter_qp(engine, number, handle);
+
+    if (!qp)
+        return -EINVAL;
+    int result = multicast_detach(qp, gid);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_qp_type(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct qp *qp = enter_qp(engine, number, handle);
+
+    if (!qp)
+        return -EINVAL;
+    int type = (int)qp->type;
+
+    worker_leave(engine);
+    return type;
+}
+
+int sluice_srq_create(struct sluice_engine *engine, uint32_t number, const struct sluice_create_srq_request *request,
+                      struct sluice_create_srq_reply *reply)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = session->broken ? -EIO : srq_create(session, request, reply);
+
+    worker_leave(engine);
+    return result;
+}
+
+/* Enters, and leaves again where there is no such SRQ. */
+static struct srq *enter_srq(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct session *session = enter_session(engine, number);
+    struct srq *srq = session ? srq_find(session, handle) : NULL;
+
+    if (session && !srq)
+        worker_leave(engine);
+    return srq;
+}
+
+int sluice_srq_destroy(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct srq *srq = enter_srq(engine, number, handle);
+
+    if (!srq)
+        return -EINVAL;
+    int result = srq->users ? -EBUSY : 0;
+
+    if (result == 0)
+        srq_free(srq);
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_srq_set_limit(struct sluice_engine *engine, uint32_t number, uint32_t handle, uint32_t limit)
+{
+    struct srq *srq = enter_srq(engine, number, handle);
+
+    if (!srq)
+        return -EINVAL;
+    int result = srq_set_limit(srq, limit);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_srq_query(struct sluice_engine *engine, uint32_t number, uint32_t handle, struct sluice_srq_reply *reply)
+{
+    struct srq *srq = enter_srq(engine, number, handle);
+
+    if (!srq)
+        return -EINVAL;
+    reply->max_wr = srq->queue.entries;
+    reply->max_sge = srq->max_sge;
+    reply->limit = srq->limit;
     worker_leave(engine);
     return 0;
+}
+
+int sluice_ah_create(struct sluice_engine *engine, uint32_t number, const struct sluice_create_ah_request *request,
+                     const uint8_t *sgid, int32_t peer_tenant)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = ah_create(session, request, sgid, &transport_local, peer_tenant);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_ah_destroy(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = ah_destroy(session, handle);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_xrcd_open(struct sluice_engine *engine, uint32_t number, int has_inode, uint64_t dev, uint64_t ino,
+                     uint32_t flags)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = xrcd_open(session, has_inode, dev, ino, flags & SLUICE_XRCD_CREATE, flags & SLUICE_XRCD_EXCL);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_xrcd_close(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = xrcd_close(session, handle);
+
+    worker_leave(engine);
+    return result;
 }
 
 int sluice_qp_modify(struct sluice_engine *engine, uint32_t number, uint32_t handle,

@@ -69,6 +69,7 @@ struct sluice_tenant_counters {
     uint64_t sessions;
     uint64_t max_bps;       /* ceiling in force, 0: none */
     uint64_t mws;
+    uint64_t drops;         /* its UC and UD messages that nobody took */
 };
 
 struct sluice_qp_counters {
@@ -84,7 +85,8 @@ struct sluice_qp_counters {
     uint64_t reads;
     uint64_t atomics;
     uint64_t errors;
-    uint64_t reserved[4];
+    uint64_t drops; /* UC and UD: of its messages, those that nobody took */
+    uint64_t reserved[3];
 };
 
 /* What the engine tells the control plane. */
@@ -147,6 +149,19 @@ int sluice_cq_resize(struct sluice_engine *engine, uint32_t session,
 int sluice_memory_open_file(struct sluice_engine *engine, uint32_t session, int fd, int writable);
 int sluice_qp_create(struct sluice_engine *engine, uint32_t session,
                      const struct sluice_create_qp_request *request, struct sluice_create_qp_reply *reply);
+int sluice_qp_open(struct sluice_engine *engine, uint32_t session,
+                   const struct sluice_open_qp_request *request, struct sluice_create_qp_reply *reply);
+int sluice_srq_create(struct sluice_engine *engine, uint32_t session,
+                      const struct sluice_create_srq_request *request, struct sluice_create_srq_reply *reply);
+/* peer_tenant: who has the destination GID; -1: nobody, or it is a multicast GID. */
+int sluice_ah_create(struct sluice_engine *engine, uint32_t session, const struct sluice_create_ah_request *request,
+                     const uint8_t *sgid, int32_t peer_tenant);
+/*
+ * dev and ino are used where has_inode is not 0; flags: enum sluice_xrcd_flag.
+ * -EAGAIN: no such domain, and it isn't to be created.
+ */
+int sluice_xrcd_open(struct sluice_engine *engine, uint32_t session, int has_inode, uint64_t dev, uint64_t ino,
+                     uint32_t flags);
 
 /* -EBUSY while something uses the object; -EINVAL where there is none. */
 int sluice_pd_dealloc(struct sluice_engine *engine, uint32_t session, uint32_t handle);
@@ -154,6 +169,16 @@ int sluice_channel_destroy(struct sluice_engine *engine, uint32_t session, uint3
 int sluice_memory_close(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_cq_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_qp_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
+int sluice_srq_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
+int sluice_ah_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
+int sluice_xrcd_close(struct sluice_engine *engine, uint32_t session, uint32_t handle);
+
+int sluice_srq_set_limit(struct sluice_engine *engine, uint32_t session, uint32_t handle, uint32_t limit);
+int sluice_srq_query(struct sluice_engine *engine, uint32_t session, uint32_t handle, struct sluice_srq_reply *reply);
+
+/* gid: 16 bytes. -EINVAL: not a UD QP, not a multicast GID, or (detach) not attached. */
+int sluice_qp_attach(struct sluice_engine *engine, uint32_t session, uint32_t handle, const uint8_t *gid);
+int sluice_qp_detach(struct sluice_engine *engine, uint32_t session, uint32_t handle, const uint8_t *gid);
 
 /*
  * Applies attributes that the control plane has checked against the state
@@ -168,6 +193,8 @@ int sluice_qp_modify(struct sluice_engine *engine, uint32_t session, uint32_t ha
 int sluice_qp_fail(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_qp_query(struct sluice_engine *engine, uint32_t session, uint32_t handle,
                     struct sluice_qp_attr *now);
+/* Its enum ibv_qp_type. */
+int sluice_qp_type(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 
 /* Writes an async event (enum ibv_event_type) to the session. */
 int sluice_session_async_event(struct sluice_engine *engine, uint32_t session,

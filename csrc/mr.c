@@ -6,22 +6,12 @@
 
 #include "memory.h"
 #include "mw.h"
+#include "session.h"
 
 /* What a region may grant; relaxed ordering changes nothing here, as all is ordered. */
 #define MR_ACCESS                                                                                          \
     (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC | \
      IBV_ACCESS_MW_BIND | IBV_ACCESS_ZERO_BASED | IBV_ACCESS_RELAXED_ORDERING)
-
-static struct pd *find_pd(struct session *session, uint32_t handle)
-{
-    for (struct list *link = session->pds.next; link != &session->pds; link = link->next) {
-        struct pd *pd = list_entry(link, struct pd, link);
-
-        if (pd->handle == handle)
-            return pd;
-    }
-    return NULL;
-}
 
 static bool access_fits(uint32_t access)
 {
@@ -103,7 +93,7 @@ static void grant(struct mr *mr, uint32_t access)
 
 static int reg_mr(struct session *session, struct sluice_command *command)
 {
-    struct pd *pd = find_pd(session, command->pd);
+    struct pd *pd = pd_find(session, command->pd);
     struct memory *memory = memory_find(session, command->memory);
 
     if (!pd || !memory || !access_fits(command->access) || !range_fits(memory, command, command->access))
@@ -143,7 +133,7 @@ static int rereg_mr(struct session *session, struct sluice_command *command)
 {
     struct mr *mr = find(session, command->key, false);
     uint32_t flags = command->flags;
-    struct pd *pd = mr && (flags & IBV_REREG_MR_CHANGE_PD) ? find_pd(session, command->pd) : mr ? mr->pd : NULL;
+    struct pd *pd = mr && (flags & IBV_REREG_MR_CHANGE_PD) ? pd_find(session, command->pd) : mr ? mr->pd : NULL;
 
     if (!pd || flags == 0 || (flags & ~(uint32_t)IBV_REREG_MR_FLAGS_SUPPORTED))
         return EINVAL;
@@ -175,7 +165,7 @@ static int rereg_mr(struct session *session, struct sluice_command *command)
 
 static int alloc_mw(struct session *session, struct sluice_command *command)
 {
-    struct pd *pd = find_pd(session, command->pd);
+    struct pd *pd = pd_find(session, command->pd);
 
     if (!pd || (command->flags != IBV_MW_TYPE_1 && command->flags != IBV_MW_TYPE_2))
         return EINVAL;

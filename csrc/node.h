@@ -2,7 +2,9 @@
 /*
  * Everything that the engine has, and who owns what:
  *
- *   engine ── tenants ── sessions ── PDs, channels, CQs, QPs, MRs, memory
+ *   engine ── tenants ── sessions ── PDs, channels, CQs, QPs, SRQs, AHs, MRs, memory
+ *          │         └── XRC domains, which sessions of one tenant share
+ *          └── multicast groups
  *
  * Only the worker touches any of it (see worker.h), so there are no locks.
  */
@@ -20,10 +22,13 @@
 #include "timer.h"
 #include "window.h"
 
+struct ah;
 struct cq;
+struct group;
 struct mr;
 struct qp;
 struct session;
+struct srq;
 struct worker;
 
 /* One direction of a tenant's traffic. */
@@ -38,18 +43,22 @@ struct lane_shaper {
 struct tenant {
     struct sluice_engine *engine;
     uint32_t number;
+    uint64_t incarnation; /* numbers are used again, this isn't */
     struct sluice_shape shape;
     struct lane_shaper egress, ingress;
     struct list active;   /* QPs with work to do now */
     struct list turn;     /* in engine->turns while active isn't empty */
     uint32_t session_count;
+    struct list xrcds;
+    uint32_t xrcd_opens, xrc_srqs;
+    uint32_t memberships; /* of its QPs in multicast groups */
     struct sluice_tenant_counters *counters;
 };
 
 struct pd {
     struct session *session;
     uint32_t handle;
-    uint32_t users; /* QPs, MRs and windows */
+    uint32_t users; /* QPs, SRQs, AHs, MRs and windows */
     struct list link;
 };
 
@@ -82,9 +91,12 @@ struct session {
     int async_fd;
     uint32_t next_handle; /* starts anywhere: what a forked child has of its parent's session fits nothing of its own */
     uint32_t memory_count;
-    struct list pds, channels, cqs, mrs, mws, memories;
+    struct list pds, channels, cqs, mrs, mws, memories, xrcds;
     struct qp **qps; /* SLUICE_SESSION_QPS, by handle */
-    uint32_t qp_hint; /* where to look for a free handle */
+    struct srq **srqs; /* SLUICE_SESSION_SRQS, by handle */
+    struct ah **ahs;   /* SLUICE_SESSION_AHS, by handle */
+    uint32_t ah_count;
+    uint32_t qp_hint, srq_hint, ah_hint; /* where to look for a free handle */
 };
 
 struct sluice_engine {
@@ -106,6 +118,11 @@ struct sluice_engine {
     uint8_t *qp_generations;
     uint32_t *qp_free;        /* ring of free slots: the longest unused is next */
     uint32_t qp_free_head, qp_free_count;
+
+    struct srq **srqs;        /* SLUICE_MAX_SRQN + 1: those for XRC, by number */
+    uint32_t srq_hint;
+    struct list *groups;      /* GROUP_BUCKETS; see multicast.h */
+    uint64_t incarnations;    /* of tenants, so far */
 
     struct mr *mrs;           /* MR_MAX, by index, windows too; see mr.h */
     uint32_t mr_free;         /* first of the list of free entries */

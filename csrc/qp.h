@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Queue pairs: the requester's side takes WQEs from the send queue one after the
- * other and has the transport carry them out; the responder's side hands out
- * receives. What a QP may do in which state is IBTA 10.3.1.
+ * Queue pairs: the requester's side (requester.c) takes WQEs from the send queue one
+ * after the other and has the transport carry them out; the responder's side
+ * (responder.c) hands out receives. What a QP may do in which state is IBTA 10.3.1
+ * (qp_state.c).
  */
 #ifndef SLUICE_QP_H
 #define SLUICE_QP_H
@@ -10,8 +11,10 @@
 #include "cq.h"
 #include "mr.h"
 #include "node.h"
+#include "queue.h"
 
 struct transport;
+struct xrcd;
 
 /* Why a QP with work isn't in its tenant's active list. */
 enum qp_wait {
@@ -31,42 +34,32 @@ struct message {
     uint8_t *inline_data;
     struct sluice_atomic *atomic;
     struct sluice_bind *bind;
+    struct ah *ah;   /* UD */
+    bool dropped;    /* nobody takes it: the rest is sent to nowhere (UC) */
     _Alignas(64) uint8_t bytes[SLUICE_WQE_MAX];
-};
-
-/* The receive that an arriving message fills. */
-struct receive {
-    bool active;
-    uint64_t wr_id;
-    uint32_t num_sge;
-    struct sluice_sge sges[SLUICE_MAX_SGE];
-};
-
-struct queue {
-    struct sluice_queue_shared *shared;
-    uint8_t *ring;
-    uint32_t entries; /* power of two; 0: no such queue */
-    uint32_t stride;  /* bytes */
-    uint32_t head;    /* WRs taken */
-    uint32_t seen;    /* producer as last read, checked */
 };
 
 struct qp {
     struct session *session;
     struct tenant *tenant;
-    struct pd *pd;
-    struct cq *send_cq, *recv_cq;
+    struct pd *pd;                /* XRC_RECV: NULL, and so are the next three */
+    struct cq *send_cq, *recv_cq; /* recv_cq: also NULL for XRC_SEND */
+    struct sluice_qp_shared *shared;
+    struct srq *srq;              /* NULL: a receive queue of its own, or XRC */
     uint32_t slot, handle, qp_num;
+    uint32_t type;  /* enum ibv_qp_type */
     uint32_t state; /* enum ibv_qp_state */
+    uint32_t opcodes; /* bit n: this type may send enum ibv_wr_opcode n */
     bool sq_sig_all;
     bool drained_told;
+    bool established; /* IBV_EVENT_COMM_EST was given */
     struct queue sq, rq;
-    struct sluice_qp_shared *shared;
     struct sluice_qp_counters *counters;
 
     const struct transport *transport;
     int32_t peer_tenant; /* who the destination GID belongs to; -1: nobody */
     struct qp *peer;     /* local transport: found and agreeing, else NULL */
+    struct srq *lacking; /* the SRQ that had no receive for the message; NULL: the peer's own queue hadn't */
 
     struct message message;
     struct receive receive;
@@ -74,8 +67,14 @@ struct qp {
     uint64_t idle_since;  /* ns: since when the send queue is found empty; 0: it isn't */
     uint32_t rnr_left;    /* retries */
     struct timer timer;   /* RNR, or the transport's retry limit */
-    struct list link;     /* tenant->active, or a lane_shaper's waiting */
+    struct list link;     /* tenant->active, or the waiting of a lane_shaper or SRQ */
     struct list windows;  /* of type 2, bound by this QP */
+
+    struct list groups;   /* UD: struct member */
+    uint32_t group_count;
+    struct xrcd *xrcd;    /* XRC_RECV */
+    struct list shares;   /* XRC_RECV: struct qp_share */
+    struct list in_xrcd;
 
     struct sluice_qp_attr attr;
     uint64_t offset, size; /* in the segment */
@@ -84,6 +83,10 @@ struct qp {
 int qp_create(struct session *session, const struct sluice_create_qp_request *request,
               struct sluice_create_qp_reply *reply);
 void qp_free(struct qp *qp);
+/* The session gives its handle back: frees the QP unless others share it. -EBUSY: attached to multicast groups. */
+int qp_close(struct session *session, uint32_t handle);
+/* A free handle of the session, which names the QP from now on. -ENOMEM. */
+int qp_take_handle(struct session *session, struct qp *qp);
 int qp_modify(struct qp *qp, const struct sluice_qp_attr *attr, uint32_t attr_mask,
               const struct transport *transport, int32_t peer_tenant);
 
@@ -104,18 +107,40 @@ void qp_deactivate(struct qp *qp);
  */
 void qp_send(struct qp *qp, uint32_t budget, uint32_t *spent);
 
+/* Async event to whoever has the QP. */
+void qp_async_event(struct qp *qp, uint32_t event_type);
+
+/* The WQE at the head is done with. status: enum ibv_wc_status. */
+void qp_complete_send(struct qp *qp, uint32_t status);
+void qp_flush_sends(struct qp *qp);
+void qp_flush_receives(struct qp *qp);
+/* What happens when the SQ may have run dry in SQD, or has something. False: nothing to do. */
+bool qp_next_message(struct qp *qp);
+
 /* Into the error state: what is posted is flushed, in order. */
 void qp_error(struct qp *qp);
+/* A WQE of an unreliable QP failed: sends are flushed, receives go on (IBTA 10.3.1.6). */
+void qp_send_error(struct qp *qp);
 /* The same, with an async event for the application. */
 void qp_fatal(struct qp *qp, uint32_t event_type);
 /* All QPs that use a dead CQ. */
 void qps_of_dead_cq(struct cq *cq);
 
-/* The next receive posted goes to qp->receive. False: none is posted. */
-bool qp_take_receive(struct qp *qp);
+/*
+ * The next receive posted goes to qp->receive: from srq, or where that is NULL from
+ * the QP's own queue. False: none is posted; the transport hears of the next one
+ * where arm is true.
+ */
+bool qp_take_receive(struct qp *qp, struct srq *srq, bool arm);
 /* Completes qp->receive. */
 void qp_complete_receive(struct qp *qp, uint32_t status, uint32_t opcode, uint32_t byte_len,
                          uint32_t wc_flags, uint32_t imm_data, bool solicited);
+
+/* Its messages may be lost, and nobody says so (IBTA 9.8). */
+static inline bool qp_is_unreliable(const struct qp *qp)
+{
+    return qp->type == 3 /* IBV_QPT_UC */ || qp->type == 4 /* IBV_QPT_UD */;
+}
 
 static inline bool qp_can_respond(const struct qp *qp)
 {

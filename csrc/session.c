@@ -10,11 +10,15 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "ah.h"
 #include "atomic.h"
 #include "futex.h"
 #include "memory.h"
 #include "mr.h"
+#include "multicast.h"
 #include "qp.h"
+#include "srq.h"
+#include "xrc.h"
 
 /*
  * The two ends of a pipe are separate open files, so the engine's end is
@@ -59,6 +63,8 @@ static void free_memory(struct session *session)
     if (session->async_fd >= 0)
         close(session->async_fd);
     free(session->qps);
+    free(session->srqs);
+    free(session->ahs);
     free(session);
 }
 
@@ -81,8 +87,12 @@ int session_open(struct tenant *tenant, struct sluice_session_files *files)
     list_init(&session->mrs);
     list_init(&session->mws);
     list_init(&session->memories);
+    list_init(&session->xrcds);
     session->qps = calloc(SLUICE_SESSION_QPS, sizeof(*session->qps));
-    if (!session->qps || (error = segment_open(&session->segment)) || (error = arena_open(&session->arena.view)) ||
+    session->srqs = calloc(SLUICE_SESSION_SRQS, sizeof(struct srq *));
+    session->ahs = calloc(SLUICE_SESSION_AHS, sizeof(struct ah *));
+    if (!session->qps || !session->srqs || !session->ahs || (error = segment_open(&session->segment)) ||
+        (error = arena_open(&session->arena.view)) ||
         (error = open_pipe(&async_read, &session->async_fd)))
         goto fail;
 
@@ -117,8 +127,15 @@ void session_free(struct session *session)
     struct sluice_engine *engine = session->engine;
 
     for (uint32_t handle = 0; handle < SLUICE_SESSION_QPS; handle++)
-        if (session->qps[handle])
-            qp_free(session->qps[handle]);
+        if (session->qps[handle]) {
+            multicast_detach_all(session->qps[handle]);
+            qp_close(session, handle);
+        }
+    for (uint32_t handle = 0; handle < SLUICE_SESSION_SRQS; handle++)
+        if (session->srqs[handle])
+            srq_free(session->srqs[handle]);
+    xrcd_close_all(session);
+    ah_free_all(session);
     while (!list_empty(&session->mws))
         mr_free(engine, list_entry(session->mws.next, struct mr, link));
     while (!list_empty(&session->mrs))
@@ -149,7 +166,7 @@ bool session_rung(const struct session *session)
     if (session->broken)
         return false;
     return load_relaxed(&head->summary[0]) | load_relaxed(&head->summary[1]) | load_relaxed(&head->summary[2]) |
-           load_relaxed(&head->summary[3]) | load_relaxed(&head->command_rung);
+           load_relaxed(&head->summary[3]) | load_relaxed(&head->srq_summary) | load_relaxed(&head->command_rung);
 }
 
 static void answer_command(struct session *session)
@@ -171,12 +188,32 @@ static void answer_command(struct session *session)
         futex_wake(&mailbox->state);
 }
 
+static void poll_srqs(struct session *session)
+{
+    struct sluice_segment *head = segment_head(&session->segment);
+    uint64_t summary = exchange(&head->srq_summary, 0);
+
+    for (; summary; summary &= summary - 1) {
+        uint32_t word = (uint32_t)__builtin_ctzll(summary);
+        uint64_t bits = exchange(&head->srq_words[word], 0);
+
+        for (; bits; bits &= bits - 1) {
+            struct srq *srq = session->srqs[word * 64 + (uint32_t)__builtin_ctzll(bits)];
+
+            if (srq)
+                srq_ring(srq);
+        }
+    }
+}
+
 void session_poll(struct session *session)
 {
     struct sluice_segment *head = segment_head(&session->segment);
 
     if (load_relaxed(&head->command_rung) && exchange(&head->command_rung, 0))
         answer_command(session);
+    if (load_relaxed(&head->srq_summary))
+        poll_srqs(session);
     for (uint32_t i = 0; i < SLUICE_DOORBELL_SUMMARY; i++) {
         uint64_t summary = load_relaxed(&head->summary[i]) ? exchange(&head->summary[i], 0) : 0;
 
@@ -206,7 +243,7 @@ void session_break(struct session *session, const char *reason)
         return;
     session->broken = true;
     for (uint32_t handle = 0; handle < SLUICE_SESSION_QPS; handle++)
-        if (session->qps[handle])
+        if (session->qps[handle] && session->qps[handle]->session == session)
             qp_error(session->qps[handle]);
     if (engine->events.count == SLUICE_MAX_SESSIONS)
         return; /* can't be: a session breaks once */
@@ -242,20 +279,25 @@ int pd_alloc(struct session *session)
     return (int)pd->handle;
 }
 
+struct pd *pd_find(struct session *session, uint32_t handle)
+{
+    for (struct list *link = session->pds.next; link != &session->pds; link = link->next)
+        if (list_entry(link, struct pd, link)->handle == handle)
+            return list_entry(link, struct pd, link);
+    return NULL;
+}
+
 int pd_dealloc(struct session *session, uint32_t handle)
 {
-    for (struct list *link = session->pds.next; link != &session->pds; link = link->next) {
-        struct pd *pd = list_entry(link, struct pd, link);
+    struct pd *pd = pd_find(session, handle);
 
-        if (pd->handle != handle)
-            continue;
-        if (pd->users)
-            return -EBUSY;
-        list_remove(&pd->link);
-        free(pd);
-        return 0;
-    }
-    return -EINVAL;
+    if (!pd)
+        return -EINVAL;
+    if (pd->users)
+        return -EBUSY;
+    list_remove(&pd->link);
+    free(pd);
+    return 0;
 }
 
 int channel_create(struct session *session, int *read_fd)

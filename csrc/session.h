@@ -17,6 +17,7 @@ bool session_rung(const struct session *session);
 
 /* Return the handle or a negative errno. */
 int pd_alloc(struct session *session);
+struct pd *pd_find(struct session *session, uint32_t handle);
 int pd_dealloc(struct session *session, uint32_t handle);
 int channel_create(struct session *session, int *read_fd);
 int channel_destroy(struct session *session, uint32_t handle);

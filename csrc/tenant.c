@@ -57,6 +57,8 @@ int tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape)
         }
         tenant->engine = engine;
         tenant->number = number;
+        tenant->incarnation = ++engine->incarnations;
+        list_init(&tenant->xrcds);
         list_init(&tenant->active);
         list_init(&tenant->turn);
         lane_init(&tenant->egress, tenant);

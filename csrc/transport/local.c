@@ -6,128 +6,25 @@
  * placed, and visible.
  */
 #include <infiniband/verbs.h>
-#include <string.h>
 
-#include "../atomic.h"
-#include "../copy.h"
 #include "../mw.h"
-#include "../worker.h"
+#include "../spans.h"
+#include "../srq.h"
 #include "transport.h"
 
-/* A piece of memory that was checked: an address in what an MR lies in, or the WQE's own bytes. */
-struct span {
-    struct memory *memory; /* NULL: host */
-    uint64_t address;
-    uint8_t *host;
-    uint32_t length;
+/* Who answers a message: the QP at the other end, and where it takes receives and checks keys. */
+struct responder {
+    struct qp *qp;
+    struct srq *srq; /* NULL: its own receive queue */
+    struct pd *pd;
 };
-
-struct spans {
-    uint32_t count;
-    uint64_t total;
-    struct span list[SLUICE_MAX_SGE];
-};
-
-/* Resolves a scatter/gather list of a QP's own memory. False: a key or a range doesn't fit. */
-static bool resolve_sges(struct qp *qp, const struct sluice_sge *sges, uint32_t num_sge, uint32_t access,
-                         struct spans *spans)
-{
-    spans->count = 0;
-    spans->total = 0;
-    for (uint32_t i = 0; i < num_sge; i++) {
-        if (sges[i].length == 0)
-            continue;
-        const struct mr *mr =
-            mr_find(qp->session->engine, sges[i].lkey, qp->pd, sges[i].addr, sges[i].length,
-                    access | MR_LOCAL);
-
-        if (!mr)
-            return false;
-        spans->list[spans->count++] = (struct span){
-            .memory = mr->memory, .address = sges[i].addr + mr->offset, .length = sges[i].length};
-        spans->total += sges[i].length;
-    }
-    return true;
-}
-
-/* Resolves what the requester named of the responder's memory. A length of 0 needs no key (IBTA 9.7.5.1.4). */
-static bool resolve_remote(struct qp *peer, const struct sluice_wqe *wqe, uint32_t length, uint32_t access,
-                           struct spans *spans)
-{
-    spans->count = 0;
-    spans->total = length;
-    if (!(peer->attr.qp_access_flags & access))
-        return false;
-    if (length == 0)
-        return true;
-    const struct mr *mr = mr_find(peer->session->engine, wqe->rkey, peer->pd, wqe->remote_addr, length, access);
-
-    if (!mr || (mr->qp && mr->qp != peer))
-        return false;
-    spans->list[spans->count++] = (struct span){
-        .memory = mr->memory, .address = wqe->remote_addr + mr->offset, .length = length};
-    return true;
-}
-
-/* Where the next byte lies and how many follow it there. NULL: the engine can't see it. */
-static uint8_t *span_at(const struct span *span, uint32_t offset, uint32_t *length)
-{
-    *length = span->length - offset;
-    if (!span->memory)
-        return span->host + offset;
-    uint64_t address = span->address + offset;
-    uint64_t to_window_end = WINDOW_SIZE - (address & (WINDOW_SIZE - 1));
-
-    if (*length > to_window_end)
-        *length = (uint32_t)to_window_end;
-    return arena_at(&span->memory->view, address);
-}
-
-/*
- * Copies bytes [offset, end) of both lists, piece by piece; ends early, after a
- * piece, where the worker is called. Returns where it ended, or end + 1 where
- * memory could not be had.
- */
-static uint32_t copy_spans(const struct sluice_engine *engine, const struct spans *dst, const struct spans *src,
-                           uint32_t offset, uint32_t end)
-{
-    uint32_t to = 0, from = 0, to_offset = offset, from_offset = offset, look = offset + WORK_PIECE;
-
-    while (offset < end) {
-        while (to_offset >= dst->list[to].length)
-            to_offset -= dst->list[to++].length;
-        while (from_offset >= src->list[from].length)
-            from_offset -= src->list[from++].length;
-        uint32_t length, from_length;
-        uint8_t *target = span_at(&dst->list[to], to_offset, &length);
-        const uint8_t *source = span_at(&src->list[from], from_offset, &from_length);
-
-        if (!target || !source)
-            return end + 1;
-        if (length > end - offset)
-            length = end - offset;
-        if (length > from_length)
-            length = from_length;
-        if (length > WORK_PIECE)
-            length = WORK_PIECE;
-        copy_ordered(target, source, length);
-        offset += length;
-        to_offset += length;
-        from_offset += length;
-        if (offset >= look && offset < end) {
-            if (worker_called(engine))
-                break;
-            look = offset + WORK_PIECE;
-        }
-    }
-    if (__builtin_expect(window_fault, 0)) {
-        windows_repair();
-        return end + 1;
-    }
-    return offset;
-}
 
 /* ---- who is at the other end ------------------------------------------- */
+
+static bool types_fit(const struct qp *qp, const struct qp *peer)
+{
+    return peer->type == (qp->type == IBV_QPT_XRC_SEND ? IBV_QPT_XRC_RECV : qp->type);
+}
 
 /*
  * The peer, where both name each other: number, and the tenant behind the GID.
@@ -141,8 +38,8 @@ static struct qp *find_peer(struct qp *qp)
         return peer;
     peer = qp_lookup(qp->session->engine, qp->attr.dest_qp_num);
     if (!peer || !qp_can_respond(peer) || peer->session->broken || peer->transport != &transport_local ||
-        peer->attr.dest_qp_num != qp->qp_num || (int32_t)peer->tenant->number != qp->peer_tenant ||
-        (int32_t)qp->tenant->number != peer->peer_tenant)
+        !types_fit(qp, peer) || peer->attr.dest_qp_num != qp->qp_num ||
+        (int32_t)peer->tenant->number != qp->peer_tenant || (int32_t)qp->tenant->number != peer->peer_tenant)
         return NULL;
     qp->peer = peer;
     return peer;
@@ -177,16 +74,28 @@ static void local_receive_posted(struct qp *qp)
         qp_activate(other);
 }
 
+/* The SRQ that an XRC message names, where it is of the responder's domain and alive. */
+static bool find_xrc_srq(struct responder *to, const struct sluice_wqe *wqe)
+{
+    to->srq = srq_lookup(to->qp->session->engine, wqe->remote_srqn);
+    if (!to->srq || to->srq->xrcd != to->qp->xrcd || to->srq->session->broken || to->srq->cq->overrun)
+        return false;
+    to->pd = to->srq->pd;
+    return true;
+}
+
 /* ---- messages ---------------------------------------------------------- */
 
-/* The responder refuses: its QP breaks with an event, and nothing was written. */
+/* The responder refuses: its QP breaks with an event, and nothing was written. Unreliable ones say nothing. */
 static enum progress refuse(struct qp *qp, struct qp *peer, uint32_t *status, uint32_t requester_status)
 {
     uint32_t event = requester_status == IBV_WC_REM_INV_REQ_ERR ? IBV_EVENT_QP_REQ_ERR : IBV_EVENT_QP_ACCESS_ERR;
 
+    if (qp_is_unreliable(qp))
+        return PROGRESS_DROPPED;
     *status = requester_status;
     if (peer == qp) /* connected to itself: it breaks as the requester, after its completion */
-        session_async_event(qp->session, event, qp->qp_num);
+        qp_async_event(qp, event);
     else
         qp_fatal(peer, event);
     return PROGRESS_FAILED;
@@ -196,11 +105,13 @@ static enum progress refuse(struct qp *qp, struct qp *peer, uint32_t *status, ui
 static enum progress spoil(struct qp *qp, struct qp *peer, uint32_t receive_status, uint32_t *status,
                            uint32_t requester_status)
 {
+    bool unreliable = qp_is_unreliable(qp);
+
     *status = requester_status;
     qp_complete_receive(peer, receive_status, IBV_WC_RECV, 0, 0, 0, false);
-    if (peer != qp)
+    if (peer != qp || unreliable)
         qp_error(peer);
-    return PROGRESS_FAILED;
+    return unreliable ? PROGRESS_DROPPED : PROGRESS_FAILED;
 }
 
 static enum progress local_error(uint32_t *status, uint32_t requester_status)
@@ -214,13 +125,33 @@ static bool resolve_local(struct qp *qp, uint32_t access, struct spans *spans)
 {
     struct message *message = &qp->message;
 
+    spans->count = 0;
+    spans->total = 0;
     if (message->wqe->flags & SLUICE_WQE_INLINE) {
-        spans->count = message->wqe->inline_length ? 1 : 0;
-        spans->total = message->wqe->inline_length;
-        spans->list[0] = (struct span){.host = message->inline_data, .length = message->wqe->inline_length};
+        spans_add_host(spans, message->inline_data, message->wqe->inline_length);
         return true;
     }
-    return resolve_sges(qp, message->sges, message->wqe->num_sge, access, spans);
+    return spans_add_sges(spans, qp->pd, message->sges, message->wqe->num_sge, access);
+}
+
+/* Resolves what is sent, and checks its length. False: *status says why. */
+static bool resolve_payload(struct qp *qp, struct spans *src, uint32_t *status)
+{
+    *status = IBV_WC_LOC_PROT_ERR;
+    if (!resolve_local(qp, 0, src))
+        return false;
+    *status = IBV_WC_LOC_LEN_ERR;
+    if (src->total > 1u << 31)
+        return false;
+    qp->message.total = (uint32_t)src->total;
+    return true;
+}
+
+static bool resolve_remote(const struct responder *to, const struct sluice_wqe *wqe, uint32_t length, uint32_t access,
+                           struct spans *spans)
+{
+    return (to->qp->attr.qp_access_flags & access) &&
+           spans_set_remote(spans, to->qp, to->pd, wqe->rkey, wqe->remote_addr, length, access);
 }
 
 static void count_sent(struct qp *qp, struct qp *peer, uint32_t bytes)
@@ -240,7 +171,7 @@ static bool advance(struct message *message, const struct spans *dst, const stru
 {
     uint32_t before = message->moved, left = message->total - before;
     uint32_t end = before + (left < budget ? left : budget);
-    uint32_t reached = copy_spans(sender->session->engine, dst, src, before, end);
+    uint32_t reached = spans_copy(sender->session->engine, dst, src, before, end);
 
     if (reached > end)
         return false;
@@ -249,14 +180,27 @@ static bool advance(struct message *message, const struct spans *dst, const stru
     return true;
 }
 
-/* A message that consumes a receive takes it before its first byte. False: none is posted. */
-static bool begin_receive(struct message *message, struct qp *peer)
+/*
+ * A message that consumes a receive takes it before its first byte. PROGRESS_DONE:
+ * it has one; else what to say.
+ */
+static enum progress begin_receive(struct qp *qp, const struct responder *to)
 {
-    if (peer->receive.active)
-        return true;
-    /* Also where the peer was reset and came back in the middle: then from the start. */
+    struct message *message = &qp->message;
+    struct receive *receive = &to->qp->receive;
+
+    if (receive->active && receive->srq == to->srq)
+        return PROGRESS_DONE;
+    if (receive->active) /* begun by a message that was broken off, for another SRQ than this one's */
+        qp_complete_receive(to->qp, IBV_WC_WR_FLUSH_ERR, IBV_WC_RECV, 0, 0, 0, false);
+    /* The peer was reset and came back in the middle: then from the start, or not at all. */
+    if (message->moved && qp_is_unreliable(qp))
+        return PROGRESS_DROPPED;
     message->moved = 0;
-    return qp_take_receive(peer);
+    if (qp_take_receive(to->qp, to->srq, !qp_is_unreliable(qp)))
+        return PROGRESS_DONE;
+    qp->lacking = to->srq;
+    return to->qp->session->broken || (to->srq && to->srq->session->broken) ? PROGRESS_NO_PEER : PROGRESS_NO_RECEIVE;
 }
 
 static void count_message(struct qp *qp, struct qp *peer)
@@ -267,56 +211,63 @@ static void count_message(struct qp *qp, struct qp *peer)
     peer->tenant->counters->rx_messages++;
 }
 
-static enum progress send_write(struct qp *qp, struct qp *peer, uint32_t budget, uint32_t *status)
+static enum progress send_write(struct qp *qp, const struct responder *to, uint32_t budget, uint32_t *status)
 {
     struct message *message = &qp->message;
     const struct sluice_wqe *wqe = message->wqe;
     bool immediate = wqe->opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
     struct spans src, dst;
 
-    if (!resolve_local(qp, 0, &src))
-        return local_error(status, IBV_WC_LOC_PROT_ERR);
-    if (src.total > 1u << 31)
-        return local_error(status, IBV_WC_LOC_LEN_ERR);
-    message->total = (uint32_t)src.total;
-    if (!resolve_remote(peer, wqe, message->total, IBV_ACCESS_REMOTE_WRITE, &dst))
-        return refuse(qp, peer, status, IBV_WC_REM_ACCESS_ERR);
-    if (immediate && !begin_receive(message, peer))
-        return peer->session->broken ? PROGRESS_NO_PEER : PROGRESS_NO_RECEIVE;
+    if (!resolve_payload(qp, &src, status))
+        return PROGRESS_FAILED;
+    if (!to->qp)
+        return PROGRESS_NO_PEER;
+    if (!resolve_remote(to, wqe, message->total, IBV_ACCESS_REMOTE_WRITE, &dst))
+        return refuse(qp, to->qp, status, IBV_WC_REM_ACCESS_ERR);
+    if (immediate) {
+        enum progress begun = begin_receive(qp, to);
 
-    if (!advance(message, &dst, &src, budget, qp, peer))
-        return refuse(qp, peer, status, IBV_WC_REM_OP_ERR);
+        if (begun != PROGRESS_DONE)
+            return begun;
+    }
+    if (!advance(message, &dst, &src, budget, qp, to->qp))
+        return refuse(qp, to->qp, status, IBV_WC_REM_OP_ERR);
     if (message->moved < message->total)
         return PROGRESS_MORE;
-    count_message(qp, peer);
+    count_message(qp, to->qp);
     if (immediate)
-        qp_complete_receive(peer, IBV_WC_SUCCESS, IBV_WC_RECV_RDMA_WITH_IMM, message->total, IBV_WC_WITH_IMM,
+        qp_complete_receive(to->qp, IBV_WC_SUCCESS, IBV_WC_RECV_RDMA_WITH_IMM, message->total, IBV_WC_WITH_IMM,
                             wqe->imm_data, wqe->flags & SLUICE_WQE_SOLICITED);
     return PROGRESS_DONE;
 }
 
-static enum progress send_send(struct qp *qp, struct qp *peer, uint32_t budget, uint32_t *status)
+static enum progress send_send(struct qp *qp, const struct responder *to, uint32_t budget, uint32_t *status)
 {
     struct message *message = &qp->message;
     const struct sluice_wqe *wqe = message->wqe;
-    struct spans src, dst;
+    struct spans src, dst = {.count = 0};
 
-    if (!resolve_local(qp, 0, &src))
-        return local_error(status, IBV_WC_LOC_PROT_ERR);
-    if (src.total > 1u << 31)
-        return local_error(status, IBV_WC_LOC_LEN_ERR);
-    message->total = (uint32_t)src.total;
-    if (!begin_receive(message, peer))
-        return peer->session->broken ? PROGRESS_NO_PEER : PROGRESS_NO_RECEIVE;
+    if (!resolve_payload(qp, &src, status))
+        return PROGRESS_FAILED;
+    if (!to->qp)
+        return PROGRESS_NO_PEER;
+    enum progress begun = begin_receive(qp, to);
+
+    if (begun != PROGRESS_DONE)
+        return begun;
+    const struct receive *receive = &to->qp->receive;
 
     /* The receive's own faults end the responder's QP; the requester hears of an operation error. */
-    if (!resolve_sges(peer, peer->receive.sges, peer->receive.num_sge, IBV_ACCESS_LOCAL_WRITE, &dst))
-        return spoil(qp, peer, IBV_WC_LOC_PROT_ERR, status, IBV_WC_REM_OP_ERR);
-    if (dst.total < src.total)
-        return spoil(qp, peer, IBV_WC_LOC_LEN_ERR, status, IBV_WC_REM_INV_REQ_ERR);
-
-    if (!advance(message, &dst, &src, budget, qp, peer))
-        return spoil(qp, peer, IBV_WC_LOC_PROT_ERR, status, IBV_WC_REM_OP_ERR);
+    if (!spans_add_sges(&dst, receive->pd, receive->sges, receive->num_sge, IBV_ACCESS_LOCAL_WRITE))
+        return spoil(qp, to->qp, IBV_WC_LOC_PROT_ERR, status, IBV_WC_REM_OP_ERR);
+    if (dst.total < src.total) {
+        /* Unreliable: the message is lost, the receive is there for the next one (IBTA 9.8.3.3, class D). */
+        if (qp_is_unreliable(qp))
+            return PROGRESS_DROPPED;
+        return spoil(qp, to->qp, IBV_WC_LOC_LEN_ERR, status, IBV_WC_REM_INV_REQ_ERR);
+    }
+    if (!advance(message, &dst, &src, budget, qp, to->qp))
+        return spoil(qp, to->qp, IBV_WC_LOC_PROT_ERR, status, IBV_WC_REM_OP_ERR);
     if (message->moved < message->total)
         return PROGRESS_MORE;
     uint32_t wc_flags = 0;
@@ -325,17 +276,17 @@ static enum progress send_send(struct qp *qp, struct qp *peer, uint32_t budget, 
         wc_flags = IBV_WC_WITH_IMM;
     if (wqe->opcode == IBV_WR_SEND_WITH_INV) {
         /* IBTA 9.9.3, class J: the data is there, and yet the connection ends. */
-        if (!mw_invalidate(peer, wqe->imm_data))
-            return spoil(qp, peer, IBV_WC_REM_INV_REQ_ERR, status, IBV_WC_REM_ACCESS_ERR);
+        if (!mw_invalidate(to->qp, wqe->imm_data))
+            return spoil(qp, to->qp, IBV_WC_REM_INV_REQ_ERR, status, IBV_WC_REM_ACCESS_ERR);
         wc_flags = IBV_WC_WITH_INV;
     }
-    count_message(qp, peer);
-    qp_complete_receive(peer, IBV_WC_SUCCESS, IBV_WC_RECV, message->total, wc_flags, wc_flags ? wqe->imm_data : 0,
+    count_message(qp, to->qp);
+    qp_complete_receive(to->qp, IBV_WC_SUCCESS, IBV_WC_RECV, message->total, wc_flags, wc_flags ? wqe->imm_data : 0,
                         wqe->flags & SLUICE_WQE_SOLICITED);
     return PROGRESS_DONE;
 }
 
-static enum progress send_read(struct qp *qp, struct qp *peer, uint32_t budget, uint32_t *status)
+static enum progress send_read(struct qp *qp, const struct responder *to, uint32_t budget, uint32_t *status)
 {
     struct message *message = &qp->message;
     struct spans src, dst;
@@ -345,11 +296,13 @@ static enum progress send_read(struct qp *qp, struct qp *peer, uint32_t budget, 
     if (dst.total > 1u << 31)
         return local_error(status, IBV_WC_LOC_LEN_ERR);
     message->total = (uint32_t)dst.total;
-    if (!resolve_remote(peer, message->wqe, message->total, IBV_ACCESS_REMOTE_READ, &src))
-        return refuse(qp, peer, status, IBV_WC_REM_ACCESS_ERR);
+    if (!to->qp->attr.max_dest_rd_atomic)
+        return refuse(qp, to->qp, status, IBV_WC_REM_INV_REQ_ERR);
+    if (!resolve_remote(to, message->wqe, message->total, IBV_ACCESS_REMOTE_READ, &src))
+        return refuse(qp, to->qp, status, IBV_WC_REM_ACCESS_ERR);
 
-    if (!advance(message, &dst, &src, budget, peer, qp))
-        return refuse(qp, peer, status, IBV_WC_REM_OP_ERR);
+    if (!advance(message, &dst, &src, budget, to->qp, qp))
+        return refuse(qp, to->qp, status, IBV_WC_REM_OP_ERR);
     if (message->moved < message->total)
         return PROGRESS_MORE;
     qp->counters->reads++;
@@ -357,7 +310,7 @@ static enum progress send_read(struct qp *qp, struct qp *peer, uint32_t budget, 
     return PROGRESS_DONE;
 }
 
-static enum progress send_atomic(struct qp *qp, struct qp *peer, uint32_t *status)
+static enum progress send_atomic(struct qp *qp, const struct responder *to, uint32_t *status)
 {
     struct message *message = &qp->message;
     const struct sluice_wqe *wqe = message->wqe;
@@ -369,16 +322,16 @@ static enum progress send_atomic(struct qp *qp, struct qp *peer, uint32_t *statu
     if (dst.total != sizeof(original))
         return local_error(status, IBV_WC_LOC_LEN_ERR);
     message->total = sizeof(original);
-    if (wqe->remote_addr & 7)
-        return refuse(qp, peer, status, IBV_WC_REM_INV_REQ_ERR);
-    if (!resolve_remote(peer, wqe, sizeof(original), IBV_ACCESS_REMOTE_ATOMIC, &target))
-        return refuse(qp, peer, status, IBV_WC_REM_ACCESS_ERR);
+    if ((wqe->remote_addr & 7) || !to->qp->attr.max_dest_rd_atomic)
+        return refuse(qp, to->qp, status, IBV_WC_REM_INV_REQ_ERR);
+    if (!resolve_remote(to, wqe, sizeof(original), IBV_ACCESS_REMOTE_ATOMIC, &target))
+        return refuse(qp, to->qp, status, IBV_WC_REM_ACCESS_ERR);
     uint32_t length;
     uint64_t *word = (uint64_t *)span_at(&target.list[0], 0, &length);
 
     /* An MR whose iova is not aligned like its memory: the word itself must be. */
     if (!word || ((uintptr_t)word & 7))
-        return refuse(qp, peer, status, word ? IBV_WC_REM_INV_REQ_ERR : IBV_WC_REM_OP_ERR);
+        return refuse(qp, to->qp, status, word ? IBV_WC_REM_INV_REQ_ERR : IBV_WC_REM_OP_ERR);
 
     /* The responder's CPUs may use the same word: a real atomic, not a copy. */
     if (wqe->opcode == IBV_WR_ATOMIC_FETCH_AND_ADD) {
@@ -394,12 +347,21 @@ static enum progress send_atomic(struct qp *qp, struct qp *peer, uint32_t *statu
         .list = {{.host = (uint8_t *)&original, .length = sizeof(original)}},
     };
 
-    if (copy_spans(qp->session->engine, &dst, &src, 0, sizeof(original)) > sizeof(original))
-        return refuse(qp, peer, status, IBV_WC_REM_OP_ERR);
+    if (spans_copy(qp->session->engine, &dst, &src, 0, sizeof(original)) > sizeof(original))
+        return refuse(qp, to->qp, status, IBV_WC_REM_OP_ERR);
     message->moved = sizeof(original);
     qp->counters->atomics++;
     qp->tenant->counters->atomics++;
     return PROGRESS_DONE;
+}
+
+/* The first message that comes while the QP waits for it (IBTA 11.6.3.1). */
+static void establish(struct qp *peer)
+{
+    if (peer->established)
+        return;
+    peer->established = true;
+    qp_async_event(peer, IBV_EVENT_COMM_EST);
 }
 
 static enum progress local_send(struct qp *qp, uint32_t budget, uint32_t *status)
@@ -411,22 +373,31 @@ static enum progress local_send(struct qp *qp, uint32_t budget, uint32_t *status
         return *status == IBV_WC_SUCCESS ? PROGRESS_DONE : PROGRESS_FAILED;
     }
     struct qp *peer = find_peer(qp);
+    struct responder to = {.qp = peer};
 
-    if (!peer)
+    if (peer) {
+        to.srq = peer->srq;
+        to.pd = peer->pd;
+        if (__builtin_expect(peer->state == IBV_QPS_RTR, 0))
+            establish(peer);
+        if (qp->type == IBV_QPT_XRC_SEND && !find_xrc_srq(&to, qp->message.wqe))
+            return refuse(qp, peer, status, IBV_WC_REM_INV_REQ_ERR);
+    } else if (!qp_is_unreliable(qp)) {
         return PROGRESS_NO_PEER;
-    switch (qp->message.wqe->opcode) {
+    }
+    switch (opcode) {
     case IBV_WR_RDMA_WRITE:
     case IBV_WR_RDMA_WRITE_WITH_IMM:
-        return send_write(qp, peer, budget, status);
+        return send_write(qp, &to, budget, status);
     case IBV_WR_SEND:
     case IBV_WR_SEND_WITH_IMM:
     case IBV_WR_SEND_WITH_INV:
-        return send_send(qp, peer, budget, status);
+        return send_send(qp, &to, budget, status);
     case IBV_WR_RDMA_READ:
-        return send_read(qp, peer, budget, status);
+        return send_read(qp, &to, budget, status);
     case IBV_WR_ATOMIC_CMP_AND_SWP:
     case IBV_WR_ATOMIC_FETCH_AND_ADD:
-        return send_atomic(qp, peer, status);
+        return send_atomic(qp, &to, status);
     default:
         return local_error(status, IBV_WC_LOC_QP_OP_ERR);
     }
@@ -435,6 +406,7 @@ static enum progress local_send(struct qp *qp, uint32_t budget, uint32_t *status
 const struct transport transport_local = {
     .name = "local",
     .send = local_send,
+    .send_datagram = local_send_datagram,
     .connect = local_connect,
     .disconnect = local_disconnect,
     .receive_posted = local_receive_posted,

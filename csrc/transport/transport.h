@@ -13,14 +13,22 @@ enum progress {
     PROGRESS_MORE,      /* the budget is used up, the message isn't */
     PROGRESS_NO_PEER,   /* nobody answers (yet) */
     PROGRESS_NO_RECEIVE, /* the responder has no receive posted */
-    PROGRESS_FAILED     /* complete it with *status; the QP goes into error */
+    PROGRESS_DROPPED,   /* an unreliable message that nobody takes: it counts as sent */
+    PROGRESS_FAILED     /* complete it with *status; the QP goes into error, or SQE */
 };
 
 struct transport {
     const char *name;
 
-    /* Moves at most budget bytes of qp->message. *status: enum ibv_wc_status. */
+    /*
+     * Moves at most budget bytes of qp->message. *status: enum ibv_wc_status. Sets
+     * message.total before it says NO_PEER, NO_RECEIVE or DROPPED, and qp->lacking
+     * with NO_RECEIVE.
+     */
     enum progress (*send)(struct qp *qp, uint32_t budget, uint32_t *status);
+
+    /* Sends all of a UD message to where message.ah leads. */
+    enum progress (*send_datagram)(struct qp *qp, uint32_t *status);
 
     /* The QP can respond now: whoever waits for it may go on. */
     void (*connect)(struct qp *qp);
@@ -34,5 +42,8 @@ struct transport {
 
 /* Both ends on this node: one copy from memory to memory. */
 extern const struct transport transport_local;
+
+/* Its send_datagram (datagram.c). */
+enum progress local_send_datagram(struct qp *qp, uint32_t *status);
 
 #endif

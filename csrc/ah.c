@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ah.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "multicast.h"
+#include "session.h"
+
+static int take_handle(struct session *session, struct ah *ah)
+{
+    for (uint32_t i = 0; i < SLUICE_SESSION_AHS; i++) {
+        uint32_t handle = (session->ah_hint + i) % SLUICE_SESSION_AHS;
+
+        if (handle == 0 || session->ahs[handle])
+            continue;
+        /* The longest unused is next, so that a WQE with an old handle is an error and no stray message. */
+        session->ah_hint = handle + 1;
+        session->ahs[handle] = ah;
+        ah->handle = handle;
+        return 0;
+    }
+    return -ENOMEM;
+}
+
+int ah_create(struct session *session, const struct sluice_create_ah_request *request, const uint8_t sgid[16],
+              const struct transport *transport, int32_t peer_tenant)
+{
+    struct sluice_engine *engine = session->engine;
+    struct pd *pd = pd_find(session, request->pd);
+
+    if (!pd)
+        return -EINVAL;
+    struct ah *ah = calloc(1, sizeof(*ah));
+
+    if (!ah)
+        return -ENOMEM;
+    ah->pd = pd;
+    ah->transport = transport;
+    ah->attr = request->attr;
+    ah->peer = SLUICE_MAX_TENANTS;
+    memcpy(ah->sgid, sgid, sizeof(ah->sgid));
+    int error = take_handle(session, ah);
+
+    if (!error && gid_is_multicast(ah->attr.dgid)) {
+        ah->group = group_get(engine, ah->attr.dgid);
+        if (!ah->group) {
+            session->ahs[ah->handle] = NULL;
+            error = -ENOMEM;
+        }
+    } else if (!error && peer_tenant >= 0 && peer_tenant < SLUICE_MAX_TENANTS && engine->tenants[peer_tenant]) {
+        ah->peer = (uint32_t)peer_tenant;
+        ah->incarnation = engine->tenants[peer_tenant]->incarnation;
+    }
+    if (error) {
+        free(ah);
+        return error;
+    }
+    pd->users++;
+    session->ah_count++;
+    return (int)ah->handle;
+}
+
+static void ah_free(struct session *session, struct ah *ah)
+{
+    if (ah->group)
+        group_put(ah->group);
+    ah->pd->users--;
+    session->ah_count--;
+    session->ahs[ah->handle] = NULL;
+    free(ah);
+}
+
+int ah_destroy(struct session *session, uint32_t handle)
+{
+    struct ah *ah = ah_find(session, handle);
+
+    if (!ah)
+        return -EINVAL;
+    ah_free(session, ah);
+    return 0;
+}
+
+void ah_free_all(struct session *session)
+{
+    for (uint32_t handle = 1; session->ah_count; handle++)
+        if (session->ahs[handle])
+            ah_free(session, session->ahs[handle]);
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Address handles: where a UD message goes. The control plane resolves the GID when
+ * the AH is made; a WQE carries the AH's handle, which is looked up for each message.
+ */
+#ifndef SLUICE_AH_H
+#define SLUICE_AH_H
+
+#include "node.h"
+
+struct transport;
+
+struct ah {
+    struct pd *pd;
+    uint32_t handle;
+    const struct transport *transport;
+    uint32_t peer;                     /* unicast: the number of the tenant that has the GID */
+    uint64_t incarnation;              /* of that tenant: the number may be another one's by now */
+    struct group *group;               /* multicast */
+    struct sluice_ah_attr attr;
+    uint8_t sgid[16];
+};
+
+/* Returns the handle. peer_tenant: who has the GID; -1: nobody, or it is a multicast GID. */
+int ah_create(struct session *session, const struct sluice_create_ah_request *request, const uint8_t sgid[16],
+              const struct transport *transport, int32_t peer_tenant);
+int ah_destroy(struct session *session, uint32_t handle);
+void ah_free_all(struct session *session);
+
+/* NULL: there is none with this handle. */
+static inline struct ah *ah_find(const struct session *session, uint32_t handle)
+{
+    return handle < SLUICE_SESSION_AHS ? session->ahs[handle] : NULL;
+}
+
+/* The tenant that a unicast AH leads to; NULL where nobody has the GID: what is sent there is lost. */
+static inline struct tenant *ah_tenant(const struct sluice_engine *engine, const struct ah *ah)
+{
+    struct tenant *tenant = ah->peer < SLUICE_MAX_TENANTS ? engine->tenants[ah->peer] : NULL;
+
+    return tenant && tenant->incarnation == ah->incarnation ? tenant : NULL;
+}
+
+#endif

@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "requester.h"
+
+#include <infiniband/verbs.h>
+#include <string.h>
+
+#include "ah.h"
+#include "session.h"
+#include "srq.h"
+#include "transport/transport.h"
+#include "worker.h"
+
+/* Operations that bring something back: max_rd_atomic is about these (IBTA 11.2.5.2). */
+#define ANSWERED_OPCODES \
+    (1u << IBV_WR_RDMA_READ | 1u << IBV_WR_ATOMIC_CMP_AND_SWP | 1u << IBV_WR_ATOMIC_FETCH_AND_ADD)
+
+static void on_timer(struct timer *timer);
+
+void requester_init(struct qp *qp)
+{
+    qp->timer.fire = on_timer;
+}
+
+/* ---- scheduling -------------------------------------------------------- */
+
+void qp_activate(struct qp *qp)
+{
+    struct tenant *tenant = qp->tenant;
+
+    timer_cancel(&qp->session->engine->timers, &qp->timer);
+    qp->wait = QP_WAIT_NOTHING;
+    qp->idle_since = 0;
+    list_remove(&qp->link);
+    list_append(&tenant->active, &qp->link);
+    if (list_unlinked(&tenant->turn))
+        list_append(&tenant->engine->turns, &tenant->turn);
+}
+
+void qp_deactivate(struct qp *qp)
+{
+    timer_cancel(&qp->session->engine->timers, &qp->timer);
+    qp->wait = QP_WAIT_NOTHING;
+    list_remove(&qp->link);
+}
+
+/* ---- completions ------------------------------------------------------- */
+
+static uint32_t completion_opcode(uint8_t wr_opcode)
+{
+    static const uint32_t opcodes[] = {
+        [IBV_WR_RDMA_WRITE] = IBV_WC_RDMA_WRITE,
+        [IBV_WR_RDMA_WRITE_WITH_IMM] = IBV_WC_RDMA_WRITE,
+        [IBV_WR_SEND] = IBV_WC_SEND,
+        [IBV_WR_SEND_WITH_IMM] = IBV_WC_SEND,
+        [IBV_WR_RDMA_READ] = IBV_WC_RDMA_READ,
+        [IBV_WR_ATOMIC_CMP_AND_SWP] = IBV_WC_COMP_SWAP,
+        [IBV_WR_ATOMIC_FETCH_AND_ADD] = IBV_WC_FETCH_ADD,
+        [IBV_WR_LOCAL_INV] = IBV_WC_LOCAL_INV,
+        [IBV_WR_BIND_MW] = IBV_WC_BIND_MW,
+        [IBV_WR_SEND_WITH_INV] = IBV_WC_SEND,
+    };
+
+    return wr_opcode < sizeof(opcodes) / sizeof(*opcodes) ? opcodes[wr_opcode] : IBV_WC_SEND;
+}
+
+void qp_complete_send(struct qp *qp, uint32_t status)
+{
+    const struct sluice_wqe *wqe = qp->message.wqe;
+
+    qp->message.active = false;
+    qp->sq.head++;
+    if (status == IBV_WC_SUCCESS && !(wqe->flags & SLUICE_WQE_SIGNALED) && !qp->sq_sig_all)
+        return;
+    if (status != IBV_WC_SUCCESS && status != IBV_WC_WR_FLUSH_ERR)
+        qp->counters->errors++;
+    struct sluice_cqe cqe = {
+        .wr_id = wqe->wr_id,
+        .status = status,
+        .opcode = completion_opcode(wqe->opcode),
+        .byte_len = qp->message.total,
+        .qp_num = qp->qp_num,
+        .qp = qp->handle,
+        .tail = qp->sq.head,
+    };
+    cq_push(qp->send_cq, &cqe, false);
+}
+
+void qp_flush_sends(struct qp *qp)
+{
+    struct session *session = qp->session;
+    struct queue *queue = &qp->sq;
+
+    if (qp->message.active)
+        qp_complete_send(qp, IBV_WC_WR_FLUSH_ERR);
+    if (queue->entries == 0)
+        return;
+    do {
+        while (queue_waiting(session, queue) && !session->broken) {
+            const struct sluice_wqe *slot = (const struct sluice_wqe *)queue_slot(queue);
+
+            qp->message.wqe = (struct sluice_wqe *)qp->message.bytes;
+            memcpy(qp->message.bytes, slot, sizeof(*slot));
+            qp->message.total = 0;
+            qp_complete_send(qp, IBV_WC_WR_FLUSH_ERR);
+        }
+    } while (!session->broken && !queue_arm(session, queue));
+}
+
+/* ---- taking WQEs from shared memory ------------------------------------ */
+
+/* Copies the WQE at the head and checks the copy. False: garbage, the session is broken now. */
+static bool take_message(struct qp *qp)
+{
+    struct message *message = &qp->message;
+    const uint8_t *slot = queue_slot(&qp->sq);
+    const struct sluice_wqe *wqe = (const struct sluice_wqe *)message->bytes;
+    uint32_t size = sizeof(*wqe);
+
+    memcpy(message->bytes, slot, SLUICE_BLOCK);
+    message->wqe = (struct sluice_wqe *)message->bytes;
+    message->sges = (struct sluice_sge *)(message->bytes + size);
+    message->inline_data = message->bytes + size;
+    message->atomic = (struct sluice_atomic *)(message->bytes + size);
+    message->bind = (struct sluice_bind *)(message->bytes + size);
+
+    if (wqe->opcode == IBV_WR_ATOMIC_CMP_AND_SWP || wqe->opcode == IBV_WR_ATOMIC_FETCH_AND_ADD) {
+        size += (uint32_t)sizeof(struct sluice_atomic);
+        message->sges = (struct sluice_sge *)(message->bytes + size);
+    } else if (wqe->opcode == IBV_WR_BIND_MW) {
+        size += (uint32_t)sizeof(struct sluice_bind);
+    }
+    if (wqe->flags & SLUICE_WQE_INLINE)
+        size += wqe->inline_length;
+    else
+        size += wqe->num_sge * (uint32_t)sizeof(struct sluice_sge);
+    if (wqe->opcode > IBV_WR_SEND_WITH_INV || !(qp->opcodes >> wqe->opcode & 1) || size > qp->sq.stride ||
+        wqe->num_sge > SLUICE_MAX_SGE ||
+        ((wqe->flags & SLUICE_WQE_INLINE) && wqe->opcode > IBV_WR_SEND_WITH_IMM &&
+         wqe->opcode != IBV_WR_SEND_WITH_INV)) {
+        session_break(qp->session, "a send queue holds a WQE that no shim writes");
+        return false;
+    }
+    if (size > SLUICE_BLOCK)
+        memcpy(message->bytes + SLUICE_BLOCK, slot + SLUICE_BLOCK, size - SLUICE_BLOCK);
+    message->active = true;
+    message->moved = 0;
+    message->total = 0;
+    message->dropped = false;
+    return true;
+}
+
+/* ---- what next ----------------------------------------------------------- */
+
+/* IBTA table 45: the RNR NAK timer field, in units of 10 us. */
+static uint64_t rnr_ns(uint32_t field)
+{
+    static const uint32_t units[32] = {65536, 1,   2,   3,   4,   6,    8,    12,   16,   24,   32,
+                                       48,    64,  96,  128, 192, 256,  384,  512,  768,  1024, 1536,
+                                       2048,  3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152};
+
+    return units[field & 31] * 10000ull;
+}
+
+static void fail(struct qp *qp, uint32_t status)
+{
+    qp_complete_send(qp, status);
+    if (qp_is_unreliable(qp))
+        qp_send_error(qp);
+    else
+        qp_error(qp);
+}
+
+static void wait_for_peer(struct qp *qp)
+{
+    struct sluice_engine *engine = qp->session->engine;
+
+    list_remove(&qp->link);
+    qp->wait = QP_WAIT_PEER;
+    /* IBTA 9.7.6.1.3: 4.096 us * 2^timeout a try; 0 waits for ever. */
+    if (qp->attr.timeout)
+        timer_set(&engine->timers, &qp->timer,
+                  engine->now + (qp->attr.retry_cnt + 1ull) * (4096ull << qp->attr.timeout));
+}
+
+static void wait_for_receive(struct qp *qp)
+{
+    struct sluice_engine *engine = qp->session->engine;
+
+    qp->tenant->counters->rnr_naks++;
+    if (qp->attr.rnr_retry != 7) {
+        if (qp->rnr_left == 0) {
+            fail(qp, IBV_WC_RNR_RETRY_EXC_ERR);
+            return;
+        }
+        qp->rnr_left--;
+        timer_set(&engine->timers, &qp->timer, engine->now + rnr_ns(qp->peer->attr.min_rnr_timer));
+    }
+    /* With 7 (for ever) no timer is needed: posting a receive rings. */
+    list_remove(&qp->link);
+    qp->wait = QP_WAIT_RECEIVE;
+    if (qp->lacking)
+        list_append(&qp->lacking->waiting, &qp->link);
+}
+
+static void wait_for_rate(struct qp *qp, struct lane_shaper *lane)
+{
+    struct sluice_engine *engine = qp->session->engine;
+
+    list_remove(&qp->link);
+    qp->wait = QP_WAIT_RATE;
+    if (list_empty(&lane->waiting))
+        lane->waiting_since = engine->now;
+    list_append(&lane->waiting, &qp->link);
+    timer_set(&engine->timers, &lane->timer, lane->bucket.tat);
+}
+
+static void on_timer(struct timer *timer)
+{
+    struct qp *qp = list_entry(timer, struct qp, timer);
+
+    if (qp->wait == QP_WAIT_PEER)
+        fail(qp, IBV_WC_RETRY_EXC_ERR);
+    else
+        qp_activate(qp);
+}
+
+/* Nothing to send. False: stay active, for something may come at once or has come. */
+static bool rest(struct qp *qp)
+{
+    struct sluice_engine *engine = qp->session->engine;
+
+    if (engine->linger) {
+        /* A core to spare: watch the queue for a while, so that the next post needs no doorbell. */
+        if (qp->idle_since == 0)
+            qp->idle_since = engine->now;
+        if (engine->now - qp->idle_since < engine->linger)
+            return false;
+    }
+    return queue_arm(qp->session, &qp->sq);
+}
+
+static void drop(struct qp *qp)
+{
+    qp->message.dropped = true;
+    qp->counters->drops++;
+    qp->tenant->counters->drops++;
+}
+
+/* What nobody takes is sent all the same: it takes its time and its share of the rate. */
+static enum progress send_to_nowhere(struct qp *qp, uint32_t budget)
+{
+    struct message *message = &qp->message;
+    uint32_t left = message->total - message->moved, bytes = left < budget ? left : budget;
+
+    message->moved += bytes;
+    qp->counters->tx_bytes += bytes;
+    qp->tenant->counters->tx_bytes += bytes;
+    if (message->moved < message->total)
+        return PROGRESS_MORE;
+    qp->counters->tx_messages++;
+    qp->tenant->counters->tx_messages++;
+    return PROGRESS_DONE;
+}
+
+/* Decides what next after the transport has spoken. True: this QP may go on in this turn. */
+static bool proceed(struct qp *qp, enum progress progress, uint32_t status)
+{
+    if (qp->state == IBV_QPS_ERR) /* broke meanwhile, by a dead CQ for instance: the message is flushed */
+        return false;
+    /* Nobody tells a requester of an unreliable service: its message counts as sent. */
+    if (qp->type == IBV_QPT_UC && (progress == PROGRESS_NO_PEER || progress == PROGRESS_NO_RECEIVE)) {
+        drop(qp);
+        return true;
+    }
+    switch (progress) {
+    case PROGRESS_DONE:
+        qp->rnr_left = qp->attr.rnr_retry;
+        qp_complete_send(qp, IBV_WC_SUCCESS);
+        return true;
+    case PROGRESS_MORE:
+        return true;
+    case PROGRESS_DROPPED:
+        drop(qp);
+        return true;
+    case PROGRESS_NO_PEER:
+        wait_for_peer(qp);
+        return false;
+    case PROGRESS_NO_RECEIVE:
+        wait_for_receive(qp);
+        return false;
+    case PROGRESS_FAILED:
+        fail(qp, status);
+        return false;
+    }
+    return false;
+}
+
+bool qp_next_message(struct qp *qp)
+{
+    if (qp->state != IBV_QPS_RTS) {
+        qp_deactivate(qp);
+        if (qp->state == IBV_QPS_SQD && !qp->drained_told) {
+            qp->drained_told = true;
+            if (qp->attr.en_sqd_async_notify)
+                qp_async_event(qp, IBV_EVENT_SQ_DRAINED);
+        }
+        return false;
+    }
+    if (qp->sq.head == qp->sq.seen && queue_waiting(qp->session, &qp->sq) == 0) {
+        if (!qp->session->broken && rest(qp) && !qp->session->broken)
+            qp_deactivate(qp);
+        return false;
+    }
+    qp->idle_since = 0;
+    return take_message(qp);
+}
+
+/* The AH that a UD message names. NULL: none of this PD. */
+static struct ah *find_ah(struct qp *qp)
+{
+    struct ah *ah = ah_find(qp->session, qp->message.wqe->ah);
+
+    return ah && ah->pd == qp->pd ? ah : NULL;
+}
+
+/* Has the transport carry out the next part of the message. */
+static enum progress carry_out(struct qp *qp, uint32_t budget, uint32_t *status)
+{
+    struct message *message = &qp->message;
+
+    if (message->dropped)
+        return send_to_nowhere(qp, budget);
+    if (qp->type == IBV_QPT_UD) {
+        message->ah = find_ah(qp);
+        if (message->ah)
+            return message->ah->transport->send_datagram(qp, status);
+    } else if (qp->attr.max_rd_atomic || !(ANSWERED_OPCODES >> message->wqe->opcode & 1)) {
+        return qp->transport->send(qp, budget, status);
+    }
+    *status = IBV_WC_LOC_QP_OP_ERR;
+    return PROGRESS_FAILED;
+}
+
+void qp_send(struct qp *qp, uint32_t budget, uint32_t *spent)
+{
+    struct sluice_engine *engine = qp->session->engine;
+    enum { BATCH = 64 };
+    uint32_t next_look = WORK_PIECE;
+
+    for (uint32_t turn = 0; turn < BATCH && *spent < budget; turn++) {
+        if (*spent >= next_look) {
+            if (worker_called(engine))
+                return;
+            next_look = *spent + WORK_PIECE;
+        }
+        if (!qp->message.active && !qp_next_message(qp))
+            return;
+
+        bool is_read = qp->message.wqe->opcode == IBV_WR_RDMA_READ;
+        struct lane_shaper *lane = is_read ? &qp->tenant->ingress : &qp->tenant->egress;
+
+        if (!bucket_ready(&lane->bucket, engine->now)) {
+            wait_for_rate(qp, lane);
+            return;
+        }
+        uint32_t status = IBV_WC_SUCCESS;
+        uint32_t before = qp->message.moved;
+        uint32_t left = budget - *spent;
+        enum progress progress =
+            carry_out(qp, left < lane->bucket.chunk ? left : lane->bucket.chunk, &status);
+        uint32_t bytes = qp->message.moved - before;
+
+        bucket_take(&lane->bucket, bytes, engine->now);
+        *spent += bytes;
+        if (qp->session->broken || !proceed(qp, progress, status))
+            return;
+    }
+}
+
+void qp_ring(struct qp *qp)
+{
+    if (qp->state == IBV_QPS_ERR || qp->state == IBV_QPS_SQE)
+        qp_flush_sends(qp);
+    if (qp->state == IBV_QPS_ERR) {
+        qp_flush_receives(qp);
+        return;
+    }
+    if (qp->state == IBV_QPS_RTS && qp->sq.entries && qp->wait == QP_WAIT_NOTHING && list_unlinked(&qp->link))
+        qp_activate(qp);
+    if (qp->transport)
+        qp->transport->receive_posted(qp);
+}
+

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Memory that a message is made of, after its keys were checked: pieces of what
+ * MRs lie in, or of the router's own memory (inline data, headers).
+ */
+#ifndef SLUICE_SPANS_H
+#define SLUICE_SPANS_H
+
+#include "node.h"
+
+/* An address in what an MR lies in, or the router's own bytes. */
+struct span {
+    struct memory *memory; /* NULL: host */
+    uint64_t address;
+    uint8_t *host;
+    uint32_t length;
+};
+
+struct spans {
+    uint32_t count;
+    uint64_t total;
+    struct span list[SLUICE_MAX_SGE + 1]; /* SGEs, and a header before them */
+};
+
+/* Appends a scatter/gather list of a PD's own memory. False: a key or a range doesn't fit. */
+bool spans_add_sges(struct spans *spans, struct pd *pd, const struct sluice_sge *sges, uint32_t num_sge,
+                    uint32_t access);
+
+/*
+ * Sets what a requester named of the responder's memory, which is qp's, with the keys
+ * of pd. A length of 0 needs no key (IBTA 9.7.5.1.4).
+ */
+bool spans_set_remote(struct spans *spans, const struct qp *qp, struct pd *pd, uint32_t rkey, uint64_t address,
+                      uint32_t length, uint32_t access);
+
+static inline void spans_add_host(struct spans *spans, void *host, uint32_t length)
+{
+    if (length)
+        spans->list[spans->count++] = (struct span){.host = host, .length = length};
+    spans->total += length;
+}
+
+/* Where the next byte lies and how many follow it there. NULL: the engine can't see it. */
+uint8_t *span_at(const struct span *span, uint32_t offset, uint32_t *length);
+
+/*
+ * Copies bytes [offset, end) of both lists, piece by piece; ends early, after a
+ * piece, where the worker is called. Returns where it ended, or end + 1 where
+ * memory could not be had.
+ */
+uint32_t spans_copy(const struct sluice_engine *engine, const struct spans *dst, const struct spans *src,
+                    uint32_t offset, uint32_t end);
+
+#endif

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "srq.h"
+
+#include <errno.h>
+#include <infiniband/verbs.h>
+#include <stdlib.h>
+
+#include "atomic.h"
+#include "cq.h"
+#include "qp.h"
+#include "session.h"
+#include "xrc.h"
+
+static int take_handle(struct session *session, struct srq *srq)
+{
+    for (uint32_t i = 0; i < SLUICE_SESSION_SRQS; i++) {
+        uint32_t handle = (session->srq_hint + i) % SLUICE_SESSION_SRQS;
+
+        if (handle == 0 || session->srqs[handle])
+            continue;
+        session->srq_hint = handle + 1;
+        session->srqs[handle] = srq;
+        srq->handle = handle;
+        return 0;
+    }
+    return -ENOMEM;
+}
+
+static int take_number(struct srq *srq)
+{
+    struct sluice_engine *engine = srq->session->engine;
+
+    if (srq->session->tenant->xrc_srqs == TENANT_XRC_SRQS)
+        return -ENOMEM;
+    for (uint32_t i = 0; i <= SLUICE_MAX_SRQN; i++) {
+        uint32_t number = (engine->srq_hint + i) & SLUICE_MAX_SRQN;
+
+        if (number == 0 || engine->srqs[number])
+            continue;
+        engine->srq_hint = number + 1;
+        engine->srqs[number] = srq;
+        srq->number = number;
+        srq->session->tenant->xrc_srqs++;
+        return 0;
+    }
+    return -ENOMEM;
+}
+
+static void give_number(struct srq *srq)
+{
+    if (srq->number == 0)
+        return;
+    srq->session->engine->srqs[srq->number] = NULL;
+    srq->session->tenant->xrc_srqs--;
+}
+
+/* What the request names, checked. */
+static int find_objects(struct srq *srq, const struct sluice_create_srq_request *request)
+{
+    if (request->max_wr == 0 || request->max_wr > SLUICE_MAX_WR || request->max_sge > SLUICE_MAX_SGE ||
+        request->limit > request->max_wr)
+        return -EINVAL;
+    srq->pd = pd_find(srq->session, request->pd);
+    if (!srq->pd)
+        return -EINVAL;
+    if (request->xrcd == 0)
+        return 0;
+    srq->opened = xrcd_find(srq->session, request->xrcd);
+    srq->cq = cq_find(srq->session, request->cq);
+    if (!srq->opened || !srq->cq)
+        return -EINVAL;
+    srq->xrcd = srq->opened->xrcd;
+    return 0;
+}
+
+int srq_create(struct session *session, const struct sluice_create_srq_request *request,
+               struct sluice_create_srq_reply *reply)
+{
+    struct srq *srq = calloc(1, sizeof(*srq));
+    int64_t offset = 0;
+
+    if (!srq)
+        return -ENOMEM;
+    srq->session = session;
+    list_init(&srq->waiting);
+    int error = find_objects(srq, request);
+
+    if (!error) {
+        srq->max_sge = request->max_sge;
+        srq->limit = request->limit;
+        srq->queue.entries = queue_entries(request->max_wr);
+        srq->queue.stride = queue_receive_stride(request->max_sge);
+        srq->size = sizeof(*srq->shared) + (uint64_t)srq->queue.entries * srq->queue.stride;
+        offset = segment_take(&session->segment, srq->size);
+        error = offset < 0 ? (int)offset : 0;
+    }
+    if (error) {
+        free(srq);
+        return error;
+    }
+    srq->offset = (uint64_t)offset;
+    error = take_handle(session, srq);
+    if (!error && srq->xrcd && (error = take_number(srq)))
+        session->srqs[srq->handle] = NULL;
+    if (error) {
+        segment_give(&session->segment, srq->offset, srq->size);
+        free(srq);
+        return error;
+    }
+    srq->shared = (struct sluice_srq_shared *)(session->segment.base + srq->offset);
+    srq->queue.shared = &srq->shared->queue;
+    srq->queue.ring = (uint8_t *)(srq->shared + 1);
+    srq->pd->users++;
+    if (srq->xrcd) {
+        srq->cq->users++;
+        srq->opened->users++;
+    }
+    reply->handle = srq->handle;
+    reply->srq_num = srq->number;
+    reply->max_wr = srq->queue.entries;
+    reply->max_sge = srq->max_sge;
+    reply->stride = srq->queue.stride;
+    reply->offset = srq->offset;
+    return 0;
+}
+
+static void wake_waiting(struct srq *srq)
+{
+    struct list woken;
+
+    list_init(&woken);
+    list_splice(&woken, &srq->waiting);
+    while (!list_empty(&woken))
+        qp_activate(list_entry(list_take(&woken), struct qp, link));
+}
+
+void srq_free(struct srq *srq)
+{
+    struct session *session = srq->session;
+
+    give_number(srq);
+    if (srq->xrcd) {
+        xrcd_forget_srq(srq->xrcd, srq);
+        srq->cq->users--;
+        srq->opened->users--;
+    }
+    /* They look for it again, and don't find it. */
+    wake_waiting(srq);
+    srq->pd->users--;
+    session->srqs[srq->handle] = NULL;
+    segment_give(&session->segment, srq->offset, srq->size);
+    free(srq);
+}
+
+struct srq *srq_find(struct session *session, uint32_t handle)
+{
+    return handle < SLUICE_SESSION_SRQS ? session->srqs[handle] : NULL;
+}
+
+struct srq *srq_lookup(struct sluice_engine *engine, uint32_t number)
+{
+    return number <= SLUICE_MAX_SRQN ? engine->srqs[number] : NULL;
+}
+
+int srq_set_limit(struct srq *srq, uint32_t limit)
+{
+    if (limit > srq->queue.entries)
+        return -EINVAL;
+    srq->limit = limit;
+    return 0;
+}
+
+/* Once for each time it was armed, when a message is served (or isn't) with fewer WRs left than the limit. */
+static void check_limit(struct srq *srq)
+{
+    if (queue_waiting(srq->session, &srq->queue) >= srq->limit || srq->session->broken)
+        return;
+    srq->limit = 0;
+    session_async_event(srq->session, IBV_EVENT_SRQ_LIMIT_REACHED, srq->handle);
+}
+
+bool srq_take(struct srq *srq, bool arm, struct receive *receive)
+{
+    bool taken = queue_take_receive(srq->session, &srq->queue, srq->max_sge, arm, receive);
+
+    if (taken) {
+        receive->pd = srq->pd;
+        receive->srq = srq;
+        /* Pairs with the shim's acquire: the slot was copied before it is used again. */
+        store_release(&srq->shared->consumer, srq->queue.head);
+    }
+    if (srq->limit)
+        check_limit(srq);
+    return taken && !srq->session->broken;
+}
+
+void srq_ring(struct srq *srq)
+{
+    wake_waiting(srq);
+}

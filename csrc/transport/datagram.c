@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * UD messages between QPs of this node (IBTA 9.8.3): one copy for each receiver, all
+ * of it at once, as a message fits one packet. What nobody takes is lost.
+ */
+#include <arpa/inet.h>
+#include <infiniband/verbs.h>
+#include <netinet/ip.h>
+#include <string.h>
+
+#include "../ah.h"
+#include "../multicast.h"
+#include "../spans.h"
+#include "transport.h"
+
+enum {
+    MULTICAST_QPN = 0xffffff,
+    QKEY_OWN = 31, /* the bit in a WR's Q_Key that says: the QP's own (IBTA 10.2.5) */
+    /* What RoCE v2 has between the IP header and the data, and after it. */
+    UDP_HEADER = 8,
+    BTH_DETH = 12 + 8,
+    IMMEDIATE = 4,
+    ICRC = 4,
+    HOP_LIMIT = 64 /* where the AH gives none */
+};
+
+/* ---- the header in front of the data ----------------------------------- */
+
+union grh {
+    struct ibv_grh ipv6;
+    struct {
+        uint8_t unused[20];
+        struct iphdr header;
+    } ipv4; /* an IPv4 header lies in the last 20 bytes */
+    uint8_t bytes[SLUICE_GRH];
+};
+
+static bool is_ipv4(const uint8_t gid[16])
+{
+    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
+
+    return memcmp(gid, mapped, sizeof(mapped)) == 0;
+}
+
+static uint16_t checksum(const void *header)
+{
+    uint16_t words[10];
+    uint32_t sum = 0;
+
+    memcpy(words, header, sizeof(words));
+    for (int i = 0; i < 10; i++)
+        sum += words[i];
+    sum = (sum & 0xffff) + (sum >> 16);
+    return (uint16_t)~(sum + (sum >> 16));
+}
+
+static void write_grh(union grh *grh, const struct ah *ah, uint32_t length, bool immediate)
+{
+    uint16_t payload = (uint16_t)(UDP_HEADER + BTH_DETH + (immediate ? IMMEDIATE : 0) + ((length + 3) & ~3u) + ICRC);
+    uint8_t hops = ah->attr.hop_limit ? (uint8_t)ah->attr.hop_limit : HOP_LIMIT;
+
+    memset(grh, 0, sizeof(*grh));
+    if (!is_ipv4(ah->attr.dgid)) {
+        grh->ipv6.version_tclass_flow =
+            htonl(6u << 28 | (ah->attr.traffic_class & 0xff) << 20 | (ah->attr.flow_label & 0xfffff));
+        grh->ipv6.paylen = htons(payload);
+        grh->ipv6.next_hdr = IPPROTO_UDP;
+        grh->ipv6.hop_limit = hops;
+        memcpy(grh->ipv6.sgid.raw, ah->sgid, 16);
+        memcpy(grh->ipv6.dgid.raw, ah->attr.dgid, 16);
+        return;
+    }
+    struct iphdr *header = &grh->ipv4.header;
+
+    header->version = 4;
+    header->ihl = 5;
+    header->tos = (uint8_t)ah->attr.traffic_class;
+    header->tot_len = htons((uint16_t)(sizeof(*header) + payload));
+    header->frag_off = htons(IP_DF);
+    header->ttl = hops;
+    header->protocol = IPPROTO_UDP;
+    memcpy(&header->saddr, ah->sgid + 12, 4);
+    memcpy(&header->daddr, ah->attr.dgid + 12, 4);
+    header->check = checksum(header);
+}
+
+/* ---- delivery ---------------------------------------------------------- */
+
+static uint32_t qkey_of(const struct qp *qp)
+{
+    uint32_t qkey = qp->message.wqe->remote_qkey;
+
+    return qkey >> QKEY_OWN ? qp->attr.qkey : qkey;
+}
+
+/* src is GRH and data. False: the QP doesn't take it. */
+static bool deliver(struct qp *qp, struct qp *to, const struct spans *src)
+{
+    const struct sluice_wqe *wqe = qp->message.wqe;
+    bool immediate = wqe->opcode == IBV_WR_SEND_WITH_IMM;
+    struct receive *receive = &to->receive;
+    struct spans dst = {.count = 0};
+
+    if (to->type != IBV_QPT_UD || !qp_can_respond(to) || to->session->broken || to->attr.qkey != qkey_of(qp))
+        return false;
+    /* One that was too short for an earlier message is still there. */
+    if (!receive->active && !qp_take_receive(to, to->srq, false))
+        return false;
+    bool resolved = spans_add_sges(&dst, receive->pd, receive->sges, receive->num_sge, IBV_ACCESS_LOCAL_WRITE);
+
+    if (resolved && dst.total < src->total)
+        return false;
+    if (!resolved ||
+        spans_copy(qp->session->engine, &dst, src, 0, (uint32_t)src->total) > (uint32_t)src->total) {
+        qp_complete_receive(to, IBV_WC_LOC_PROT_ERR, IBV_WC_RECV, 0, 0, 0, false);
+        qp_error(to);
+        return false;
+    }
+    to->counters->rx_bytes += qp->message.total;
+    to->tenant->counters->rx_bytes += qp->message.total;
+    to->counters->rx_messages++;
+    to->tenant->counters->rx_messages++;
+    receive->src_qp = qp->qp_num;
+    qp_complete_receive(to, IBV_WC_SUCCESS, IBV_WC_RECV, (uint32_t)src->total,
+                        IBV_WC_GRH | (immediate ? IBV_WC_WITH_IMM : 0), immediate ? wqe->imm_data : 0,
+                        wqe->flags & SLUICE_WQE_SOLICITED);
+    return true;
+}
+
+static bool deliver_to_group(struct qp *qp, struct group *group, const struct spans *src)
+{
+    bool delivered = false;
+
+    if (qp->message.wqe->remote_qpn != MULTICAST_QPN)
+        return false;
+    for (struct list *link = group->members.next; link != &group->members; link = link->next)
+        delivered |= deliver(qp, list_entry(link, struct member, link)->qp, src);
+    return delivered;
+}
+
+static bool deliver_to_one(struct qp *qp, const struct ah *ah, const struct spans *src)
+{
+    struct sluice_engine *engine = qp->session->engine;
+    struct qp *to = qp_lookup(engine, qp->message.wqe->remote_qpn);
+
+    return to && to->tenant == ah_tenant(engine, ah) && deliver(qp, to, src);
+}
+
+enum progress local_send_datagram(struct qp *qp, uint32_t *status)
+{
+    struct message *message = &qp->message;
+    const struct sluice_wqe *wqe = message->wqe;
+    const struct ah *ah = message->ah;
+    struct spans src = {.count = 0};
+    union grh grh;
+
+    spans_add_host(&src, grh.bytes, SLUICE_GRH);
+    *status = IBV_WC_LOC_PROT_ERR;
+    if (wqe->flags & SLUICE_WQE_INLINE)
+        spans_add_host(&src, message->inline_data, wqe->inline_length);
+    else if (!spans_add_sges(&src, qp->pd, message->sges, wqe->num_sge, 0))
+        return PROGRESS_FAILED;
+    *status = IBV_WC_LOC_LEN_ERR;
+    if (src.total > SLUICE_GRH + SLUICE_MTU)
+        return PROGRESS_FAILED;
+    message->total = (uint32_t)src.total - SLUICE_GRH;
+    write_grh(&grh, ah, message->total, wqe->opcode == IBV_WR_SEND_WITH_IMM);
+    if (!(ah->group ? deliver_to_group(qp, ah->group, &src) : deliver_to_one(qp, ah, &src)))
+        return PROGRESS_DROPPED;
+    message->moved = message->total;
+    qp->counters->tx_bytes += message->total;
+    qp->tenant->counters->tx_bytes += message->total;
+    qp->counters->tx_messages++;
+    qp->tenant->counters->tx_messages++;
+    return PROGRESS_DONE;
+}
