@@ -47,7 +47,7 @@ enum {
     SLUICE_MAX_SRQN = 65535,    /* an SRQ's number is 16 bits, 0 is nobody's */
     SLUICE_MTU = 4096,          /* bytes: the longest UD message */
     SLUICE_GRH = 40,            /* bytes before the data of a received UD message */
-    SLUICE_QP_GROUPS = 16,      /* multicast groups that one QP attaches to */
+    SLUICE_TENANT_GROUPS = 8192, /* attachments of one tenant's QPs to multicast groups */
     SLUICE_GROUP_QPS = 240,     /* QPs that one tenant attaches to one group */
 
     SLUICE_BLOCK = 64,          /* a WQE is 1..8 blocks of one cache line */
@@ -297,6 +297,8 @@ struct sluice_create_qp_reply {
     uint32_t rq_entries;
     uint32_t sq_stride;       /* bytes from one WQE to the next */
     uint32_t rq_stride;
+    uint32_t opcodes;         /* bit n: it may send enum ibv_wr_opcode n */
+    uint32_t reserved;
     uint64_t offset;          /* of struct sluice_qp_shared in the segment */
     uint64_t sq_offset;
     uint64_t rq_offset;
@@ -323,7 +325,7 @@ struct sluice_create_srq_reply {
     struct sluice_header header;
     uint32_t handle;  /* 1..SLUICE_SESSION_SRQS-1: the bit in the doorbell */
     uint32_t srq_num; /* how XRC names it, else 0 */
-    uint32_t max_wr; /* granted: ring entries, a power of two */
+    uint32_t max_wr;  /* granted: ring entries, a power of two */
     uint32_t max_sge;
     uint32_t stride; /* bytes from one WQE to the next */
     uint32_t reserved;
@@ -595,7 +597,7 @@ struct sluice_recv_wqe {
 enum sluice_cqe_queue {
     SLUICE_CQE_SEND = 0,
     SLUICE_CQE_RECEIVE = 1,
-    SLUICE_CQE_SRQ = 2 /* tail means nothing; the QP may be another process's */
+    SLUICE_CQE_SRQ = 2 /* tail is the SRQ's handle; the QP may be another process's */
 };
 
 /*
@@ -613,7 +615,7 @@ struct sluice_cqe {
     uint32_t qp_num;
     uint32_t src_qp;
     uint32_t qp;       /* handle of the QP */
-    uint32_t tail;     /* WRs of that queue that are free now, running count */
+    uint32_t tail;     /* WRs of the queue that are free now, running count */
     uint64_t timestamp; /* CLOCK_MONOTONIC, ns */
     uint32_t queue;    /* enum sluice_cqe_queue: whose WR it was, and whose tail */
     uint32_t turn;

@@ -594,6 +594,20 @@ int sluice_ah_destroy(struct sluice_engine *engine, uint32_t number, uint32_t ha
     return result;
 }
 
+int sluice_ah_sever(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    struct ah *ah = ah_find(session, handle);
+
+    if (ah)
+        ah->peer = SLUICE_MAX_TENANTS;
+    worker_leave(engine);
+    return ah ? 0 : -EINVAL;
+}
+
 int sluice_xrcd_open(struct sluice_engine *engine, uint32_t number, int has_inode, uint64_t dev, uint64_t ino,
                      uint32_t flags)
 {

@@ -171,6 +171,8 @@ int sluice_cq_destroy(struct sluice_engine *engine, uint32_t session, uint32_t h
 int sluice_qp_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_srq_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_ah_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
+/* What is sent there is lost from now on. */
+int sluice_ah_sever(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_xrcd_close(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 
 int sluice_srq_set_limit(struct sluice_engine *engine, uint32_t session, uint32_t handle, uint32_t limit);

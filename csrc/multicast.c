@@ -82,7 +82,7 @@ int multicast_attach(struct qp *qp, const uint8_t gid[16])
         return -EINVAL;
     if (find_member(qp, gid))
         return 0;
-    if (qp->group_count == SLUICE_QP_GROUPS || qp->tenant->memberships == TENANT_GROUPS)
+    if (qp->tenant->memberships == SLUICE_TENANT_GROUPS)
         return -ENOMEM;
     struct member *member = calloc(1, sizeof(*member));
     struct group *group = member ? group_get(qp->session->engine, gid) : NULL;

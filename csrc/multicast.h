@@ -8,7 +8,7 @@
 
 #include "node.h"
 
-enum { GROUP_BUCKETS = 1024, TENANT_GROUPS = 8192 };
+enum { GROUP_BUCKETS = 1024 };
 
 struct group {
     uint8_t gid[16];

@@ -258,6 +258,7 @@ int qp_create(struct session *session, const struct sluice_create_qp_request *re
     reply->rq_entries = qp->rq.entries;
     reply->sq_stride = qp->sq.stride;
     reply->rq_stride = qp->rq.stride;
+    reply->opcodes = qp->opcodes;
     reply->offset = qp->offset;
     reply->sq_offset = qp->offset + sizeof(struct sluice_qp_shared);
     reply->rq_offset = reply->sq_offset + (uint64_t)qp->sq.entries * qp->sq.stride;

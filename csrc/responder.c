@@ -35,7 +35,7 @@ void qp_complete_receive(struct qp *qp, uint32_t status, uint32_t opcode, uint32
         .qp_num = qp->qp_num,
         .src_qp = receive->src_qp,
         .qp = qp->handle,
-        .tail = qp->rq.head,
+        .tail = receive->srq ? receive->srq->handle : qp->rq.head,
         .queue = receive->srq ? SLUICE_CQE_SRQ : SLUICE_CQE_RECEIVE,
     };
 

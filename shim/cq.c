@@ -167,17 +167,23 @@ struct sluice_cqe *cq_next(struct shim_cq *cq)
         if (turn != cq->consumer / cq->entries + 1 && !skip_overwritten(cq, turn))
             return NULL;
         cq->consumer++;
-        struct shim_qp *qp = cqe->qp < SLUICE_SESSION_QPS ? qps[cqe->qp] : NULL;
-
-        /* qp_num 0 marks what cq_forget_qp dropped. */
-        if (!qp || cqe->qp_num == 0 || qp->base.qp.qp_num != cqe->qp_num)
+        /* qp_num 0 marks what forget dropped. */
+        if (cqe->qp_num == 0)
             continue;
-        store_relaxed(cqe->is_recv ? &qp->rq.tail : &qp->sq.tail, cqe->tail);
+        /* Its slot is free already, and with XRC its QP may be another process's. */
+        if (cqe->queue == SLUICE_CQE_SRQ)
+            return cqe;
+        struct shim_qp *qp = cqe->qp < SLUICE_SESSION_QPS ? load_relaxed(&qps[cqe->qp]) : NULL;
+
+        if (!qp || qp->base.qp.qp_num != cqe->qp_num)
+            continue;
+        store_relaxed(cqe->queue == SLUICE_CQE_RECEIVE ? &qp->rq.tail : &qp->sq.tail, cqe->tail);
         return cqe;
     }
 }
 
-void cq_forget_qp(struct shim_cq *cq, uint32_t qp_num)
+/* Drops the CQEs of a QP, or where qp_num is 0 those of an SRQ. */
+static void forget(struct shim_cq *cq, uint32_t qp_num, uint32_t srq)
 {
     cq_lock(cq);
     for (uint32_t i = cq->consumer;; i++) {
@@ -185,10 +191,20 @@ void cq_forget_qp(struct shim_cq *cq, uint32_t qp_num)
 
         if (i - cq->consumer == cq->entries || load_acquire(&cqe->turn) != i / cq->entries + 1)
             break;
-        if (cqe->qp_num == qp_num)
+        if (qp_num ? cqe->qp_num == qp_num : cqe->queue == SLUICE_CQE_SRQ && cqe->tail == srq)
             cqe->qp_num = 0;
     }
     cq_unlock(cq);
+}
+
+void cq_forget_qp(struct shim_cq *cq, uint32_t qp_num)
+{
+    forget(cq, qp_num, 0);
+}
+
+void cq_forget_srq(struct shim_cq *cq, uint32_t handle)
+{
+    forget(cq, 0, handle);
 }
 
 int shim_poll_cq(struct ibv_cq *public, int num_entries, struct ibv_wc *wc)

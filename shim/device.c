@@ -100,6 +100,11 @@ EXPORT struct ibv_context *ibv_open_device(struct ibv_device *public)
     verbs->query_device_ex = shim_query_device_ex;
     verbs->create_cq_ex = shim_create_cq_ex;
     verbs->create_qp_ex = shim_create_qp_ex;
+    verbs->open_qp = shim_open_qp;
+    verbs->create_srq_ex = shim_create_srq_ex;
+    verbs->get_srq_num = shim_get_srq_num;
+    verbs->open_xrcd = shim_open_xrcd;
+    verbs->close_xrcd = shim_close_xrcd;
 
     struct ibv_context *base = &verbs->context;
 
@@ -111,6 +116,7 @@ EXPORT struct ibv_context *ibv_open_device(struct ibv_device *public)
     base->ops.bind_mw = shim_bind_mw;
     base->ops.post_send = shim_post_send;
     base->ops.post_recv = shim_post_recv;
+    base->ops.post_srq_recv = shim_post_srq_recv;
     base->cmd_fd = -1;
     base->async_fd = async_fd;
     base->num_comp_vectors = COMP_VECTORS;

@@ -123,6 +123,11 @@ static bool is_cq_event(enum ibv_event_type type)
     return type == IBV_EVENT_CQ_ERR;
 }
 
+static bool is_srq_event(enum ibv_event_type type)
+{
+    return type == IBV_EVENT_SRQ_ERR || type == IBV_EVENT_SRQ_LIMIT_REACHED;
+}
+
 static bool is_qp_event(enum ibv_event_type type)
 {
     switch (type) {
@@ -154,6 +159,13 @@ static bool resolve(const struct sluice_async_event *from, struct ibv_async_even
         to->element.cq = (struct ibv_cq *)cq;
         if (found)
             events_given(&cq->async_events_given);
+    } else if (is_srq_event(to->event_type)) {
+        struct shim_srq *srq = srq_by_handle(from->element);
+
+        found = srq != NULL;
+        to->element.srq = (struct ibv_srq *)srq;
+        if (found)
+            events_given(&srq->async_events_given);
     } else if (is_qp_event(to->event_type)) {
         struct shim_qp *qp = qp_by_number(from->element);
 
@@ -183,6 +195,8 @@ EXPORT void ibv_ack_async_event(struct ibv_async_event *event)
 {
     if (is_cq_event(event->event_type))
         events_acked(&event->element.cq->async_events_completed, 1);
+    else if (is_srq_event(event->event_type))
+        events_acked(&event->element.srq->events_completed, 1);
     else if (is_qp_event(event->event_type))
         events_acked(&event->element.qp->events_completed, 1);
 }

@@ -108,6 +108,23 @@ struct shim_qp {
     int build_error;
     uint32_t async_events_given;
     struct ibv_qp_init_attr init;
+    uint32_t opcodes; /* bit n: it may send enum ibv_wr_opcode n */
+};
+
+struct shim_srq {
+    struct ibv_srq srq;
+    struct shim_srq *next;
+    uint32_t handle;
+    uint32_t number; /* XRC, else 0 */
+    struct ibv_cq *cq; /* XRC, else NULL */
+    struct sluice_srq_shared *shared;
+    struct shim_queue queue; /* tail is what the engine's consumer was last */
+    uint32_t async_events_given;
+};
+
+struct shim_xrcd {
+    struct ibv_xrcd xrcd;
+    uint32_t handle;
 };
 
 static inline void cq_lock(struct shim_cq *cq)
@@ -138,12 +155,15 @@ extern struct shim_qp *qps[SLUICE_SESSION_QPS];
 /* Guards the lists and tables of objects, not the data path. */
 extern pthread_mutex_t objects_lock;
 
-/* CQs by handle, QPs by number; objects_lock is held. */
+/* CQs and SRQs by handle, QPs by number; objects_lock is held. */
 struct shim_cq *cq_by_handle(uint32_t handle);
 struct shim_qp *qp_by_number(uint32_t qp_num);
+struct shim_srq *srq_by_handle(uint32_t handle);
 
 /* Drops the CQEs of a QP that is destroyed or reset. */
 void cq_forget_qp(struct shim_cq *cq, uint32_t qp_num);
+/* The same for an SRQ. */
+void cq_forget_srq(struct shim_cq *cq, uint32_t handle);
 
 /* Blocks until all events that were read about an object are acknowledged. */
 void events_wait(const uint32_t *given, const uint32_t *acked);
@@ -160,8 +180,26 @@ struct ibv_mw *shim_alloc_mw(struct ibv_pd *pd, enum ibv_mw_type type);
 int shim_dealloc_mw(struct ibv_mw *mw);
 int shim_bind_mw(struct ibv_qp *qp, struct ibv_mw *mw, struct ibv_mw_bind *bind);
 
-/* Makes what is posted visible to the engine; the queue's lock is held. */
-void queue_publish(struct shim_qp *qp, struct shim_queue *queue);
+int shim_post_srq_recv(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad_wr);
+
+/*
+ * Makes what is posted visible to the engine; the queue's lock is held. True: the
+ * engine waits for the doorbell.
+ */
+bool queue_publish(struct shim_queue *queue);
+/* The slot of a WR. */
+static inline uint8_t *queue_slot(const struct shim_queue *queue, uint32_t index)
+{
+    return queue->ring + (uint64_t)(index & (queue->entries - 1)) * queue->stride;
+}
+/* EINVAL: more SGEs than the queue's WRs may have. */
+int queue_write_receive(struct shim_queue *queue, const struct ibv_recv_wr *wr);
+
+/* The number of an XRC SRQ as a WQE has it; 0, which nobody has, for one that can't be. */
+static inline uint16_t xrc_number(uint32_t remote_srqn)
+{
+    return remote_srqn > SLUICE_MAX_SRQN ? 0 : (uint16_t)remote_srqn;
+}
 
 /* Fills in the ibv_wr_* functions. */
 void wr_init(struct shim_qp *qp);
@@ -170,9 +208,16 @@ void cq_ex_init(struct shim_cq *cq, uint32_t wc_flags);
 /* Takes the next CQE where there is one, or NULL; the CQ's lock is held. */
 struct sluice_cqe *cq_next(struct shim_cq *cq);
 
+void ah_attr_to_abi(struct sluice_ah_attr *to, const struct ibv_ah_attr *from);
+
 /* Operations of struct verbs_context. */
 struct ibv_cq_ex *shim_create_cq_ex(struct ibv_context *context, struct ibv_cq_init_attr_ex *attr);
 struct ibv_qp *shim_create_qp_ex(struct ibv_context *context, struct ibv_qp_init_attr_ex *attr);
+struct ibv_qp *shim_open_qp(struct ibv_context *context, struct ibv_qp_open_attr *attr);
+struct ibv_srq *shim_create_srq_ex(struct ibv_context *context, struct ibv_srq_init_attr_ex *attr);
+int shim_get_srq_num(struct ibv_srq *srq, uint32_t *srq_num);
+struct ibv_xrcd *shim_open_xrcd(struct ibv_context *context, struct ibv_xrcd_init_attr *attr);
+int shim_close_xrcd(struct ibv_xrcd *xrcd);
 int shim_query_device_ex(struct ibv_context *context, const struct ibv_query_device_ex_input *input,
                          struct ibv_device_attr_ex *attr, size_t attr_size);
 int shim_query_port(struct ibv_context *context, uint8_t port_num, struct ibv_port_attr *attr, size_t attr_size);

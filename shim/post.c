@@ -7,19 +7,13 @@
 #include "objects.h"
 #include "session.h"
 
-void queue_publish(struct shim_qp *qp, struct shim_queue *queue)
+bool queue_publish(struct shim_queue *queue)
 {
     /* Pairs with the engine's acquire: it finds whole WQEs up to here. */
     store_release(&queue->shared->producer, queue->producer);
     /* Pairs with queue_arm: the engine's second look sees producer, or we see that it armed. */
     full_fence();
-    if (load_relaxed(&queue->shared->armed) && exchange(&queue->shared->armed, 0))
-        session_ring(qp->handle);
-}
-
-static uint8_t *slot_of(const struct shim_queue *queue, uint32_t index)
-{
-    return queue->ring + (uint64_t)(index & (queue->entries - 1)) * queue->stride;
+    return load_relaxed(&queue->shared->armed) && exchange(&queue->shared->armed, 0);
 }
 
 static bool is_full(const struct shim_queue *queue)
@@ -46,6 +40,17 @@ static void write_sges(struct sluice_sge *to, const struct ibv_sge *sges, int co
 {
     for (int i = 0; i < count; i++)
         to[i] = (struct sluice_sge){.addr = sges[i].addr, .length = sges[i].length, .lkey = sges[i].lkey};
+}
+
+int queue_write_receive(struct shim_queue *queue, const struct ibv_recv_wr *wr)
+{
+    struct sluice_recv_wqe *wqe = (struct sluice_recv_wqe *)queue_slot(queue, queue->producer);
+
+    if (wr->num_sge < 0 || (uint32_t)wr->num_sge > queue->max_sge)
+        return EINVAL;
+    *wqe = (struct sluice_recv_wqe){.wr_id = wr->wr_id, .num_sge = (uint32_t)wr->num_sge};
+    write_sges((struct sluice_sge *)(wqe + 1), wr->sg_list, wr->num_sge);
+    return 0;
 }
 
 static uint8_t wqe_flags(unsigned send_flags)
@@ -85,8 +90,11 @@ static int write_wqe(const struct shim_qp *qp, struct sluice_wqe *wqe, const str
     struct sluice_wqe header = {.opcode = (uint8_t)wr->opcode, .wr_id = wr->wr_id, .imm_data = wr->imm_data};
     bool can_inline = true;
 
-    if (wr->num_sge < 0 || (uint32_t)wr->num_sge > qp->sq.max_sge)
+    if (wr->num_sge < 0 || (uint32_t)wr->num_sge > qp->sq.max_sge || wr->opcode > IBV_WR_SEND_WITH_INV ||
+        !(qp->opcodes >> wr->opcode & 1))
         return EINVAL;
+    if (qp->base.qp.qp_type == IBV_QPT_XRC_SEND)
+        header.remote_srqn = xrc_number(wr->qp_type.xrc.remote_srqn);
     switch (wr->opcode) {
     case IBV_WR_RDMA_READ:
         can_inline = false;
@@ -99,6 +107,13 @@ static int write_wqe(const struct shim_qp *qp, struct sluice_wqe *wqe, const str
     case IBV_WR_SEND:
     case IBV_WR_SEND_WITH_IMM:
     case IBV_WR_SEND_WITH_INV: /* invalidate_rkey is in imm_data's place */
+        if (qp->base.qp.qp_type != IBV_QPT_UD)
+            break;
+        if (!wr->wr.ud.ah)
+            return EINVAL;
+        header.ah = wr->wr.ud.ah->handle;
+        header.remote_qpn = wr->wr.ud.remote_qpn;
+        header.remote_qkey = wr->wr.ud.remote_qkey;
         break;
     case IBV_WR_BIND_MW:
     case IBV_WR_LOCAL_INV:
@@ -151,13 +166,13 @@ int shim_post_send(struct ibv_qp *public, struct ibv_send_wr *wr, struct ibv_sen
             error = ENOMEM;
             break;
         }
-        error = write_wqe(qp, (struct sluice_wqe *)slot_of(queue, queue->producer), wr);
+        error = write_wqe(qp, (struct sluice_wqe *)queue_slot(queue, queue->producer), wr);
         if (error)
             break;
         queue->producer++;
     }
-    if (queue->producer != before)
-        queue_publish(qp, queue);
+    if (queue->producer != before && queue_publish(queue))
+        session_ring(qp->handle);
     spinlock_unlock(&queue->lock);
     if (error)
         *bad_wr = wr;
@@ -170,7 +185,8 @@ int shim_post_recv(struct ibv_qp *public, struct ibv_recv_wr *wr, struct ibv_rec
     struct shim_queue *queue = &qp->rq;
     int error = 0;
 
-    if (load_relaxed(&qp->shared->state) == IBV_QPS_RESET) {
+    /* A QP with an SRQ, or for XRC, has no receive queue. */
+    if (load_relaxed(&qp->shared->state) == IBV_QPS_RESET || qp->init.srq || !qp->init.recv_cq) {
         *bad_wr = wr;
         return EINVAL;
     }
@@ -182,18 +198,13 @@ int shim_post_recv(struct ibv_qp *public, struct ibv_recv_wr *wr, struct ibv_rec
             error = ENOMEM;
             break;
         }
-        if (wr->num_sge < 0 || (uint32_t)wr->num_sge > queue->max_sge) {
-            error = EINVAL;
+        error = queue_write_receive(queue, wr);
+        if (error)
             break;
-        }
-        struct sluice_recv_wqe *wqe = (struct sluice_recv_wqe *)slot_of(queue, queue->producer);
-
-        *wqe = (struct sluice_recv_wqe){.wr_id = wr->wr_id, .num_sge = (uint32_t)wr->num_sge};
-        write_sges((struct sluice_sge *)(wqe + 1), wr->sg_list, wr->num_sge);
         queue->producer++;
     }
-    if (queue->producer != before)
-        queue_publish(qp, queue);
+    if (queue->producer != before && queue_publish(queue))
+        session_ring(qp->handle);
     spinlock_unlock(&queue->lock);
     if (error)
         *bad_wr = wr;

@@ -30,13 +30,65 @@ static void queue_init(struct shim_queue *queue, struct sluice_queue_shared *sha
     queue->max_sge = max_sge;
 }
 
-static struct shim_qp *create(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
+/* Which CQs and SRQs a type has: what it doesn't have is ignored, as the kernel's uverbs do. */
+static int check_objects(struct ibv_qp_init_attr *attr)
+{
+    switch (attr->qp_type) {
+    case IBV_QPT_RC:
+    case IBV_QPT_UC:
+    case IBV_QPT_UD:
+        return attr->send_cq && attr->recv_cq && !(attr->srq && ((struct shim_srq *)attr->srq)->cq) ? 0 : EINVAL;
+    case IBV_QPT_XRC_SEND:
+        attr->recv_cq = NULL;
+        attr->srq = NULL;
+        return attr->send_cq ? 0 : EINVAL;
+    case IBV_QPT_XRC_RECV:
+        attr->send_cq = attr->recv_cq = NULL;
+        attr->srq = NULL;
+        return 0;
+    default:
+        return EOPNOTSUPP;
+    }
+}
+
+static void fill_in(struct shim_qp *qp, const struct sluice_create_qp_reply *reply)
+{
+    /* What an XRC_RECV QP has instead of queues: nothing can be posted. */
+    static struct sluice_qp_shared none = {.state = IBV_QPS_RESET};
+    struct ibv_qp *public = &qp->base.qp;
+
+    public->handle = reply->handle;
+    public->qp_num = reply->qp_num;
+    public->state = IBV_QPS_RESET;
+    pthread_mutex_init(&public->mutex, NULL);
+    pthread_cond_init(&public->cond, NULL);
+    qp->handle = reply->handle;
+    qp->opcodes = reply->opcodes;
+    if (public->qp_type == IBV_QPT_XRC_RECV) {
+        qp->shared = &none;
+    } else {
+        qp->shared = (struct sluice_qp_shared *)(session.segment + reply->offset);
+        qp->max_inline = reply->cap.max_inline_data;
+        queue_init(&qp->sq, &qp->shared->sq, reply->sq_offset, reply->sq_entries, reply->sq_stride,
+                   reply->cap.max_send_sge);
+        queue_init(&qp->rq, &qp->shared->rq, reply->rq_offset, reply->rq_entries, reply->rq_stride,
+                   reply->cap.max_recv_sge);
+    }
+    pthread_mutex_lock(&objects_lock);
+    qps[qp->handle] = qp;
+    pthread_mutex_unlock(&objects_lock);
+}
+
+/* xrcd: XRC_RECV only, instead of a PD. */
+static struct shim_qp *create(struct ibv_context *context, struct ibv_pd *pd, struct ibv_xrcd *xrcd,
+                              struct ibv_qp_init_attr *attr)
 {
     struct sluice_create_qp_request request;
     struct sluice_create_qp_reply reply;
+    int error = check_objects(attr);
 
-    if (!attr->send_cq || !attr->recv_cq || attr->srq) {
-        errno = attr->srq ? EOPNOTSUPP : EINVAL;
+    if (error) {
+        errno = error;
         return NULL;
     }
     struct shim_qp *qp = calloc(1, sizeof(*qp));
@@ -44,83 +96,101 @@ static struct shim_qp *create(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
     if (!qp)
         return NULL;
     memset(&request, 0, sizeof(request));
-    request.pd = ((struct shim_pd *)pd)->handle;
-    request.send_cq = to_cq(attr->send_cq)->handle;
-    request.recv_cq = to_cq(attr->recv_cq)->handle;
+    request.pd = pd ? ((struct shim_pd *)pd)->handle : 0;
+    request.send_cq = attr->send_cq ? to_cq(attr->send_cq)->handle : 0;
+    request.recv_cq = attr->recv_cq ? to_cq(attr->recv_cq)->handle : 0;
+    request.srq = attr->srq ? ((struct shim_srq *)attr->srq)->handle : 0;
+    request.xrcd = xrcd ? ((struct shim_xrcd *)xrcd)->handle : 0;
     request.qp_type = attr->qp_type;
     request.sq_sig_all = attr->sq_sig_all != 0;
     request.cap = (struct sluice_qp_cap){
         .max_send_wr = attr->cap.max_send_wr,
-        .max_recv_wr = attr->cap.max_recv_wr,
+        .max_recv_wr = attr->recv_cq && !attr->srq ? attr->cap.max_recv_wr : 0,
         .max_send_sge = attr->cap.max_send_sge,
-        .max_recv_sge = attr->cap.max_recv_sge,
+        .max_recv_sge = attr->recv_cq && !attr->srq ? attr->cap.max_recv_sge : 0,
         .max_inline_data = attr->cap.max_inline_data,
     };
-    int error = session_call(SLUICE_OP_CREATE_QP, &request, sizeof(request), &reply, sizeof(reply));
-
+    error = session_call(SLUICE_OP_CREATE_QP, &request, sizeof(request), &reply, sizeof(reply));
     if (error) {
         free(qp);
         errno = error;
         return NULL;
     }
-    struct ibv_qp *public = &qp->base.qp;
-
-    public->context = pd->context;
-    public->qp_context = attr->qp_context;
-    public->pd = pd;
-    public->send_cq = attr->send_cq;
-    public->recv_cq = attr->recv_cq;
-    public->handle = reply.handle;
-    public->qp_num = reply.qp_num;
-    public->state = IBV_QPS_RESET;
-    public->qp_type = attr->qp_type;
-    pthread_mutex_init(&public->mutex, NULL);
-    pthread_cond_init(&public->cond, NULL);
-
-    qp->handle = reply.handle;
-    qp->shared = (struct sluice_qp_shared *)(session.segment + reply.offset);
-    qp->max_inline = reply.cap.max_inline_data;
-    queue_init(&qp->sq, &qp->shared->sq, reply.sq_offset, reply.sq_entries, reply.sq_stride, reply.cap.max_send_sge);
-    queue_init(&qp->rq, &qp->shared->rq, reply.rq_offset, reply.rq_entries, reply.rq_stride, reply.cap.max_recv_sge);
-
     attr->cap.max_send_wr = reply.cap.max_send_wr;
     attr->cap.max_recv_wr = reply.cap.max_recv_wr;
     attr->cap.max_send_sge = reply.cap.max_send_sge;
     attr->cap.max_recv_sge = reply.cap.max_recv_sge;
     attr->cap.max_inline_data = reply.cap.max_inline_data;
     qp->init = *attr;
-
-    pthread_mutex_lock(&objects_lock);
-    qps[qp->handle] = qp;
-    pthread_mutex_unlock(&objects_lock);
+    qp->base.qp.context = context;
+    qp->base.qp.qp_context = attr->qp_context;
+    qp->base.qp.pd = pd;
+    qp->base.qp.send_cq = attr->send_cq;
+    qp->base.qp.recv_cq = attr->recv_cq;
+    qp->base.qp.srq = attr->srq;
+    qp->base.qp.qp_type = attr->qp_type;
+    fill_in(qp, &reply);
     return qp;
 }
 
 EXPORT struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 {
-    return (struct ibv_qp *)create(pd, attr);
+    if (attr->qp_type == IBV_QPT_XRC_RECV) { /* it is made in a domain, by ibv_create_qp_ex */
+        errno = EINVAL;
+        return NULL;
+    }
+    return (struct ibv_qp *)create(pd->context, pd, NULL, attr);
+}
+
+/* The ibv_wr_* functions that a type has (man ibv_wr_post). */
+static uint64_t send_ops_of(enum ibv_qp_type type)
+{
+    const uint64_t send = IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM;
+    const uint64_t write = IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM;
+    const uint64_t local = IBV_QP_EX_WITH_LOCAL_INV | IBV_QP_EX_WITH_BIND_MW;
+
+    switch (type) {
+    case IBV_QPT_RC:
+    case IBV_QPT_XRC_SEND:
+        return send | write | local | IBV_QP_EX_WITH_SEND_WITH_INV | IBV_QP_EX_WITH_RDMA_READ |
+               IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP | IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD;
+    case IBV_QPT_UC:
+        return send | write | local;
+    case IBV_QPT_UD:
+        return send;
+    default:
+        return 0;
+    }
+}
+
+static int check_extended(const struct ibv_qp_init_attr_ex *attr)
+{
+    const uint32_t known = IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_XRCD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS |
+                           IBV_QP_INIT_ATTR_CREATE_FLAGS;
+    bool target = attr->qp_type == IBV_QPT_XRC_RECV;
+
+    if ((attr->comp_mask & ~known) || ((attr->comp_mask & IBV_QP_INIT_ATTR_CREATE_FLAGS) && attr->create_flags))
+        return EOPNOTSUPP;
+    if (!(attr->comp_mask & (uint32_t)(target ? IBV_QP_INIT_ATTR_XRCD : IBV_QP_INIT_ATTR_PD)))
+        return EINVAL;
+    if ((attr->comp_mask & IBV_QP_INIT_ATTR_SEND_OPS_FLAGS) && (attr->send_ops_flags & ~send_ops_of(attr->qp_type)))
+        return EOPNOTSUPP;
+    return 0;
 }
 
 struct ibv_qp *shim_create_qp_ex(struct ibv_context *context, struct ibv_qp_init_attr_ex *attr)
 {
-    const uint64_t known = IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM | IBV_QP_EX_WITH_SEND |
-                           IBV_QP_EX_WITH_SEND_WITH_IMM | IBV_QP_EX_WITH_RDMA_READ |
-                           IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP | IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD;
     struct ibv_qp_init_attr plain;
+    bool target = attr->qp_type == IBV_QPT_XRC_RECV;
+    int error = check_extended(attr);
 
-    (void)context;
-    if (!(attr->comp_mask & IBV_QP_INIT_ATTR_PD)) {
-        errno = EINVAL;
-        return NULL;
-    }
-    if ((attr->comp_mask & ~(uint32_t)(IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS)) ||
-        ((attr->comp_mask & IBV_QP_INIT_ATTR_SEND_OPS_FLAGS) && (attr->send_ops_flags & ~known))) {
-        errno = EOPNOTSUPP;
+    if (error) {
+        errno = error;
         return NULL;
     }
     /* The extended structure begins with the members of the plain one. */
     memcpy(&plain, attr, sizeof(plain));
-    struct shim_qp *qp = create(attr->pd, &plain);
+    struct shim_qp *qp = create(context, target ? NULL : attr->pd, target ? attr->xrcd : NULL, &plain);
 
     if (!qp)
         return NULL;
@@ -132,6 +202,38 @@ struct ibv_qp *shim_create_qp_ex(struct ibv_context *context, struct ibv_qp_init
     return &qp->base.qp;
 }
 
+struct ibv_qp *shim_open_qp(struct ibv_context *context, struct ibv_qp_open_attr *attr)
+{
+    const uint32_t needed = IBV_QP_OPEN_ATTR_NUM | IBV_QP_OPEN_ATTR_XRCD | IBV_QP_OPEN_ATTR_TYPE;
+    struct sluice_open_qp_request request = {.qp_num = attr->qp_num};
+    struct sluice_create_qp_reply reply;
+
+    if ((attr->comp_mask & needed) != needed || attr->comp_mask >= IBV_QP_OPEN_ATTR_RESERVED ||
+        attr->qp_type != IBV_QPT_XRC_RECV) {
+        errno = EINVAL;
+        return NULL;
+    }
+    struct shim_qp *qp = calloc(1, sizeof(*qp));
+
+    if (!qp)
+        return NULL;
+    request.xrcd = ((struct shim_xrcd *)attr->xrcd)->handle;
+    int error = session_call(SLUICE_OP_OPEN_QP, &request, sizeof(request), &reply, sizeof(reply));
+
+    if (error) {
+        free(qp);
+        errno = error;
+        return NULL;
+    }
+    qp->base.qp.context = context;
+    qp->base.qp.qp_context = attr->comp_mask & IBV_QP_OPEN_ATTR_CONTEXT ? attr->qp_context : NULL;
+    qp->base.qp.qp_type = IBV_QPT_XRC_RECV;
+    qp->init.qp_type = IBV_QPT_XRC_RECV;
+    qp->init.qp_context = qp->base.qp.qp_context;
+    fill_in(qp, &reply);
+    return &qp->base.qp;
+}
+
 EXPORT struct ibv_qp_ex *ibv_qp_to_qp_ex(struct ibv_qp *qp)
 {
     return to_qp(qp)->extended ? &to_qp(qp)->base.ex : NULL;
@@ -139,8 +241,9 @@ EXPORT struct ibv_qp_ex *ibv_qp_to_qp_ex(struct ibv_qp *qp)
 
 static void forget_completions(struct ibv_qp *public)
 {
-    cq_forget_qp(to_cq(public->send_cq), public->qp_num);
-    if (public->recv_cq != public->send_cq)
+    if (public->send_cq)
+        cq_forget_qp(to_cq(public->send_cq), public->qp_num);
+    if (public->recv_cq && public->recv_cq != public->send_cq)
         cq_forget_qp(to_cq(public->recv_cq), public->qp_num);
 }
 
@@ -182,20 +285,8 @@ static void attr_to_abi(struct sluice_qp_attr *to, const struct ibv_qp_attr *fro
         .retry_cnt = from->retry_cnt,
         .rnr_retry = from->rnr_retry,
         .rate_limit = from->rate_limit,
-        .ah = {
-            .flow_label = from->ah_attr.grh.flow_label,
-            .sgid_index = from->ah_attr.grh.sgid_index,
-            .hop_limit = from->ah_attr.grh.hop_limit,
-            .traffic_class = from->ah_attr.grh.traffic_class,
-            .dlid = from->ah_attr.dlid,
-            .sl = from->ah_attr.sl,
-            .src_path_bits = from->ah_attr.src_path_bits,
-            .static_rate = from->ah_attr.static_rate,
-            .is_global = from->ah_attr.is_global,
-            .port_num = from->ah_attr.port_num,
-        },
     };
-    memcpy(to->ah.dgid, from->ah_attr.grh.dgid.raw, sizeof(to->ah.dgid));
+    ah_attr_to_abi(&to->ah, &from->ah_attr);
 }
 
 static void attr_from_abi(struct ibv_qp_attr *to, const struct sluice_qp_attr *from)

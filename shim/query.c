@@ -38,7 +38,7 @@ EXPORT int ibv_query_device(struct ibv_context *context, struct ibv_device_attr 
         .max_qp_wr = (int)device.max_qp_wr,
         .device_cap_flags = IBV_DEVICE_CURR_QP_STATE_MOD | IBV_DEVICE_SYS_IMAGE_GUID |
                             IBV_DEVICE_RC_RNR_NAK_GEN | IBV_DEVICE_MEM_WINDOW | IBV_DEVICE_MEM_WINDOW_TYPE_2B |
-                            IBV_DEVICE_MEM_MGT_EXTENSIONS,
+                            IBV_DEVICE_MEM_MGT_EXTENSIONS | IBV_DEVICE_XRC | IBV_DEVICE_UD_AV_PORT_ENFORCE,
         .max_sge = (int)device.max_sge,
         .max_sge_rd = (int)device.max_sge,
         .max_cq = (int)device.max_cq,
@@ -50,6 +50,13 @@ EXPORT int ibv_query_device(struct ibv_context *context, struct ibv_device_attr 
         .max_qp_init_rd_atom = (int)device.max_qp_rd_atom,
         .max_res_rd_atom = (int)(device.max_qp_rd_atom * device.max_qp),
         .atomic_cap = IBV_ATOMIC_HCA,
+        .max_srq = (int)device.max_srq,
+        .max_srq_wr = (int)device.max_srq_wr,
+        .max_srq_sge = (int)device.max_srq_sge,
+        .max_ah = (int)device.max_ah,
+        .max_mcast_grp = (int)device.max_mcast_grp,
+        .max_mcast_qp_attach = (int)device.max_mcast_qp_attach,
+        .max_total_mcast_qp_attach = (int)device.max_total_mcast_qp_attach,
         .max_pkeys = 1,
         .phys_port_cnt = PORTS,
     };

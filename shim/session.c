@@ -396,6 +396,15 @@ void session_ring(uint32_t handle)
     wake_engine();
 }
 
+void session_ring_srq(uint32_t handle)
+{
+    uint32_t word = handle / 64;
+
+    __atomic_fetch_or(&session.head->srq_words[word], 1ull << (handle % 64), __ATOMIC_SEQ_CST);
+    __atomic_fetch_or(&session.head->srq_summary, 1ull << word, __ATOMIC_SEQ_CST);
+    wake_engine();
+}
+
 int session_command(struct sluice_command *command)
 {
     struct sluice_command *mailbox;

@@ -45,8 +45,9 @@ int session_call_handle(uint16_t op, uint32_t handle, uint32_t *new_handle);
 /* Runs a mailbox command on the engine. Returns its status; *command gets the results. */
 int session_command(struct sluice_command *command);
 
-/* Tells the engine that QP handle has something new. */
+/* Tells the engine that QP or SRQ handle has something new. */
 void session_ring(uint32_t handle);
+void session_ring_srq(uint32_t handle);
 
 /* Whether the router has closed its end: a system call. */
 bool session_lost(void);

@@ -18,59 +18,6 @@
 
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 
-EXPORT struct ibv_srq *ibv_create_srq(struct ibv_pd *pd, struct ibv_srq_init_attr *attr)
-{
-    NO_OBJECT;
-}
-
-EXPORT int ibv_modify_srq(struct ibv_srq *srq, struct ibv_srq_attr *attr, int attr_mask)
-{
-    return EOPNOTSUPP;
-}
-
-EXPORT int ibv_query_srq(struct ibv_srq *srq, struct ibv_srq_attr *attr)
-{
-    return EOPNOTSUPP;
-}
-
-EXPORT int ibv_destroy_srq(struct ibv_srq *srq)
-{
-    return EOPNOTSUPP;
-}
-
-EXPORT struct ibv_ah *ibv_create_ah(struct ibv_pd *pd, struct ibv_ah_attr *attr)
-{
-    NO_OBJECT;
-}
-
-EXPORT int ibv_init_ah_from_wc(struct ibv_context *context, uint8_t port_num, struct ibv_wc *wc,
-                               struct ibv_grh *grh, struct ibv_ah_attr *attr)
-{
-    errno = EOPNOTSUPP;
-    return -1;
-}
-
-EXPORT struct ibv_ah *ibv_create_ah_from_wc(struct ibv_pd *pd, struct ibv_wc *wc, struct ibv_grh *grh,
-                                            uint8_t port_num)
-{
-    NO_OBJECT;
-}
-
-EXPORT int ibv_destroy_ah(struct ibv_ah *ah)
-{
-    return EOPNOTSUPP;
-}
-
-EXPORT int ibv_attach_mcast(struct ibv_qp *qp, const union ibv_gid *gid, uint16_t lid)
-{
-    return EOPNOTSUPP;
-}
-
-EXPORT int ibv_detach_mcast(struct ibv_qp *qp, const union ibv_gid *gid, uint16_t lid)
-{
-    return EOPNOTSUPP;
-}
-
 EXPORT struct ibv_mr *ibv_reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t length, uint64_t iova, int fd,
                                         int access)
 {

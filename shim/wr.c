@@ -10,6 +10,7 @@
 
 #include "atomic.h"
 #include "objects.h"
+#include "session.h"
 
 static struct shim_qp *self(struct ibv_qp_ex *qp)
 {
@@ -33,7 +34,8 @@ static int wr_complete(struct ibv_qp_ex *public)
 
     if (!error && qp->built) {
         qp->sq.producer += qp->built;
-        queue_publish(qp, &qp->sq);
+        if (queue_publish(&qp->sq))
+            session_ring(qp->handle);
     }
     spinlock_unlock(&qp->sq.lock);
     return error;
@@ -58,7 +60,7 @@ static struct sluice_wqe *begin(struct ibv_qp_ex *public, uint8_t opcode)
         return NULL;
     }
     struct sluice_wqe *wqe =
-        (struct sluice_wqe *)(queue->ring + (uint64_t)(index & (queue->entries - 1)) * queue->stride);
+        (struct sluice_wqe *)queue_slot(queue, index);
 
     *wqe = (struct sluice_wqe){.opcode = opcode, .wr_id = public->wr_id};
     if (public->wr_flags & IBV_SEND_SIGNALED)
@@ -83,6 +85,61 @@ static void wr_send_imm(struct ibv_qp_ex *qp, __be32 imm_data)
 
     if (wqe)
         wqe->imm_data = imm_data;
+}
+
+static void wr_send_inv(struct ibv_qp_ex *qp, uint32_t invalidate_rkey)
+{
+    struct sluice_wqe *wqe = begin(qp, IBV_WR_SEND_WITH_INV);
+
+    if (wqe)
+        wqe->imm_data = invalidate_rkey;
+}
+
+static void wr_local_inv(struct ibv_qp_ex *qp, uint32_t invalidate_rkey)
+{
+    struct sluice_wqe *wqe = begin(qp, IBV_WR_LOCAL_INV);
+
+    if (wqe)
+        wqe->imm_data = invalidate_rkey;
+}
+
+static void wr_bind_mw(struct ibv_qp_ex *qp, struct ibv_mw *mw, uint32_t rkey, const struct ibv_mw_bind_info *info)
+{
+    struct sluice_wqe *wqe = begin(qp, IBV_WR_BIND_MW);
+
+    if (!wqe)
+        return;
+    if (!mw || (!info->mr && (info->addr || info->length))) {
+        self(qp)->build_error = EINVAL;
+        return;
+    }
+    wqe->rkey = rkey;
+    wqe->remote_addr = info->addr;
+    wqe->imm_data = info->mr ? info->mr->lkey : 0;
+    *(struct sluice_bind *)(wqe + 1) = (struct sluice_bind){.length = info->length, .access = info->mw_access_flags};
+}
+
+static void wr_set_ud_addr(struct ibv_qp_ex *public, struct ibv_ah *ah, uint32_t remote_qpn, uint32_t remote_qkey)
+{
+    struct shim_qp *qp = self(public);
+
+    if (qp->build_error)
+        return;
+    if (!ah) {
+        qp->build_error = EINVAL;
+        return;
+    }
+    qp->building->ah = ah->handle;
+    qp->building->remote_qpn = remote_qpn;
+    qp->building->remote_qkey = remote_qkey;
+}
+
+static void wr_set_xrc_srqn(struct ibv_qp_ex *public, uint32_t remote_srqn)
+{
+    struct shim_qp *qp = self(public);
+
+    if (!qp->build_error)
+        qp->building->remote_srqn = xrc_number(remote_srqn);
 }
 
 static void rdma(struct ibv_qp_ex *qp, uint8_t opcode, uint32_t rkey, uint64_t remote_addr, __be32 imm_data)
@@ -174,7 +231,8 @@ static void wr_set_inline_data_list(struct ibv_qp_ex *public, size_t num_buf, co
 
     for (size_t i = 0; i < num_buf; i++) {
         length += bufs[i].length;
-        if (length > qp->max_inline || qp->building->opcode >= IBV_WR_RDMA_READ) {
+        if (length > qp->max_inline ||
+            (qp->building->opcode >= IBV_WR_RDMA_READ && qp->building->opcode != IBV_WR_SEND_WITH_INV)) {
             qp->build_error = EINVAL;
             return;
         }
@@ -201,6 +259,11 @@ void wr_init(struct shim_qp *qp)
     ex->wr_abort = wr_abort;
     ex->wr_send = wr_send;
     ex->wr_send_imm = wr_send_imm;
+    ex->wr_send_inv = wr_send_inv;
+    ex->wr_local_inv = wr_local_inv;
+    ex->wr_bind_mw = wr_bind_mw;
+    ex->wr_set_ud_addr = wr_set_ud_addr;
+    ex->wr_set_xrc_srqn = wr_set_xrc_srqn;
     ex->wr_rdma_write = wr_rdma_write;
     ex->wr_rdma_write_imm = wr_rdma_write_imm;
     ex->wr_rdma_read = wr_rdma_read;

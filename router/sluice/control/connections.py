@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may talk to whom, and which connections there are now.
 
-A connection is a QP that went to RTR with a destination address. A forbidden one fails
-as an unreachable peer does: its requests end with IBV_WC_RETRY_EXC_ERR. One that is
-forbidden later goes to the error state, and IBV_EVENT_QP_FATAL tells its application.
+A connection is a QP that went to RTR with a destination address, or an address handle.
+A forbidden one fails as an unreachable peer does: its requests end with
+IBV_WC_RETRY_EXC_ERR, its datagrams are lost. A QP's that is forbidden later goes to the
+error state, and IBV_EVENT_QP_FATAL tells its application.
 """
 
 from dataclasses import dataclass

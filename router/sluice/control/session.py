@@ -2,6 +2,7 @@
 """A session: one process of a tenant. It lives as long as the process and its descriptor socket do."""
 
 import asyncio
+import errno
 import logging
 import os
 import secrets
@@ -9,6 +10,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from sluice.engine import Engine, ffi, lib
 
@@ -94,6 +96,22 @@ class Session:
         """Passes one descriptor. OSError where the process doesn't take what it is sent."""
         packet = ffi.new("struct sluice_descriptor *", {"cookie": cookie})
         socket.send_fds(self._connection, [bytes(ffi.buffer(packet))], [fd])
+
+    def inode_of(self, fd: int) -> tuple[int, int] | None:
+        """Device and inode behind a descriptor of the process; None where the router may not look.
+
+        OSError EBADF: it has no such descriptor.
+        """
+        descriptors = Path(f"/proc/{self.pid}/fd")
+        try:
+            found = (descriptors / str(fd)).stat()
+        except FileNotFoundError:
+            if self.pid > 0 and descriptors.is_dir():
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+            return None
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def end(self, reason: str) -> None:
         """Frees everything the process had; it sees the end of its descriptor socket."""

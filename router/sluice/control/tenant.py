@@ -124,6 +124,7 @@ class Tenant:
     def _on_end(self, session: Session, reason: str) -> None:
         self.sessions.pop(session.number, None)
         self._verbs.connections.remove_session(session.number)
+        self._verbs.addresses.remove_session(session.number)
         for identity in [identity for identity, speaker in self._speakers.items() if speaker is session]:
             del self._speakers[identity]
         log.info("tenant %s: session %d closed: %s", self.name, session.number, reason)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sluice.cluster.directory import Directory, address_of
 from sluice.control.connections import Connection, Connections, Gate
-from sluice.control.qp_state import Attr, State, allowed
+from sluice.control.qp_state import Attr, State, Type, address_fits, allowed
 from sluice.control.session import Session
 from sluice.device.virtual import NAME, VirtualDevice
 from sluice.engine import Engine, ffi, lib
@@ -41,6 +41,8 @@ class Verbs:
         self._directory = directory
         self._gate = gate
         self.connections = Connections()
+        self.addresses = Connections()
+        """Address handles: they connect as well."""
         handle, handle_reply = "struct sluice_handle_request", "struct sluice_handle_reply"
         table: list[tuple[int, str, str, Callable[[Session, Any, Any], None]]] = [
             (lib.SLUICE_OP_QUERY_DEVICE, handle, "struct sluice_device_reply", self._query_device),
@@ -75,6 +77,27 @@ class Verbs:
             ),
             (lib.SLUICE_OP_QUERY_QP, handle, "struct sluice_qp_reply", self._query_qp),
             (lib.SLUICE_OP_DESTROY_QP, handle, handle_reply, self._destroy_qp),
+            (
+                lib.SLUICE_OP_OPEN_QP,
+                "struct sluice_open_qp_request",
+                "struct sluice_create_qp_reply",
+                self._open_qp,
+            ),
+            (
+                lib.SLUICE_OP_CREATE_SRQ,
+                "struct sluice_create_srq_request",
+                "struct sluice_create_srq_reply",
+                self._create_srq,
+            ),
+            (lib.SLUICE_OP_MODIFY_SRQ, "struct sluice_modify_srq_request", handle_reply, self._modify_srq),
+            (lib.SLUICE_OP_QUERY_SRQ, handle, "struct sluice_srq_reply", self._query_srq),
+            (lib.SLUICE_OP_DESTROY_SRQ, handle, handle_reply, self._destroy_srq),
+            (lib.SLUICE_OP_CREATE_AH, "struct sluice_create_ah_request", handle_reply, self._create_ah),
+            (lib.SLUICE_OP_DESTROY_AH, handle, handle_reply, self._destroy_ah),
+            (lib.SLUICE_OP_ATTACH_MCAST, "struct sluice_mcast_request", handle_reply, self._attach_mcast),
+            (lib.SLUICE_OP_DETACH_MCAST, "struct sluice_mcast_request", handle_reply, self._detach_mcast),
+            (lib.SLUICE_OP_OPEN_XRCD, "struct sluice_open_xrcd_request", handle_reply, self._open_xrcd),
+            (lib.SLUICE_OP_CLOSE_XRCD, handle, handle_reply, self._close_xrcd),
         ]
         # Types are looked up once: parsing "struct x *" costs more than carrying most verbs out.
         self._table = {
@@ -174,11 +197,12 @@ class Verbs:
         now = ffi.addressof(reply, "attr")
         self._engine.query_qp(session.number, request.handle, now)
         attr, mask = ffi.addressof(request, "attr"), request.attr_mask
-        if not allowed(now.qp_state, attr, mask, gid_count=1):
+        kind = self._engine.qp_type(session.number, request.handle)
+        if not allowed(kind, now.qp_state, attr, mask, gid_count=1):
             raise OSError(errno.EINVAL, "the state table forbids it")
         peer = None
         destination = None
-        if mask & Attr.STATE and attr.qp_state == State.RTR:
+        if mask & Attr.STATE and attr.qp_state == State.RTR and kind != Type.UD:
             gid = bytes(ffi.buffer(attr.ah.dgid))
             destination = address_of(gid)
             if destination is not None and self._gate.admits(self._address, destination):
@@ -189,13 +213,62 @@ class Verbs:
         elif peer is not None and destination is not None:
             self.connections.add(session.number, request.handle, destination)
 
+    def _open_qp(self, session: Session, request: Any, reply: Any) -> None:
+        self._engine.open_qp(session.number, request, reply)
+
+    def _create_srq(self, session: Session, request: Any, reply: Any) -> None:
+        self._engine.create_srq(session.number, request, reply)
+
+    def _modify_srq(self, session: Session, request: Any, _reply: Any) -> None:
+        self._engine.limit_srq(session.number, request.handle, request.limit)
+
+    def _query_srq(self, session: Session, request: Any, reply: Any) -> None:
+        self._engine.query_srq(session.number, request.handle, reply)
+
+    def _destroy_srq(self, session: Session, request: Any, _reply: Any) -> None:
+        self._engine.destroy_srq(session.number, request.handle)
+
+    def _create_ah(self, session: Session, request: Any, reply: Any) -> None:
+        if not address_fits(request.attr, gid_count=1) or request.attr.port_num != 1:
+            raise OSError(errno.EINVAL, "an address handle needs a GID")
+        gid = bytes(ffi.buffer(request.attr.dgid))
+        destination = address_of(gid)
+        admitted = destination is not None and self._gate.admits(self._address, destination)
+        peer = self._directory.tenant_of(gid) if admitted else None
+        reply.handle = self._engine.create_ah(session.number, request, self._device.gid, peer)
+        if peer is not None and destination is not None:
+            self.addresses.add(session.number, reply.handle, destination)
+
+    def _destroy_ah(self, session: Session, request: Any, _reply: Any) -> None:
+        self._engine.destroy_ah(session.number, request.handle)
+        self.addresses.remove(session.number, request.handle)
+
+    def _attach_mcast(self, session: Session, request: Any, _reply: Any) -> None:
+        self._engine.attach_qp(session.number, request.handle, bytes(ffi.buffer(request.gid)))
+
+    def _detach_mcast(self, session: Session, request: Any, _reply: Any) -> None:
+        self._engine.detach_qp(session.number, request.handle, bytes(ffi.buffer(request.gid)))
+
+    def _open_xrcd(self, session: Session, request: Any, reply: Any) -> None:
+        inode = None
+        if request.fd >= 0:
+            inode = session.inode_of(request.fd) or (request.dev, request.ino)
+        reply.handle = self._engine.open_xrcd(session.number, inode, request.oflags)
+
+    def _close_xrcd(self, session: Session, request: Any, _reply: Any) -> None:
+        self._engine.close_xrcd(session.number, request.handle)
+
     def end_forbidden(self, admits: Callable[[IPv4Address, IPv4Address], bool]) -> list[Connection]:
         """Ends the connections that are admitted no longer, and returns them."""
         ended = [one for one in self.connections.all() if not admits(self._address, one.peer)]
         for one in ended:
             self.connections.remove(one.session, one.handle)
             self._engine.fail_qp(one.session, one.handle)
-        return ended
+        severed = [one for one in self.addresses.all() if not admits(self._address, one.peer)]
+        for one in severed:
+            self.addresses.remove(one.session, one.handle)
+            self._engine.sever_ah(one.session, one.handle)
+        return ended + severed
 
 
 def hello_token(frame: bytes) -> tuple[int, bytes] | None:

@@ -50,6 +50,13 @@ class VirtualDevice:
         reply.max_mr = 1 << 20
         reply.max_pd = 65536
         reply.max_qp_rd_atom = 128
+        reply.max_srq = lib.SLUICE_SESSION_SRQS - 1
+        reply.max_srq_wr = lib.SLUICE_MAX_WR
+        reply.max_srq_sge = lib.SLUICE_MAX_SGE
+        reply.max_ah = lib.SLUICE_SESSION_AHS - 1
+        reply.max_mcast_grp = lib.SLUICE_TENANT_GROUPS
+        reply.max_mcast_qp_attach = lib.SLUICE_GROUP_QPS
+        reply.max_total_mcast_qp_attach = lib.SLUICE_TENANT_GROUPS
         reply.port_state = PORT_ACTIVE
         reply.active_mtu = MTU_4096
         reply.active_speed = SPEED_EDR

@@ -137,8 +137,57 @@ class Engine:
     def create_qp(self, session: int, request: Any, reply: Any) -> None:
         checked(lib.sluice_qp_create(self._engine, session, request, reply))
 
+    def open_qp(self, session: int, request: Any, reply: Any) -> None:
+        """Another process's XRC_RECV QP. OSError EINVAL: there is none with this number in the domain."""
+        checked(lib.sluice_qp_open(self._engine, session, request, reply))
+
     def destroy_qp(self, session: int, handle: int) -> None:
+        """OSError EBUSY while it is attached to multicast groups."""
         checked(lib.sluice_qp_destroy(self._engine, session, handle))
+
+    def qp_type(self, session: int, handle: int) -> int:
+        """enum ibv_qp_type."""
+        return checked(lib.sluice_qp_type(self._engine, session, handle))
+
+    def attach_qp(self, session: int, handle: int, gid: bytes) -> None:
+        """OSError EINVAL: no UD QP, or no multicast GID."""
+        checked(lib.sluice_qp_attach(self._engine, session, handle, gid))
+
+    def detach_qp(self, session: int, handle: int, gid: bytes) -> None:
+        checked(lib.sluice_qp_detach(self._engine, session, handle, gid))
+
+    def create_srq(self, session: int, request: Any, reply: Any) -> None:
+        checked(lib.sluice_srq_create(self._engine, session, request, reply))
+
+    def destroy_srq(self, session: int, handle: int) -> None:
+        """OSError EBUSY while QPs use it."""
+        checked(lib.sluice_srq_destroy(self._engine, session, handle))
+
+    def limit_srq(self, session: int, handle: int, limit: int) -> None:
+        checked(lib.sluice_srq_set_limit(self._engine, session, handle, limit))
+
+    def query_srq(self, session: int, handle: int, reply: Any) -> None:
+        checked(lib.sluice_srq_query(self._engine, session, handle, reply))
+
+    def create_ah(self, session: int, request: Any, sgid: bytes, peer: int | None) -> int:
+        """peer: the number of the tenant that has the destination GID, None where nobody has it."""
+        return checked(lib.sluice_ah_create(self._engine, session, request, sgid, -1 if peer is None else peer))
+
+    def destroy_ah(self, session: int, handle: int) -> None:
+        checked(lib.sluice_ah_destroy(self._engine, session, handle))
+
+    def sever_ah(self, session: int, handle: int) -> None:
+        """It leads nowhere from now on."""
+        checked(lib.sluice_ah_sever(self._engine, session, handle))
+
+    def open_xrcd(self, session: int, inode: tuple[int, int] | None, flags: int) -> int:
+        """inode: device and number, None for a private domain. flags: enum sluice_xrcd_flag."""
+        dev, ino = inode or (0, 0)
+        return checked(lib.sluice_xrcd_open(self._engine, session, inode is not None, dev, ino, flags))
+
+    def close_xrcd(self, session: int, handle: int) -> None:
+        """OSError EBUSY while SRQs or QPs made through it exist."""
+        checked(lib.sluice_xrcd_close(self._engine, session, handle))
 
     def modify_qp(self, session: int, handle: int, attr: Any, mask: int, peer: int | None, now: Any) -> None:
         """peer: the number of the tenant behind the destination GID, None where nobody has it."""
