@@ -405,11 +405,75 @@ void sluice_arena_retire(void *addr, size_t length)
     (void)length;
 }
 
+/* ---- fork -------------------------------------------------------------- */
+
+void sluice_arena_fork_prepare(void)
+{
+    /* Nobody is half-way through an exchange, and nothing is punched before the child has its copy. */
+    pthread_mutex_lock(&arena.lock);
+}
+
+void sluice_arena_fork_parent(void)
+{
+    pthread_mutex_unlock(&arena.lock);
+}
+
+/*
+ * Takes a copy of what the file holds there to the same place. By mremap, as
+ * everything here stays in use while it is exchanged, and with what was touched
+ * only.
+ */
+static void make_private(uint64_t start, uint64_t end, int protection)
+{
+    uint64_t length = end - start;
+    uint8_t *copy = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (copy == MAP_FAILED) {
+        /* Its own from the first write on; what the parent writes until then is seen here. */
+        mmap((void *)(uintptr_t)start, length, protection, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, arena.fd,
+             (off_t)start);
+        return;
+    }
+    for (uint64_t at = start; at < end;) {
+        off_t data = lseek(arena.fd, (off_t)at, SEEK_DATA);
+        off_t hole = data < 0 ? data : lseek(arena.fd, data, SEEK_HOLE);
+
+        if (hole < 0 || (uint64_t)data >= end)
+            break;
+        at = (uint64_t)hole < end ? (uint64_t)hole : end;
+        /* In whole pages, as both are. */
+        copy_pages(copy + ((uint64_t)data - start), (uint64_t)data, at - (uint64_t)data);
+    }
+    if (protection != (PROT_READ | PROT_WRITE))
+        mprotect(copy, length, protection);
+    mremap(copy, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)(uintptr_t)start);
+}
+
+static void make_range_private(const struct range *range)
+{
+    struct mapping mapping;
+
+    for (uint64_t at = range->start; at < range->end; at = mapping.end) {
+        if (!mapping_find(at, &mapping) || mapping.start >= range->end)
+            return;
+        uint64_t start = mapping.start > at ? mapping.start : at;
+        uint64_t end = mapping.end < range->end ? mapping.end : range->end;
+
+        /* Readable or not: what is forbidden now may be allowed later. */
+        if (is_arena(&mapping) && mapping.readable)
+            make_private(start, end, PROT_READ | (mapping.writable ? PROT_WRITE : 0) |
+                                         (mapping.executable ? PROT_EXEC : 0));
+        else if (is_arena(&mapping))
+            mmap((void *)(uintptr_t)start, end - start, PROT_NONE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, arena.fd,
+                 (off_t)start);
+    }
+}
+
 void sluice_arena_fork_child(void)
 {
+    pthread_mutex_init(&arena.lock, NULL);
     if (arena.fd < 0)
         return;
-    pthread_mutex_init(&arena.lock, NULL);
     /* These speak of the parent's address space. */
     guard_exit();
     mapping_close();
@@ -417,26 +481,18 @@ void sluice_arena_fork_child(void)
         close(arena.pagemap);
     arena.pagemap = -1;
     if (mapping_open() == 0) {
-        for (size_t i = 0; i < arena.count; i++) {
-            for (uint64_t at = arena.ranges[i].start; at < arena.ranges[i].end;) {
-                struct mapping mapping;
-
-                if (!mapping_find(at, &mapping) || mapping.start >= arena.ranges[i].end)
-                    break;
-                uint64_t start = mapping.start > at ? mapping.start : at;
-                uint64_t end = mapping.end < arena.ranges[i].end ? mapping.end : arena.ranges[i].end;
-
-                if (is_arena(&mapping))
-                    mmap((void *)(uintptr_t)start, end - start,
-                         (mapping.readable ? PROT_READ : 0) | (mapping.writable ? PROT_WRITE : 0),
-                         MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, arena.fd, (off_t)start);
-                at = mapping.end;
-            }
-        }
+        for (size_t i = 0; i < arena.count; i++)
+            make_range_private(&arena.ranges[i]);
         mapping_close();
     }
     close(arena.fd);
     arena.fd = -1;
+    if (arena.ranges)
+        munmap(arena.ranges, arena.capacity * sizeof(struct range));
+    arena.ranges = NULL;
+    arena.count = arena.capacity = 0;
+    arena.live = arena.adopted = 0;
+    arena.forgotten = false;
 }
 
 void sluice_arena_close(void)

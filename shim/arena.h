@@ -37,7 +37,14 @@ int sluice_arena_adopt(void *addr, size_t length, int writable);
  */
 void sluice_arena_retire(void *addr, size_t length);
 
-/* In a forked child: its adopted memory becomes private to it. */
+/*
+ * Around fork (pthread_atfork): a child gets a copy of adopted memory, as the kernel
+ * gives it one of memory that a device has pinned. prepare holds others off until
+ * parent; the parent must not go on before child is done, or the child would see
+ * what the parent writes meanwhile.
+ */
+void sluice_arena_fork_prepare(void);
+void sluice_arena_fork_parent(void);
 void sluice_arena_fork_child(void);
 
 void sluice_arena_close(void);

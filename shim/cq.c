@@ -30,6 +30,11 @@ struct shim_cq *cq_by_handle(uint32_t handle)
     return cq;
 }
 
+void cqs_fork_child(void)
+{
+    cqs = NULL;
+}
+
 static struct shim_cq *create(struct ibv_context *context, uint32_t cqe, void *cq_context,
                               struct ibv_comp_channel *channel, uint32_t comp_vector, uint32_t flags)
 {

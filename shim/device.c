@@ -78,8 +78,11 @@ EXPORT struct ibv_context *ibv_open_device(struct ibv_device *public)
     struct shim_context *context;
     int async_fd;
 
-    if (!session.open) {
-        errno = EIO;
+    /* Also in a forked child, with the list that its parent got. */
+    int error = session_open();
+
+    if (error) {
+        errno = error;
         return NULL;
     }
     context = calloc(1, sizeof(*context));

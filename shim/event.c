@@ -38,6 +38,22 @@ void events_wait(const uint32_t *given, const uint32_t *acked)
     pthread_mutex_unlock(&events_lock);
 }
 
+void events_fork_prepare(void)
+{
+    pthread_mutex_lock(&events_lock);
+}
+
+void events_fork_parent(void)
+{
+    pthread_mutex_unlock(&events_lock);
+}
+
+void events_fork_child(void)
+{
+    pthread_mutex_init(&events_lock, NULL);
+    pthread_cond_init(&events_changed, NULL);
+}
+
 /* Events are smaller than PIPE_BUF and written whole, so they are read whole. */
 static int read_event(int fd, void *event, size_t size)
 {

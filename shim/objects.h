@@ -170,6 +170,12 @@ void events_wait(const uint32_t *given, const uint32_t *acked);
 void events_given(uint32_t *counter);
 void events_acked(uint32_t *counter, uint32_t count);
 
+/* Around fork: a child has none of its parent's objects. */
+void events_fork_prepare(void);
+void events_fork_parent(void);
+void events_fork_child(void);
+void cqs_fork_child(void);
+
 /* Fast verbs, which the context's operations point to. */
 int shim_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad_wr);
 int shim_post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad_wr);

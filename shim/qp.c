@@ -247,10 +247,16 @@ static void forget_completions(struct ibv_qp *public)
         cq_forget_qp(to_cq(public->recv_cq), public->qp_num);
 }
 
+/* A forked child may still hold its parent's QPs, whose handles may be those of its own. */
+static bool is_stale(const struct shim_qp *qp)
+{
+    return qps[qp->handle] != qp;
+}
+
 EXPORT int ibv_destroy_qp(struct ibv_qp *public)
 {
     struct shim_qp *qp = to_qp(public);
-    int error = session_call_handle(SLUICE_OP_DESTROY_QP, qp->handle, NULL);
+    int error = is_stale(qp) ? EINVAL : session_call_handle(SLUICE_OP_DESTROY_QP, qp->handle, NULL);
 
     if (error)
         return error;
@@ -352,7 +358,7 @@ EXPORT int ibv_modify_qp(struct ibv_qp *public, struct ibv_qp_attr *attr, int at
     struct sluice_qp_reply reply;
 
     attr_to_abi(&request.attr, attr);
-    int error = session_call(SLUICE_OP_MODIFY_QP, &request, sizeof(request), &reply, sizeof(reply));
+    int error = is_stale(qp) ? EINVAL : session_call(SLUICE_OP_MODIFY_QP, &request, sizeof(request), &reply, sizeof(reply));
 
     if (error)
         return error;
@@ -372,7 +378,7 @@ EXPORT int ibv_query_qp(struct ibv_qp *public, struct ibv_qp_attr *attr, int att
     struct sluice_qp_reply reply;
 
     (void)attr_mask; /* all attributes are given, as the manual page allows */
-    int error = session_call(SLUICE_OP_QUERY_QP, &request, sizeof(request), &reply, sizeof(reply));
+    int error = is_stale(qp) ? EINVAL : session_call(SLUICE_OP_QUERY_QP, &request, sizeof(request), &reply, sizeof(reply));
 
     if (error)
         return error;

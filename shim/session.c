@@ -3,6 +3,7 @@
 #include "session.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
@@ -189,31 +190,88 @@ static int say_hello(const struct sluice_welcome *welcome)
     return 0;
 }
 
+/* ---- fork -------------------------------------------------------------- */
+
+enum { CHILD_MS = 10000 }; /* a child that takes longer for its copy sees what its parent writes meanwhile */
+
+/* The child says on this pipe that it has its copy; -1: there is nothing to copy. */
+static int copied_read = -1, copied_write = -1;
+
+/* No other thread may be in the middle of anything that the child finds. */
+static void before_fork(void)
+{
+    pthread_mutex_lock(&open_lock);
+    pthread_mutex_lock(&control_lock);
+    pthread_mutex_lock(&command_lock);
+    pthread_mutex_lock(&objects_lock);
+    events_fork_prepare();
+    sluice_arena_fork_prepare();
+    int fds[2];
+
+    copied_read = copied_write = -1;
+    if (session.open && pipe2(fds, O_CLOEXEC) == 0) {
+        copied_read = fds[0];
+        copied_write = fds[1];
+    }
+}
+
+static void in_parent(void)
+{
+    int error = errno;
+
+    close_file(&copied_write);
+    if (copied_read >= 0) {
+        struct pollfd copied = {.fd = copied_read, .events = POLLIN};
+
+        /* Also where there is no child, or it died: then nobody has the other end. */
+        while (poll(&copied, 1, CHILD_MS) < 0 && errno == EINTR)
+            ;
+    }
+    close_file(&copied_read);
+    sluice_arena_fork_parent();
+    events_fork_parent();
+    pthread_mutex_unlock(&objects_lock);
+    pthread_mutex_unlock(&command_lock);
+    pthread_mutex_unlock(&control_lock);
+    pthread_mutex_unlock(&open_lock);
+    errno = error;
+}
+
+/*
+ * The parent's session isn't the child's: not a byte of it may reach the parent's
+ * rings or memory. It may open one of its own; the objects that it has of the
+ * parent's are of no use there.
+ */
 static void in_child(void)
 {
-    /* The parent's session isn't ours: not a byte of ours may reach its rings or its memory. */
+    sluice_arena_fork_child();
     close_file(&session.control);
     close_file(&session.descriptors);
     close_file(&session.async_events);
     if (session.open) {
         session.open = false;
-        session.dead = true;
         /* The application may still hold queues: what it posts there goes nowhere. */
         mmap(session.segment, SEGMENT_SIZE, PROT_READ | PROT_WRITE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-        sluice_arena_fork_child();
+        memset(qps, 0, sizeof(qps));
+        cqs_fork_child();
     }
-    /* Held, maybe, by a thread that doesn't exist here. */
+    session.dead = false;
+    events_fork_child();
     pthread_mutex_init(&open_lock, NULL);
     pthread_mutex_init(&control_lock, NULL);
     pthread_mutex_init(&command_lock, NULL);
     pthread_mutex_init(&objects_lock, NULL);
+    close_file(&copied_read);
+    close_file(&copied_write); /* the parent, which waits for its end, goes on */
 }
 
 static void install_fork_handlers(void)
 {
-    pthread_atfork(NULL, NULL, in_child);
+    pthread_atfork(before_fork, in_parent, in_child);
 }
+
+/* ---- greeting ---------------------------------------------------------- */
 
 static int greet_router(const char *directory, const struct sluice_welcome *welcome)
 {

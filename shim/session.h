@@ -2,7 +2,7 @@
 /*
  * This process's session with the router: the two sockets, the shared memory, and
  * the ways to reach the engine. One per process, made at the first verb, shared by
- * all contexts that the application opens.
+ * all contexts that the application opens. A forked child has none until it opens one.
  */
 #ifndef SLUICE_SHIM_SESSION_H
 #define SLUICE_SHIM_SESSION_H
@@ -14,7 +14,7 @@
 
 struct session {
     bool open;                 /* false before the first verb and in a forked child */
-    bool dead;                 /* the router is gone, or this is a forked child: there won't be another session */
+    bool dead;                 /* the router is gone: there won't be another session */
     uint8_t *segment;          /* 2^SLUICE_SEGMENT_SHIFT bytes */
     struct sluice_segment *head;
     struct sluice_engine_page *page; /* read-only */
