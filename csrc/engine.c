@@ -420,6 +420,18 @@ int sluice_memory_open_file(struct sluice_engine *engine, uint32_t number, int f
     return result;
 }
 
+int sluice_memory_open_process(struct sluice_engine *engine, uint32_t number, int fd)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = memory_open_process(session, fd);
+
+    worker_leave(engine);
+    return result;
+}
+
 int sluice_memory_close(struct sluice_engine *engine, uint32_t number, uint32_t handle)
 {
     struct session *session = enter_session(engine, number);

@@ -145,8 +145,9 @@ int sluice_cq_create(struct sluice_engine *engine, uint32_t session,
                      const struct sluice_create_cq_request *request, struct sluice_create_cq_reply *reply);
 int sluice_cq_resize(struct sluice_engine *engine, uint32_t session,
                      const struct sluice_resize_cq_request *request, struct sluice_resize_cq_reply *reply);
-/* fd: a mapping's file (csrc/memory.h); the engine's where a handle is returned. */
+/* fd: a mapping's file, or /proc/PID/mem (csrc/memory.h); the engine's where a handle is returned. */
 int sluice_memory_open_file(struct sluice_engine *engine, uint32_t session, int fd, int writable);
+int sluice_memory_open_process(struct sluice_engine *engine, uint32_t session, int fd);
 int sluice_qp_create(struct sluice_engine *engine, uint32_t session,
                      const struct sluice_create_qp_request *request, struct sluice_create_qp_reply *reply);
 int sluice_qp_open(struct sluice_engine *engine, uint32_t session,

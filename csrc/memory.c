@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
 #include "memory.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <infiniband/verbs.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 /* What may lead to a store, through the region or a window of it: memory that can't be written grants none. */
 #define MAY_WRITE (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)
@@ -33,12 +37,28 @@ void memory_free(struct memory *memory)
     free(memory);
 }
 
+/*
+ * Files that live in memory only: with any other, a page that is missing could keep
+ * the worker waiting for a disk, or for a file system that the tenant serves itself.
+ */
+static bool is_in_memory(int fd)
+{
+    struct statfs system;
+
+    return fstatfs(fd, &system) == 0 && (system.f_type == TMPFS_MAGIC || system.f_type == HUGETLBFS_MAGIC);
+}
+
 int memory_open_file(struct session *session, int fd, bool writable)
 {
     struct stat status;
+    int flags = fcntl(fd, F_GETFL);
 
-    if (fstat(fd, &status))
+    if (flags < 0 || fstat(fd, &status))
         return -errno;
+    if (!S_ISREG(status.st_mode) || !is_in_memory(fd))
+        return -EOPNOTSUPP;
+    if ((flags & O_PATH) || (flags & O_ACCMODE) == O_WRONLY || (writable && (flags & O_ACCMODE) != O_RDWR))
+        return -EACCES;
     if (status.st_size <= 0 || (uint64_t)status.st_size > ARENA_SIZE)
         return -EINVAL;
     struct memory *memory = add(session, SLUICE_MEMORY_FILE);
@@ -53,6 +73,13 @@ int memory_open_file(struct session *session, int fd, bool writable)
     }
     memory->writable = writable;
     return (int)memory->handle;
+}
+
+int memory_open_process(struct session *session, int fd)
+{
+    (void)session;
+    (void)fd;
+    return -EOPNOTSUPP;
 }
 
 struct memory *memory_find(struct session *session, uint32_t handle)

@@ -13,9 +13,12 @@ enum { MEMORY_MAX = 1024 /* of a session, beside its arena: each may use up a wi
 /*
  * fd: the mapping's file; taken over where the result is a handle (> 0), else the
  * caller's. writable: that the application may write it. Negative errno: -ENOMEM
- * too many, -EINVAL.
+ * too many, -EOPNOTSUPP not a file that lives in memory only, -EACCES not opened so.
  */
 int memory_open_file(struct session *session, int fd, bool writable);
+
+/* fd: /proc/PID/mem of the session's process. The same. */
+int memory_open_process(struct session *session, int fd);
 
 /* -EBUSY while MRs lie in it. */
 int memory_close(struct session *session, uint32_t handle);

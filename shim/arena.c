@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -340,6 +341,7 @@ static void exchange_pages(struct exchange *exchange)
 static int adopt_piece(uint64_t start, uint64_t end, const struct mapping *mapping, bool writable)
 {
     uint64_t here = (uintptr_t)__builtin_frame_address(0);
+    uint64_t first_stack = getauxval(AT_RANDOM); /* the kernel puts these bytes at its top */
     struct exchange exchange = {
         .start = start,
         .end = end,
@@ -355,7 +357,8 @@ static int adopt_piece(uint64_t start, uint64_t end, const struct mapping *mappi
     if (mapping->shared)
         return EOPNOTSUPP;
     /* The stack that we run on: held off, we would wait for ourselves; moved, a fork would share it. */
-    if (here >= mapping->start && here < mapping->end)
+    if ((here >= mapping->start && here < mapping->end) ||
+        (first_stack >= mapping->start && first_stack < mapping->end))
         return EOPNOTSUPP;
     exchange_pages(&exchange);
     if (exchange.error == EINVAL)
@@ -396,6 +399,15 @@ int sluice_arena_adopt(void *addr, size_t length, int writable)
     }
     pthread_mutex_unlock(&arena.lock);
     return error;
+}
+
+bool sluice_arena_mapping(uint64_t addr, struct mapping *mapping)
+{
+    pthread_mutex_lock(&arena.lock);
+    bool found = arena.fd >= 0 && mapping_find(addr, mapping);
+
+    pthread_mutex_unlock(&arena.lock);
+    return found;
 }
 
 void sluice_arena_retire(void *addr, size_t length)

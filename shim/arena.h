@@ -6,13 +6,17 @@
  * the application notices.
  *
  * What can be moved: private memory, anonymous or of a file (heap, mmap, bss, data).
- * What can't (EOPNOTSUPP): the calling thread's own stack, memory that is shared
- * already, huge pages.
+ * What can't (EOPNOTSUPP): the calling thread's own stack and the first thread's,
+ * memory that is shared already, huge pages. See memory.h for these.
  */
 #ifndef SLUICE_SHIM_ARENA_H
 #define SLUICE_SHIM_ARENA_H
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+
+struct mapping;
 
 /*
  * arena_fd: the sparse file; userfaultfd_device_fd: an open /dev/userfaultfd, or -1.
@@ -30,6 +34,9 @@ int sluice_arena_open(int arena_fd, int userfaultfd_device_fd);
  * does no harm.
  */
 int sluice_arena_adopt(void *addr, size_t length, int writable);
+
+/* What is mapped at an address, or next above it (mapping.h). */
+bool sluice_arena_mapping(uint64_t addr, struct mapping *mapping);
 
 /*
  * After deregistration. The pages stay where they are, so registering again is

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Memory regions: man ibv_reg_mr, ibv_rereg_mr. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 
 #include "arena.h"
+#include "memory.h"
 #include "objects.h"
 #include "session.h"
 
@@ -36,13 +38,52 @@ static int check(size_t length, unsigned access)
 /* Brings the memory where the engine reaches it, and says in the command where that is. */
 static int locate(struct sluice_command *command, void *addr, size_t length, uint64_t iova, unsigned access)
 {
-    int error = sluice_arena_adopt(addr, length, may_be_written(access));
+    bool writable = may_be_written(access);
+    int error = sluice_arena_adopt(addr, length, writable);
 
     command->memory = 0;
     command->addr = (uintptr_t)addr;
     command->length = length;
     command->iova = access & IBV_ACCESS_ZERO_BASED ? 0 : iova;
+    if (error == EOPNOTSUPP)
+        error = memory_reach((uintptr_t)addr, length, writable, &command->memory, &command->addr);
     return error;
+}
+
+/* The region doesn't lie there any more. */
+static void leave(uint32_t memory, void *addr, size_t length)
+{
+    if (memory)
+        memory_release(memory);
+    else
+        sluice_arena_retire(addr, length);
+}
+
+/* Registers what was located, or leaves it again. */
+static struct ibv_mr *register_located(struct ibv_pd *pd, void *addr, struct sluice_command *command)
+{
+    struct shim_mr *mr = calloc(1, sizeof(*mr));
+    int error = mr ? session_command(command) : ENOMEM;
+
+    if (error) {
+        leave(command->memory, addr, command->length);
+        free(mr);
+        errno = error;
+        return NULL;
+    }
+    mr->mr = (struct ibv_mr){
+        .context = pd->context,
+        .pd = pd,
+        .addr = addr,
+        .length = command->length,
+        .handle = command->key,
+        .lkey = command->key,
+        .rkey = command->key,
+    };
+    mr->access = command->access;
+    mr->memory = command->memory;
+    mr->iova = command->iova;
+    return &mr->mr;
 }
 
 static struct ibv_mr *reg_mr(struct ibv_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access)
@@ -53,33 +94,14 @@ static struct ibv_mr *reg_mr(struct ibv_pd *pd, void *addr, size_t length, uint6
         .access = access & ~(unsigned)HINTS,
     };
     int error = check(length, access);
-    struct shim_mr *mr = error ? NULL : calloc(1, sizeof(*mr));
 
-    if (!error && !mr)
-        return NULL;
     if (!error)
         error = locate(&command, addr, length, iova, access);
-    if (!error) {
-        error = session_command(&command);
-        if (error)
-            sluice_arena_retire(addr, length);
-    }
     if (error) {
-        free(mr);
         errno = error;
         return NULL;
     }
-    mr->mr = (struct ibv_mr){
-        .context = pd->context,
-        .pd = pd,
-        .addr = addr,
-        .length = length,
-        .handle = command.key,
-        .lkey = command.key,
-        .rkey = command.key,
-    };
-    mr->access = command.access;
-    return &mr->mr;
+    return register_located(pd, addr, &command);
 }
 
 /* verbs.h makes macros of the first two. */
@@ -108,7 +130,7 @@ EXPORT int ibv_dereg_mr(struct ibv_mr *mr)
 
     if (error)
         return error;
-    sluice_arena_retire(mr->addr, mr->length);
+    leave(((struct shim_mr *)mr)->memory, mr->addr, mr->length);
     free(mr);
     return 0;
 }
@@ -123,7 +145,7 @@ EXPORT int ibv_rereg_mr(struct ibv_mr *public, int flags, struct ibv_pd *pd, voi
         .flags = (uint32_t)flags,
         .access = wanted & ~(unsigned)HINTS,
     };
-    bool moves = flags & IBV_REREG_MR_CHANGE_TRANSLATION;
+    bool moves = flags & IBV_REREG_MR_CHANGE_TRANSLATION, located = false;
     int error = 0;
 
     if ((flags & ~IBV_REREG_MR_FLAGS_SUPPORTED) || (moves && (!addr || !length)) ||
@@ -140,21 +162,62 @@ EXPORT int ibv_rereg_mr(struct ibv_mr *public, int flags, struct ibv_pd *pd, voi
         }
         error = check(length, wanted);
         if (!error)
-            error = locate(&command, addr, length, (uintptr_t)addr, wanted);
+            error = locate(&command, addr, length, moves ? (uintptr_t)addr : mr->iova, wanted);
+        located = !error;
+        /* The place may be another with other rights, though the addresses stay. */
+        if (located && command.memory != mr->memory)
+            command.flags |= IBV_REREG_MR_CHANGE_TRANSLATION;
     }
     if (!error)
         error = session_command(&command);
     if (error) {
+        if (located)
+            leave(command.memory, addr, length);
         errno = error;
         return IBV_REREG_MR_ERR_CMD;
     }
     if (flags & IBV_REREG_MR_CHANGE_PD)
         public->pd = pd;
-    if (moves) {
-        sluice_arena_retire(public->addr, public->length);
+    if (located) {
+        leave(mr->memory, public->addr, public->length);
+        mr->memory = command.memory;
+        if (moves)
+            mr->iova = command.iova;
         public->addr = addr;
         public->length = length;
     }
     mr->access = command.access;
     return 0;
+}
+
+EXPORT struct ibv_mr *ibv_reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t length, uint64_t iova, int fd,
+                                        int access)
+{
+    struct sluice_open_memory_request request = {
+        .kind = SLUICE_MEMORY_DMABUF, .writable = may_be_written((unsigned)access), .length = length};
+    struct sluice_handle_reply reply;
+    struct sluice_command command = {
+        .op = SLUICE_COMMAND_REG_MR,
+        .pd = ((struct shim_pd *)pd)->handle,
+        .access = (unsigned)access & ~(unsigned)HINTS,
+        .addr = offset,
+        .length = length,
+        .iova = iova,
+    };
+    /* Applications ask with a bad descriptor whether there is such a thing: not before what they ask is answered. */
+    bool exists = fcntl(fd, F_GETFD) >= 0;
+    int error = check(length, (unsigned)access);
+
+    if (access & (IBV_ACCESS_MW_BIND | IBV_ACCESS_ZERO_BASED))
+        error = EINVAL;
+    request.has_descriptor = exists;
+    if (!error)
+        error = session_call_with(SLUICE_OP_OPEN_MEMORY, &request, sizeof(request), &reply, sizeof(reply),
+                                  exists ? fd : -1);
+    if (error) {
+        errno = error;
+        return NULL;
+    }
+    command.memory = reply.handle;
+    return register_located(pd, NULL, &command);
 }

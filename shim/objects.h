@@ -60,6 +60,7 @@ struct shim_mr {
     struct ibv_mr mr;
     unsigned access;
     uint32_t memory; /* handle; 0: the arena */
+    uint64_t iova;
 };
 
 struct shim_cq {

@@ -21,6 +21,7 @@
 #include "atomic.h"
 #include "clock.h"
 #include "futex.h"
+#include "memory.h"
 #include "objects.h"
 #include "zmtp.h"
 
@@ -201,6 +202,7 @@ static int copied_read = -1, copied_write = -1;
 static void before_fork(void)
 {
     pthread_mutex_lock(&open_lock);
+    memory_fork_prepare();
     pthread_mutex_lock(&control_lock);
     pthread_mutex_lock(&command_lock);
     pthread_mutex_lock(&objects_lock);
@@ -233,6 +235,7 @@ static void in_parent(void)
     pthread_mutex_unlock(&objects_lock);
     pthread_mutex_unlock(&command_lock);
     pthread_mutex_unlock(&control_lock);
+    memory_fork_parent();
     pthread_mutex_unlock(&open_lock);
     errno = error;
 }
@@ -258,6 +261,7 @@ static void in_child(void)
     }
     session.dead = false;
     events_fork_child();
+    memory_fork_child();
     pthread_mutex_init(&open_lock, NULL);
     pthread_mutex_init(&control_lock, NULL);
     pthread_mutex_init(&command_lock, NULL);
@@ -359,7 +363,28 @@ static int receive_file(uint64_t cookie, int *fd)
     return 0;
 }
 
-int session_call_fd(uint16_t op, void *request, uint16_t request_size, void *reply, uint16_t reply_size, int *fd)
+static int send_file(uint64_t cookie, int fd)
+{
+    struct sluice_descriptor packet = {.cookie = cookie};
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct iovec part = {.iov_base = &packet, .iov_len = sizeof(packet)};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(header), &fd, sizeof(int));
+    return sendmsg(session.descriptors, &message, MSG_NOSIGNAL) == sizeof(packet) ? 0 : EIO;
+}
+
+/* give: a descriptor that goes with the request, or -1; take: where one that comes with the answer goes, or NULL. */
+static int call(uint16_t op, void *request, uint16_t request_size, void *reply, uint16_t reply_size, int give,
+                int *take)
 {
     struct sluice_header *asked = request, *answered = reply;
     bool greeting = op == SLUICE_OP_HELLO;
@@ -369,8 +394,12 @@ int session_call_fd(uint16_t op, void *request, uint16_t request_size, void *rep
     /* After a failure answers and requests may be out of step. */
     int error = session.control < 0 || session.dead || !(session.open || greeting)
                     ? EIO
-                    : zmtp_send(session.control, request, request_size);
+                    : 0;
 
+    if (!error && give >= 0)
+        error = send_file(asked->cookie, give);
+    if (!error)
+        error = zmtp_send(session.control, request, request_size);
     if (!error) {
         ssize_t got = zmtp_receive(session.control, reply, reply_size);
 
@@ -384,8 +413,8 @@ int session_call_fd(uint16_t op, void *request, uint16_t request_size, void *rep
         else if (got != reply_size)
             error = EPROTO;
     }
-    if (!error && fd)
-        error = receive_file(asked->cookie, fd);
+    if (!error && take)
+        error = receive_file(asked->cookie, take);
     if (error > 0) {
         session_debug("the router is gone: %s", strerror(error));
         if (!greeting) {
@@ -400,9 +429,19 @@ int session_call_fd(uint16_t op, void *request, uint16_t request_size, void *rep
     return error;
 }
 
+int session_call_fd(uint16_t op, void *request, uint16_t request_size, void *reply, uint16_t reply_size, int *fd)
+{
+    return call(op, request, request_size, reply, reply_size, -1, fd);
+}
+
+int session_call_with(uint16_t op, void *request, uint16_t request_size, void *reply, uint16_t reply_size, int fd)
+{
+    return call(op, request, request_size, reply, reply_size, fd, NULL);
+}
+
 int session_call(uint16_t op, void *request, uint16_t request_size, void *reply, uint16_t reply_size)
 {
-    return session_call_fd(op, request, request_size, reply, reply_size, NULL);
+    return call(op, request, request_size, reply, reply_size, -1, NULL);
 }
 
 int session_call_handle(uint16_t op, uint32_t handle, uint32_t *new_handle)

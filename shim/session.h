@@ -39,6 +39,9 @@ int session_call(uint16_t op, void *request, uint16_t request_size, void *reply,
 /* The same for CREATE_CHANNEL, whose answer comes with a descriptor. */
 int session_call_fd(uint16_t op, void *request, uint16_t request_size, void *reply, uint16_t reply_size, int *fd);
 
+/* The same with a descriptor that goes with the request (-1: none). */
+int session_call_with(uint16_t op, void *request, uint16_t request_size, void *reply, uint16_t reply_size, int fd);
+
 /* A request about one handle. */
 int session_call_handle(uint16_t op, uint32_t handle, uint32_t *new_handle);
 

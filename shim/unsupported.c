@@ -18,12 +18,6 @@
 
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 
-EXPORT struct ibv_mr *ibv_reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t length, uint64_t iova, int fd,
-                                        int access)
-{
-    NO_OBJECT;
-}
-
 EXPORT struct ibv_context *ibv_import_device(int cmd_fd)
 {
     NO_OBJECT;

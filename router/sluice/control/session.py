@@ -12,11 +12,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from sluice.control.mapping import open_mapping, open_process
 from sluice.engine import Engine, ffi, lib
 
 log = logging.getLogger(__name__)
 
 USERFAULTFD = "/dev/userfaultfd"
+SO_PEERPIDFD = 77
+"""Linux 6.5, asm-generic/socket.h: a descriptor of the process that connected, which no later one can be taken for."""
+MAX_PENDING = 4
+"""Descriptors that came before the requests that speak of them."""
 
 
 def _open_userfaultfd() -> int | None:
@@ -39,6 +44,8 @@ class Session:
         self._on_end = on_end
         self._ended = False
         self._pidfd: int | None = None
+        self._is_proved = False
+        self._received: dict[int, int] = {}
         self.greeted = False
         self.token = secrets.token_bytes(lib.SLUICE_TOKEN)
         connection.setblocking(False)
@@ -80,17 +87,61 @@ class Session:
         # A child that outlives its parent may hold the socket open: the process itself counts.
         with suppress(OSError):
             if self.pid > 0:
-                self._pidfd = os.pidfd_open(self.pid)
+                self._pidfd = self._open_pidfd()
                 loop.add_reader(self._pidfd, self.end, "its process ended")
 
-    def _on_connection(self) -> None:
+    def _open_pidfd(self) -> int:
         try:
-            data = self._connection.recv(64)
-        except BlockingIOError:
-            return
+            pidfd = self._connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
         except OSError:
-            data = b""
-        self.end("it sent something on the descriptor socket" if data else "it closed its connection")
+            return os.pidfd_open(self.pid)
+        self._is_proved = True
+        return pidfd
+
+    def _on_connection(self) -> None:
+        reason = self._receive()
+        if reason:
+            self.end(reason)
+
+    def _receive(self) -> str | None:
+        """Takes what came on the descriptor socket; a reason why the session must end."""
+        try:
+            data, files, _, _ = socket.recv_fds(self._connection, 64, MAX_PENDING)
+        except BlockingIOError:
+            return None
+        except OSError:
+            data, files = b"", []
+        if (
+            len(data) == ffi.sizeof("struct sluice_descriptor")
+            and len(files) == 1
+            and len(self._received) < MAX_PENDING
+        ):
+            cookie = ffi.from_buffer("struct sluice_descriptor *", data).cookie
+            if cookie not in self._received:
+                self._received[cookie] = files[0]
+                return None
+        for fd in files:
+            os.close(fd)
+        return "it sent garbage on the descriptor socket" if data else "it closed its connection"
+
+    def take_descriptor(self, cookie: int) -> int | None:
+        """What the process has sent for the request with this cookie; the caller's to close."""
+        if cookie not in self._received and not self._ended:
+            self._receive()
+        return self._received.pop(cookie, None)
+
+    def open_mapping(self, start: int, end: int, writable: bool) -> int:
+        """mapping.open_mapping of this session's process."""
+        return open_mapping(self.pid, self._proved_pidfd(), self.uid, start, end, writable)
+
+    def open_process(self) -> int:
+        """mapping.open_process of this session's process."""
+        return open_process(self.pid, self._proved_pidfd(), self.uid)
+
+    def _proved_pidfd(self) -> int:
+        if self._pidfd is None or not self._is_proved:
+            raise OSError(errno.EOPNOTSUPP, "who has connected is not known for certain (needs Linux 6.5)")
+        return self._pidfd
 
     def send_descriptor(self, cookie: int, fd: int) -> None:
         """Passes one descriptor. OSError where the process doesn't take what it is sent."""
@@ -125,6 +176,9 @@ class Session:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._connection.fileno())
         self._connection.close()
+        for fd in self._received.values():
+            os.close(fd)
+        self._received.clear()
         if self._pidfd is not None:
             loop.remove_reader(self._pidfd)
             os.close(self._pidfd)

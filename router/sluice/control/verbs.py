@@ -62,6 +62,13 @@ class Verbs:
                 "struct sluice_resize_cq_reply",
                 self._resize_cq,
             ),
+            (
+                lib.SLUICE_OP_OPEN_MEMORY,
+                "struct sluice_open_memory_request",
+                handle_reply,
+                self._open_memory,
+            ),
+            (lib.SLUICE_OP_CLOSE_MEMORY, handle, handle_reply, self._close_memory),
             (lib.SLUICE_OP_DESTROY_CQ, handle, handle_reply, self._destroy_cq),
             (
                 lib.SLUICE_OP_CREATE_QP,
@@ -179,6 +186,31 @@ class Verbs:
 
     def _resize_cq(self, session: Session, request: Any, reply: Any) -> None:
         self._engine.resize_cq(session.number, request, reply)
+
+    def _open_memory(self, session: Session, request: Any, reply: Any) -> None:
+        fd = session.take_descriptor(request.header.cookie) if request.has_descriptor else None
+        try:
+            if request.kind == lib.SLUICE_MEMORY_FILE:
+                if fd is None:
+                    end = request.start + request.length
+                    fd = session.open_mapping(request.start, end, bool(request.writable))
+                reply.handle = self._engine.open_file(session.number, fd, bool(request.writable))
+            elif request.kind == lib.SLUICE_MEMORY_PROCESS:
+                if fd is None:
+                    fd = session.open_process()
+                    reply.handle = self._engine.open_process(session.number, fd)
+            else:
+                # A dma-buf: a NIC imports it. The engine's own processor can't: without the exporter's mmap it
+                # has no address, and what lies on a device would be read a word at a time.
+                raise OSError(errno.EOPNOTSUPP, "no transport of this node reaches a dma-buf")
+            if reply.handle:
+                fd = None
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def _close_memory(self, session: Session, request: Any, _reply: Any) -> None:
+        self._engine.close_memory(session.number, request.handle)
 
     def _destroy_cq(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.destroy_cq(session.number, request.handle)

@@ -127,6 +127,10 @@ class Engine:
         """The handle; the descriptor is the engine's then. OSError: it stays the caller's."""
         return checked(lib.sluice_memory_open_file(self._engine, session, fd, writable))
 
+    def open_process(self, session: int, fd: int) -> int:
+        """The same for the memory of a process (/proc/PID/mem)."""
+        return checked(lib.sluice_memory_open_process(self._engine, session, fd))
+
     def close_memory(self, session: int, handle: int) -> None:
         """OSError EBUSY while memory regions lie in it."""
         checked(lib.sluice_memory_close(self._engine, session, handle))
