@@ -3,7 +3,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +108,26 @@ def pod(name: str, *templates: str, claims: tuple[str, ...] = (), **changed: Any
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
-PERFTEST = ("ib_write_bw", "-s", "65536", "-D", "2", "-p", "18600", "--report_gbits")
+PERFTEST = ("ib_write_bw", "-s", "65536", "-p", "18600", "--report_gbits")
+
+
+def in_background(worker: Worker, name: str, *command: str) -> None:
+    """Its output goes to /tmp/out, its exit code to /tmp/exit."""
+    script = f"(rm -f /tmp/exit; {' '.join(command)} >/tmp/out 2>&1; echo $? >/tmp/exit) </dev/null >/dev/null 2>&1 &"
+    worker.output(name, "sh", "-c", script)
+
+
+def start_server(worker: Worker, name: str, command: Sequence[str] = PERFTEST) -> None:
+    in_background(worker, name, *command)
+    # perftest tells nobody that it listens; its port is 0x48A8, state 0A.
+    wait_until(lambda: ":48A8 00000000:0000 0A" in worker.output(name, "cat", "/proc/net/tcp"), "perftest's server")
 
 
 def write_bandwidth(worker: Worker, server: str, client: str, address: str) -> float:
-    """Gbit/s that perftest's client prints, between two pods."""
-    worker.output(server, "sh", "-c", f"{' '.join(PERFTEST)} >/tmp/perftest 2>&1 </dev/null &")
-    # perftest tells nobody that it listens (0A in /proc/net/tcp); its port is 0x48A8.
-    wait_until(lambda: ":48A8 00000000:0000 0A" in worker.output(server, "cat", "/proc/net/tcp"), "perftest's server")
-    text = worker.output(client, *PERFTEST, address)
+    """Gbit/s that perftest's client prints, between two pods, in two seconds."""
+    short = (*PERFTEST, "-D", "2")
+    start_server(worker, server, short)
+    text = worker.output(client, *short, address)
     rows = [line.split() for line in text.splitlines() if line.startswith(" 65536")]
     assert rows, text
     return float(rows[0][3])

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The extended resource, for clusters without DRA; quotas and limits work on it as on any other."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from cluster import pod
+from conftest import wait_until
+from control_plane import ControlPlane
+from worker import Worker
+
+pytest_plugins = ["cluster"]
+
+RESOURCE = "rdma.sluice.dev/bandwidth"
+
+
+@pytest.fixture(scope="module")
+def extended(plane: ControlPlane, worker: Worker) -> Iterator[Worker]:
+    """The node, with a device plugin in place of the DRA driver."""
+    worker.stop_router()
+    worker.start_router(dra=False, device_plugin=True)
+    wait_until(lambda: allocatable(plane) == "50", "the kubelet to have 50 units")
+    yield worker
+    worker.stop_router()
+    worker.start_router(dra=True, device_plugin=False)
+
+
+def allocatable(plane: ControlPlane) -> str:
+    found: str = plane.get("node", "worker-1")["status"]["allocatable"].get(RESOURCE, "0")
+    return found
+
+
+def asking(name: str, units: int, **changed: Any) -> dict[str, Any]:
+    made = pod(name, **changed)
+    made["spec"]["containers"][0]["resources"] = {"limits": {RESOURCE: str(units)}}
+    return made
+
+
+def test_a_pod_gets_what_it_asks_for(plane: ControlPlane, extended: Worker) -> None:
+    plane.apply(asking("one", 10, annotations={"rdma.sluice.dev/max": "20G"}))
+    plane.wait_for("pod/one", "condition=Ready")
+    address = plane.pod("one")["status"]["podIP"]
+    assert f"::ffff:{address}" in extended.output("one", "ibv_devinfo", "-v")
+    (tenant,) = extended.tenants().values()
+    assert (tenant["address"], tenant["max_bps"]) == (address, 20 * 10**9)
+    used = sorted(nic["used_bps"] for nic in extended.nic_states().values())
+    assert used == [0, 10 * 10**9], "all of it on one NIC"
+    plane.kubectl("annotate", "--overwrite", "pod", "one", "rdma.sluice.dev/max=15G")
+    wait_until(lambda: next(iter(extended.tenants().values()))["max_bps"] == 15 * 10**9, "the new ceiling")
+
+    plane.apply(asking("too-much", 45))
+    plane.wait_for("pod/too-much", "condition=PodScheduled=False")
+    assert f"Insufficient {RESOURCE}" in plane.kubectl("describe", "pod", "too-much")
+    plane.kubectl("delete", "pod", "one", "--timeout=60s")
+    plane.wait_for("pod/too-much", "condition=Ready")
+    wait_until(lambda: len(extended.tenants()) == 1, "the first pod's to be returned")
+
+
+def test_the_kubelet_and_the_router_come_back(plane: ControlPlane, extended: Worker) -> None:
+    plane.apply(asking("one", 10))
+    plane.wait_for("pod/one", "condition=Ready")
+    extended.stop_router()
+    extended.start_router()
+    wait_until(lambda: allocatable(plane) == "50", "the units again")
+    wait_until(lambda: len(extended.tenants()) == 1, "the tenant")
+    assert "sluice0" in extended.output("one", "ibv_devinfo")
+    extended.stop_router()
+    plane.kubectl("delete", "pod", "one", "--timeout=60s")
+    extended.start_router()
+    wait_until(lambda: not extended.tenants(), "what the pod had to be returned")
+
+
+def test_quota_and_limits(plane: ControlPlane, extended: Worker) -> None:
+    plane.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ResourceQuota",
+            "metadata": {"name": "bandwidth"},
+            "spec": {"hard": {f"requests.{RESOURCE}": "15"}},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "LimitRange",
+            "metadata": {"name": "bandwidth"},
+            "spec": {"limits": [{"type": "Container", "max": {RESOURCE: "12"}}]},
+        },
+    )
+    wait_until(lambda: plane.get("resourcequota", "bandwidth").get("status", {}).get("used"), "the quota to be counted")
+    above = plane.try_kubectl("apply", "-f", "-", stdin=yaml.safe_dump(asking("above", 13)))
+    assert "maximum rdma.sluice.dev/bandwidth usage per Container is 12" in above.stderr
+    plane.apply(asking("first", 10))
+    second = plane.try_kubectl("apply", "-f", "-", stdin=yaml.safe_dump(asking("second", 10)))
+    assert "exceeded quota: bandwidth" in second.stderr

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NetworkPolicies hold for RDMA, which no network plugin sees."""
+
+from typing import Any
+
+import pytest
+from cluster import PERFTEST, in_background, pod, start_server, template, write_bandwidth
+from conftest import wait_until
+from control_plane import ControlPlane
+from worker import Worker
+
+pytest_plugins = ["cluster"]
+
+RETRY_EXCEEDED = "status 12"
+"""IBV_WC_RETRY_EXC_ERR, as perftest prints it: nobody answers."""
+
+
+def network_policy(name: str, selects: dict[str, str], **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"podSelector": {"matchLabels": selects}, **spec},
+    }
+
+
+@pytest.fixture
+def address(plane: ControlPlane, worker: Worker) -> str:
+    """Of the server, of two pods that may do as they like."""
+    plane.apply(
+        template("any", "1G"),
+        pod("server", "any", labels={"app": "server"}),
+        pod("client", "any", labels={"app": "client"}),
+    )
+    for name in ("server", "client"):
+        plane.wait_for(f"pod/{name}", "condition=Ready")
+    found: str = plane.pod("server")["status"]["podIP"]
+    return found
+
+
+def test_a_forbidden_connection_is_to_nobody(plane: ControlPlane, worker: Worker, address: str) -> None:
+    # Neither may come to the other: a connection is what one end may begin.
+    only_friends = [{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}]}]
+    plane.apply(
+        network_policy("friends-only", {"app": "server"}, policyTypes=["Ingress"], ingress=only_friends),
+        network_policy("closed", {"app": "client"}, policyTypes=["Ingress"]),
+    )
+    wait_until(
+        lambda: worker.metric("sluice_watch_objects", path="/apis/networking.k8s.io/v1/networkpolicies") == 2,
+        "the copy",
+    )
+    before = worker.metric("sluice_connections_forbidden_total", pod="default/client")
+    start_server(worker, "server")
+    refused = worker.execute("client", *PERFTEST, address)
+    assert refused.returncode != 0
+    assert RETRY_EXCEEDED in refused.stdout + refused.stderr
+    assert worker.metric("sluice_connections_forbidden_total", pod="default/client") > before
+    wait_until(lambda: "RDMAConnectionForbidden" in plane.kubectl("describe", "pod", "client"), "the event")
+    text = plane.kubectl("describe", "pod", "client")
+    assert "no ingress rule of NetworkPolicy friends-only lets it through at pod default/server" in text
+
+    plane.kubectl("label", "pod", "client", "app=friend", "--overwrite")
+    wait_until(lambda: worker.execute("server", "sh", "-c", "! pidof ib_write_bw").returncode == 0, "the server to end")
+    assert write_bandwidth(worker, "server", "client", address) > 0
+
+
+def test_a_later_policy_ends_connections(plane: ControlPlane, worker: Worker, address: str) -> None:
+    long = [*PERFTEST, "-D", "60"]
+    start_server(worker, "server", long)
+    in_background(worker, "client", *long, address)
+    wait_until(lambda: worker.tenant_of("client")["counters"]["tx_bytes"] > 10**6, "traffic")
+    plane.apply(
+        network_policy("nobody", {"app": "server"}, policyTypes=["Ingress"]),
+        network_policy("nowhere", {"app": "client"}, policyTypes=["Ingress"]),
+    )
+    wait_until(lambda: worker.metric("sluice_connections_ended_total", pod="default/client") == 1, "the end")
+    assert worker.metric("sluice_connections_ended_total", pod="default/server") == 1
+    code = wait_until(lambda: worker.execute("client", "cat", "/tmp/exit").stdout.strip(), "perftest to notice")
+    assert code != "0"
+    wait_until(lambda: "RDMAConnectionEnded" in plane.kubectl("describe", "pod", "client"), "the event")

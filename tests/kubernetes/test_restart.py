@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routers that go and come, an API server that is away, a past that it has forgotten."""
+
+import asyncio
+import json
+
+from cluster import pod, template, write_bandwidth
+from conftest import wait_until
+from control_plane import ControlPlane
+from sluice.kubernetes.api import Api
+from sluice.kubernetes.pod import Pod, read_pod
+from sluice.kubernetes.watch import Watch
+from worker import Worker
+
+pytest_plugins = ["cluster"]
+
+
+def two_pods(plane: ControlPlane) -> str:
+    plane.apply(template("ten", "10G"), pod("server", "ten"), pod("client", "ten"))
+    for name in ("server", "client"):
+        plane.wait_for(f"pod/{name}", "condition=Ready")
+    address: str = plane.pod("server")["status"]["podIP"]
+    return address
+
+
+def test_the_router_is_restarted_under_running_pods(plane: ControlPlane, worker: Worker) -> None:
+    address = two_pods(plane)
+    before = worker.nic_states()
+    for end in (worker.stop_router, worker.kill_router):
+        end()
+        worker.start_router()
+        assert worker.nic_states() == before
+        # The containers are the same, and so is the directory that they have mounted.
+        assert write_bandwidth(worker, "server", "client", address) > 0
+    assert {plane.pod(name)["status"]["containerStatuses"][0]["restartCount"] for name in ("server", "client")} == {0}
+    plane.kubectl("delete", "pods", "--all", "--timeout=60s")
+    wait_until(lambda: not worker.tenants(), "everything to be returned")
+
+
+def test_a_pod_ends_while_the_router_is_away(plane: ControlPlane, worker: Worker) -> None:
+    two_pods(plane)
+    worker.stop_router()
+    plane.kubectl("delete", "pods", "--all", "--wait=false")
+    worker.start_router()
+    wait_until(lambda: not worker.tenants(), "the kubelet to ask again, and everything to be returned")
+
+
+def test_the_api_server_is_away(plane: ControlPlane, worker: Worker) -> None:
+    address = two_pods(plane)
+    plane.stop_apiserver()
+    try:
+        wait_until(lambda: worker.metric("sluice_watch_up", path="/api/v1/pods") == 0, "the router to notice")
+        assert worker.http("healthz") == "ok\n", "no reason to be restarted"
+        assert {tenant["address"] for tenant in worker.tenants().values()} >= {address}
+    finally:
+        plane.start_apiserver()
+    wait_until(lambda: worker.metric("sluice_watch_up", path="/api/v1/pods") == 1, "the router to come back")
+    plane.apply(pod("third", "ten"))
+    plane.wait_for("pod/third", "condition=Ready")
+    assert write_bandwidth(worker, "server", "client", address) > 0
+
+
+def test_a_forgotten_past_is_read_anew(plane: ControlPlane, worker: Worker) -> None:
+    """410 Gone: the API server no longer knows what happened since the version that we have."""
+    two_pods(plane)
+
+    async def follow() -> tuple[int, set[str], set[str]]:
+        api = await Api.connect(plane.kubeconfig)
+        seen: set[str] = set()
+
+        def changed(old: Pod | None, new: Pod | None) -> None:
+            seen.add(f"{old.name if old else ''}>{new.name if new else ''}")
+
+        watch: Watch[Pod] = Watch(api, "/api/v1/namespaces/default/pods", read_pod, changed)
+        vanished = json.loads(json.dumps(plane.pod("server")))
+        vanished["metadata"] |= {"name": "vanished", "uid": "vanished"}
+        watch.objects["vanished"] = read_pod(vanished)
+        watch._version = "1"
+        task = asyncio.create_task(watch.run())
+        try:
+            await asyncio.wait_for(watch.synced.wait(), 30)
+        finally:
+            task.cancel()
+            await api.close()
+        return watch.lists, {each.name for each in watch.objects.values()}, seen
+
+    lists, names, seen = asyncio.run(follow())
+    assert (lists, names) == (1, {"server", "client"})
+    # What went away meanwhile is told as if it had been watched.
+    assert seen == {">server", ">client", "vanished>"}
