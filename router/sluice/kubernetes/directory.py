@@ -12,7 +12,6 @@ from ipaddress import IPv4Address
 
 from sluice.cluster.directory import Place
 from sluice.kubernetes.api import Api, Object
-from sluice.kubernetes.attachments import tenant_name
 from sluice.kubernetes.network_policy import End, Evaluation, NetworkPolicy, read_policy
 from sluice.kubernetes.pod import Pod, read_pod
 from sluice.kubernetes.watch import Watch
@@ -29,14 +28,19 @@ def _labels(found: Object) -> Namespace:
 
 
 class PodDirectory:
-    """pod_changed(old, new): a pod of any node. rules_changed(): what a gate said may be wrong by now."""
+    """tenant_of(pod): its tenant's name. pod_changed(old, new): a pod of any node.
+
+    rules_changed(): what a gate said may be wrong by now.
+    """
 
     def __init__(
         self,
         api: Api,
+        tenant_of: Callable[[Pod], str],
         pod_changed: Callable[[Pod | None, Pod | None], None],
         rules_changed: Callable[[], None],
     ) -> None:
+        self._tenant_of = tenant_of
         self._pod_changed = pod_changed
         self._rules_changed = rules_changed
         self._by_address: dict[IPv4Address, Pod] = {}
@@ -90,7 +94,7 @@ class PodDirectory:
     def find(self, address: IPv4Address) -> Place | None:
         """Who has this address."""
         pod = self._by_address.get(address)
-        return None if pod is None else Place(pod.node, tenant_name(pod.namespace, pod.name, pod.uid))
+        return None if pod is None else Place(pod.node, self._tenant_of(pod))
 
     def address_of(self, node: str, tenant: str) -> IPv4Address | None:
         """Nobody's: a pod's tenant learns its address later, from its pod."""

@@ -12,7 +12,7 @@ from sluice import shim_path
 from sluice.control.router import Router
 from sluice.kubernetes import device_plugin, dra
 from sluice.kubernetes.api import Api
-from sluice.kubernetes.attachments import Attachments
+from sluice.kubernetes.attachments import Attachments, tenant_name
 from sluice.kubernetes.cdi import install_shim
 from sluice.kubernetes.directory import PodDirectory
 from sluice.kubernetes.events import Events
@@ -36,7 +36,7 @@ class KubernetesNode:
         self._api = api
         self.events = Events(api, settings.node)
         self.attachments = Attachments(router, settings)
-        self.directory = PodDirectory(api, self._on_pod, self._on_rules)
+        self.directory = PodDirectory(api, self._tenant_of, self._on_pod, self._on_rules)
         self.gate = PolicyGate(router, self.directory, self.events)
         self.plugin = dra.Plugin(api, settings, self.attachments, self.events, self.refresh)
         self._server = dra.Server(settings, self.plugin, dra.Health(settings, self.trouble))
@@ -87,6 +87,10 @@ class KubernetesNode:
         return ", ".join(waiting)
 
     # ---- pods ------------------------------------------------------------
+
+    def _tenant_of(self, pod: Pod) -> str:
+        """Named after the pod on every node; but a device plugin does not know the pod when it names its tenant."""
+        return self.attachments.tenant_of_pod(pod.uid) or tenant_name(pod.namespace, pod.name, pod.uid)
 
     def _on_pod(self, old: Pod | None, new: Pod | None) -> None:
         if new is not None and new.node == self.settings.node:

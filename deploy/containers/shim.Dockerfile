@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+# The shim alone, as one file for the C library of the image that will load it:
+#   docker build -f deploy/containers/shim.Dockerfile --target glibc --output . .     makes ./libsluice.so
+#   docker build -f deploy/containers/shim.Dockerfile --target musl --output . .      makes ./libsluice-musl.so
+FROM debian:bookworm AS build-glibc
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev meson ninja-build pkg-config libibverbs-dev \
+    && rm -rf /var/lib/apt/lists/*
+COPY . /src
+RUN meson setup -Drouter=false /build /src && ninja -C /build
+
+FROM alpine:3.20 AS build-musl
+RUN apk add --no-cache gcc musl-dev meson ninja pkgconf rdma-core-dev linux-headers
+COPY . /src
+RUN meson setup -Drouter=false /build /src && ninja -C /build
+
+FROM scratch AS glibc
+COPY --from=build-glibc /build/shim/libsluice.so /libsluice.so
+
+FROM scratch AS musl
+COPY --from=build-musl /build/shim/libsluice.so /libsluice-musl.so
