@@ -21,6 +21,7 @@
 #include "multicast.h"
 #include "node.h"
 #include "qp.h"
+#include "relay.h"
 #include "session.h"
 #include "srq.h"
 #include "tenant.h"
@@ -136,6 +137,7 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
     }
     copy_init();
     if ((error = windows_open()) || (error = open_counters(engine, counters_path)) || (error = open_page(engine)) ||
+        (error = port_open(engine)) ||
         (error = worker_start(engine)))
         goto fail;
     *out = engine;
@@ -171,6 +173,7 @@ void sluice_engine_close(struct sluice_engine *engine)
     for (uint32_t i = 0; engine->tenants && i < SLUICE_MAX_TENANTS; i++)
         if (engine->tenants[i])
             tenant_free(engine->tenants[i]);
+    port_close(engine);
     timers_free(&engine->timers);
     unmap(engine->tenants, SLUICE_MAX_TENANTS * sizeof(*engine->tenants));
     unmap(engine->sessions, SLUICE_MAX_SESSIONS * sizeof(*engine->sessions));

@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
+#include "relay.h"
+
 /* What may lead to a store, through the region or a window of it: memory that can't be written grants none. */
 #define MAY_WRITE (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)
 
@@ -31,6 +33,8 @@ static struct memory *add(struct session *session, uint32_t kind)
 
 void memory_free(struct memory *memory)
 {
+    if (memory->reach)
+        reach_close(memory->reach);
     arena_close(&memory->view);
     list_remove(&memory->link);
     memory->session->memory_count--;
@@ -77,9 +81,22 @@ int memory_open_file(struct session *session, int fd, bool writable)
 
 int memory_open_process(struct session *session, int fd)
 {
-    (void)session;
-    (void)fd;
-    return -EOPNOTSUPP;
+    for (struct list *link = session->memories.next; link != &session->memories; link = link->next)
+        if (list_entry(link, struct memory, link)->kind == SLUICE_MEMORY_PROCESS)
+            return -EBUSY; /* there is but one */
+    struct memory *memory = add(session, SLUICE_MEMORY_PROCESS);
+
+    if (!memory)
+        return -ENOMEM;
+    int error = reach_open(session->tenant, fd, &memory->reach);
+
+    if (error) {
+        memory_free(memory);
+        return error;
+    }
+    memory->writable = true;
+    memory->view.count = ARENA_SIZE / WINDOW_SIZE; /* any address, seen through none */
+    return (int)memory->handle;
 }
 
 struct memory *memory_find(struct session *session, uint32_t handle)

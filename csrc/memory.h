@@ -17,7 +17,7 @@ enum { MEMORY_MAX = 1024 /* of a session, beside its arena: each may use up a wi
  */
 int memory_open_file(struct session *session, int fd, bool writable);
 
-/* fd: /proc/PID/mem of the session's process. The same. */
+/* fd: /proc/PID/mem of the session's process. The same; -EBUSY: it is open already, -EAGAIN: too many threads. */
 int memory_open_process(struct session *session, int fd);
 
 /* -EBUSY while MRs lie in it. */

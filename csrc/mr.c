@@ -87,7 +87,8 @@ static void place(struct mr *mr, struct memory *memory, const struct sluice_comm
 
 static void grant(struct mr *mr, uint32_t access)
 {
-    mr->access = (access & ~(uint32_t)IBV_ACCESS_ZERO_BASED) | MR_LOCAL;
+    mr->access = (access & ~(uint32_t)IBV_ACCESS_ZERO_BASED) | MR_LOCAL |
+                 (mr->memory->kind == SLUICE_MEMORY_PROCESS ? MR_BY_PROCESS : 0);
     mr->zero_based = access & IBV_ACCESS_ZERO_BASED;
 }
 
@@ -137,7 +138,7 @@ static int rereg_mr(struct session *session, struct sluice_command *command)
 
     if (!pd || flags == 0 || (flags & ~(uint32_t)IBV_REREG_MR_FLAGS_SUPPORTED))
         return EINVAL;
-    uint32_t old_access = (mr->access & ~(uint32_t)MR_LOCAL) | (mr->zero_based ? IBV_ACCESS_ZERO_BASED : 0);
+    uint32_t old_access = (mr->access & ~(uint32_t)(MR_LOCAL | MR_BY_PROCESS)) | (mr->zero_based ? IBV_ACCESS_ZERO_BASED : 0);
     uint32_t access = flags & IBV_REREG_MR_CHANGE_ACCESS ? command->access : old_access;
     struct memory *memory = mr->memory;
 

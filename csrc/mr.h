@@ -19,15 +19,18 @@
 
 enum { MR_MAX = 1 << 20, MR_VARIANT_BITS = 12, MR_TAG = 0xff };
 
-/* Not one of enum ibv_access_flags: may be used with an lkey. Regions have it, windows don't. */
-enum { MR_LOCAL = 1 << 30 };
+/*
+ * Not of enum ibv_access_flags: may be used with an lkey (regions have it, windows
+ * don't); lies in a process, not in a file (SLUICE_MEMORY_PROCESS).
+ */
+enum { MR_LOCAL = 1 << 30, MR_BY_PROCESS = 1 << 29 };
 
 enum mr_kind { MR_REGION, MR_WINDOW_TYPE_1, MR_WINDOW_TYPE_2 };
 
 struct mr {
     /* What each message reads: one cache line. */
     uint32_t key;    /* 0: free */
-    uint32_t access; /* enum ibv_access_flags, MR_LOCAL */
+    uint32_t access; /* enum ibv_access_flags, MR_LOCAL, MR_BY_PROCESS */
     struct pd *pd;
     uint64_t iova; /* as WRs name it */
     uint64_t length;

@@ -58,7 +58,7 @@ static bool bind_window(struct qp *qp, struct mr *window, uint32_t new_key, uint
         window->length = bind->length;
         window->offset = addr + region->offset - window->iova;
         window->memory = region->memory;
-        window->access = bind->access & ~(uint32_t)IBV_ACCESS_ZERO_BASED;
+        window->access = (bind->access & ~(uint32_t)IBV_ACCESS_ZERO_BASED) | (region->access & MR_BY_PROCESS);
         window->zero_based = zero_based;
         if (type_2) {
             window->qp = qp;

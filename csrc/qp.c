@@ -9,6 +9,7 @@
 #include "atomic.h"
 #include "multicast.h"
 #include "mw.h"
+#include "relay.h"
 #include "requester.h"
 #include "session.h"
 #include "srq.h"
@@ -268,6 +269,7 @@ int qp_create(struct session *session, const struct sluice_create_qp_request *re
 void qp_free(struct qp *qp)
 {
     qp_deactivate(qp);
+    relay_free(qp);
     if (qp->transport)
         qp->transport->disconnect(qp);
     multicast_detach_all(qp);

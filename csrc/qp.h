@@ -21,7 +21,8 @@ enum qp_wait {
     QP_WAIT_NOTHING, /* active, or no work */
     QP_WAIT_PEER,    /* nobody answers: until the transport timer gives up */
     QP_WAIT_RECEIVE, /* the responder has no receive posted: RNR */
-    QP_WAIT_RATE     /* in a lane_shaper's waiting list */
+    QP_WAIT_RATE,    /* in a lane_shaper's waiting list */
+    QP_WAIT_COPY     /* a thread copies the next piece: relay.h */
 };
 
 /* The message that is being sent: a private, checked copy of its WQE. */
@@ -35,6 +36,8 @@ struct message {
     struct sluice_atomic *atomic;
     struct sluice_bind *bind;
     struct ah *ah;   /* UD */
+    bool performed;  /* atomic: done, its result is under way */
+    uint64_t original; /* which is this */
     bool dropped;    /* nobody takes it: the rest is sent to nowhere (UC) */
     _Alignas(64) uint8_t bytes[SLUICE_WQE_MAX];
 };
@@ -69,6 +72,7 @@ struct qp {
     struct timer timer;   /* RNR, or the transport's retry limit */
     struct list link;     /* tenant->active, or the waiting of a lane_shaper or SRQ */
     struct list windows;  /* of type 2, bound by this QP */
+    struct relay *relay;  /* where its message reaches memory that the worker can't; or NULL */
 
     struct list groups;   /* UD: struct member */
     uint32_t group_count;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "ah.h"
+#include "relay.h"
 #include "session.h"
 #include "srq.h"
 #include "transport/transport.h"
@@ -41,6 +42,7 @@ void qp_deactivate(struct qp *qp)
     timer_cancel(&qp->session->engine->timers, &qp->timer);
     qp->wait = QP_WAIT_NOTHING;
     list_remove(&qp->link);
+    relay_drop(qp);
 }
 
 /* ---- completions ------------------------------------------------------- */
@@ -145,6 +147,7 @@ static bool take_message(struct qp *qp)
     message->active = true;
     message->moved = 0;
     message->total = 0;
+    message->performed = false;
     message->dropped = false;
     return true;
 }
@@ -170,12 +173,13 @@ static void fail(struct qp *qp, uint32_t status)
         qp_error(qp);
 }
 
-static void wait_for_peer(struct qp *qp)
+/* For somebody who may never answer. */
+static void wait_with_timeout(struct qp *qp, enum qp_wait why)
 {
     struct sluice_engine *engine = qp->session->engine;
 
     list_remove(&qp->link);
-    qp->wait = QP_WAIT_PEER;
+    qp->wait = why;
     /* IBTA 9.7.6.1.3: 4.096 us * 2^timeout a try; 0 waits for ever. */
     if (qp->attr.timeout)
         timer_set(&engine->timers, &qp->timer,
@@ -218,7 +222,7 @@ static void on_timer(struct timer *timer)
 {
     struct qp *qp = list_entry(timer, struct qp, timer);
 
-    if (qp->wait == QP_WAIT_PEER)
+    if (qp->wait == QP_WAIT_PEER || qp->wait == QP_WAIT_COPY)
         fail(qp, IBV_WC_RETRY_EXC_ERR);
     else
         qp_activate(qp);
@@ -278,12 +282,15 @@ static bool proceed(struct qp *qp, enum progress progress, uint32_t status)
         qp_complete_send(qp, IBV_WC_SUCCESS);
         return true;
     case PROGRESS_MORE:
-        return true;
+        if (__builtin_expect(!relay_underway(qp), 1))
+            return true;
+        wait_with_timeout(qp, QP_WAIT_COPY);
+        return false;
     case PROGRESS_DROPPED:
         drop(qp);
         return true;
     case PROGRESS_NO_PEER:
-        wait_for_peer(qp);
+        wait_with_timeout(qp, QP_WAIT_PEER);
         return false;
     case PROGRESS_NO_RECEIVE:
         wait_for_receive(qp);

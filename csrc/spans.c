@@ -20,6 +20,7 @@ bool spans_add_sges(struct spans *spans, struct pd *pd, const struct sluice_sge 
         spans->list[spans->count++] = (struct span){
             .memory = mr->memory, .address = sges[i].addr + mr->offset, .length = sges[i].length};
         spans->total += sges[i].length;
+        spans->by_process |= (mr->access & MR_BY_PROCESS) != 0;
     }
     return true;
 }
@@ -29,6 +30,7 @@ bool spans_set_remote(struct spans *spans, const struct qp *qp, struct pd *pd, u
 {
     spans->count = 0;
     spans->total = length;
+    spans->by_process = false;
     if (length == 0)
         return true;
     const struct mr *mr = mr_find(pd->session->engine, rkey, pd, address, length, access);
@@ -37,6 +39,7 @@ bool spans_set_remote(struct spans *spans, const struct qp *qp, struct pd *pd, u
         return false;
     spans->list[spans->count++] =
         (struct span){.memory = mr->memory, .address = address + mr->offset, .length = length};
+    spans->by_process = (mr->access & MR_BY_PROCESS) != 0;
     return true;
 }
 
@@ -92,3 +95,12 @@ uint32_t spans_copy(const struct sluice_engine *engine, const struct spans *dst,
     return offset;
 }
 
+uint32_t spans_copy_all(const struct sluice_engine *engine, const struct spans *dst, const struct spans *src)
+{
+    uint32_t total = (uint32_t)src->total, offset = 0;
+
+    /* It ends early where the worker is called. */
+    while (offset < total)
+        offset = spans_copy(engine, dst, src, offset, total);
+    return offset;
+}

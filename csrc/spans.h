@@ -19,6 +19,7 @@ struct span {
 struct spans {
     uint32_t count;
     uint64_t total;
+    bool by_process; /* some lie where the worker can't copy: relay.h */
     struct span list[SLUICE_MAX_SGE + 1]; /* SGEs, and a header before them */
 };
 
@@ -50,5 +51,8 @@ uint8_t *span_at(const struct span *span, uint32_t offset, uint32_t *length);
  */
 uint32_t spans_copy(const struct sluice_engine *engine, const struct spans *dst, const struct spans *src,
                     uint32_t offset, uint32_t end);
+
+/* All of two lists of one length, in one go. */
+uint32_t spans_copy_all(const struct sluice_engine *engine, const struct spans *dst, const struct spans *src);
 
 #endif

@@ -17,6 +17,7 @@
 #include "clock.h"
 #include "futex.h"
 #include "qp.h"
+#include "relay.h"
 #include "session.h"
 
 #ifdef __SANITIZE_THREAD__
@@ -136,7 +137,7 @@ static bool rung(const struct sluice_engine *engine)
     for (uint32_t i = 0; i < engine->live_count; i++)
         if (session_rung(engine->live[i]))
             return true;
-    return false;
+    return port_rung(engine);
 }
 
 bool worker_called(const struct sluice_engine *engine)
@@ -236,6 +237,8 @@ static void *work(void *argument)
         }
         engine->now = now;
         timers_run(&engine->timers, now);
+        if (port_rung(engine))
+            port_collect(engine);
         for (uint32_t i = 0; i < engine->live_count; i++)
             if (session_rung(engine->live[i]))
                 session_poll(engine->live[i]);

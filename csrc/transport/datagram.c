@@ -106,7 +106,8 @@ static bool deliver(struct qp *qp, struct qp *to, const struct spans *src)
     /* One that was too short for an earlier message is still there. */
     if (!receive->active && !qp_take_receive(to, to->srq, false))
         return false;
-    bool resolved = spans_add_sges(&dst, receive->pd, receive->sges, receive->num_sge, IBV_ACCESS_LOCAL_WRITE);
+    bool resolved = spans_add_sges(&dst, receive->pd, receive->sges, receive->num_sge, IBV_ACCESS_LOCAL_WRITE) &&
+                    !dst.by_process;
 
     if (resolved && dst.total < src->total)
         return false;
@@ -158,7 +159,7 @@ enum progress local_send_datagram(struct qp *qp, uint32_t *status)
     *status = IBV_WC_LOC_PROT_ERR;
     if (wqe->flags & SLUICE_WQE_INLINE)
         spans_add_host(&src, message->inline_data, wqe->inline_length);
-    else if (!spans_add_sges(&src, qp->pd, message->sges, wqe->num_sge, 0))
+    else if (!spans_add_sges(&src, qp->pd, message->sges, wqe->num_sge, 0) || src.by_process)
         return PROGRESS_FAILED;
     *status = IBV_WC_LOC_LEN_ERR;
     if (src.total > SLUICE_GRH + SLUICE_MTU)

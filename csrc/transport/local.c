@@ -8,6 +8,7 @@
 #include <infiniband/verbs.h>
 
 #include "../mw.h"
+#include "../relay.h"
 #include "../spans.h"
 #include "../srq.h"
 #include "transport.h"
@@ -127,6 +128,7 @@ static bool resolve_local(struct qp *qp, uint32_t access, struct spans *spans)
 
     spans->count = 0;
     spans->total = 0;
+    spans->by_process = false;
     if (message->wqe->flags & SLUICE_WQE_INLINE) {
         spans_add_host(spans, message->inline_data, message->wqe->inline_length);
         return true;
@@ -163,20 +165,33 @@ static void count_sent(struct qp *qp, struct qp *peer, uint32_t bytes)
 }
 
 /*
- * Moves the next bytes of a message that was resolved, and counts them for sender
- * and receiver. False: memory could not be had.
+ * Moves the next bytes of qp's message, which was resolved. False: memory could not
+ * be had.
  */
-static bool advance(struct message *message, const struct spans *dst, const struct spans *src, uint32_t budget,
-                    struct qp *sender, struct qp *receiver)
+static bool move(struct qp *qp, const struct spans *dst, const struct spans *src, uint32_t budget)
 {
+    struct message *message = &qp->message;
     uint32_t before = message->moved, left = message->total - before;
     uint32_t end = before + (left < budget ? left : budget);
-    uint32_t reached = spans_copy(sender->session->engine, dst, src, before, end);
+    uint32_t reached = __builtin_expect(dst->by_process | src->by_process, 0)
+                           ? relay_copy(qp, dst, src, before, end)
+                           : spans_copy(qp->session->engine, dst, src, before, end);
 
     if (reached > end)
         return false;
     message->moved = reached;
-    count_sent(sender, receiver, reached - before);
+    return true;
+}
+
+/* The same, and counts them for sender and receiver. */
+static bool advance(struct qp *qp, const struct spans *dst, const struct spans *src, uint32_t budget,
+                    struct qp *sender, struct qp *receiver)
+{
+    uint32_t before = qp->message.moved;
+
+    if (!move(qp, dst, src, budget))
+        return false;
+    count_sent(sender, receiver, qp->message.moved - before);
     return true;
 }
 
@@ -230,7 +245,7 @@ static enum progress send_write(struct qp *qp, const struct responder *to, uint3
         if (begun != PROGRESS_DONE)
             return begun;
     }
-    if (!advance(message, &dst, &src, budget, qp, to->qp))
+    if (!advance(qp, &dst, &src, budget, qp, to->qp))
         return refuse(qp, to->qp, status, IBV_WC_REM_OP_ERR);
     if (message->moved < message->total)
         return PROGRESS_MORE;
@@ -266,7 +281,7 @@ static enum progress send_send(struct qp *qp, const struct responder *to, uint32
             return PROGRESS_DROPPED;
         return spoil(qp, to->qp, IBV_WC_LOC_LEN_ERR, status, IBV_WC_REM_INV_REQ_ERR);
     }
-    if (!advance(message, &dst, &src, budget, qp, to->qp))
+    if (!advance(qp, &dst, &src, budget, qp, to->qp))
         return spoil(qp, to->qp, IBV_WC_LOC_PROT_ERR, status, IBV_WC_REM_OP_ERR);
     if (message->moved < message->total)
         return PROGRESS_MORE;
@@ -301,7 +316,7 @@ static enum progress send_read(struct qp *qp, const struct responder *to, uint32
     if (!resolve_remote(to, message->wqe, message->total, IBV_ACCESS_REMOTE_READ, &src))
         return refuse(qp, to->qp, status, IBV_WC_REM_ACCESS_ERR);
 
-    if (!advance(message, &dst, &src, budget, to->qp, qp))
+    if (!advance(qp, &dst, &src, budget, to->qp, qp))
         return refuse(qp, to->qp, status, IBV_WC_REM_OP_ERR);
     if (message->moved < message->total)
         return PROGRESS_MORE;
@@ -310,24 +325,21 @@ static enum progress send_read(struct qp *qp, const struct responder *to, uint32
     return PROGRESS_DONE;
 }
 
-static enum progress send_atomic(struct qp *qp, const struct responder *to, uint32_t *status)
+/* The atomic itself, of the word behind the key. PROGRESS_DONE: message.original is what was there. */
+static enum progress perform_atomic(struct qp *qp, const struct responder *to, uint32_t *status)
 {
     struct message *message = &qp->message;
     const struct sluice_wqe *wqe = message->wqe;
-    struct spans dst, target;
+    struct spans target;
     uint64_t original;
 
-    if (!resolve_local(qp, IBV_ACCESS_LOCAL_WRITE, &dst))
-        return local_error(status, IBV_WC_LOC_PROT_ERR);
-    if (dst.total != sizeof(original))
-        return local_error(status, IBV_WC_LOC_LEN_ERR);
-    message->total = sizeof(original);
     if ((wqe->remote_addr & 7) || !to->qp->attr.max_dest_rd_atomic)
         return refuse(qp, to->qp, status, IBV_WC_REM_INV_REQ_ERR);
     if (!resolve_remote(to, wqe, sizeof(original), IBV_ACCESS_REMOTE_ATOMIC, &target))
         return refuse(qp, to->qp, status, IBV_WC_REM_ACCESS_ERR);
     uint32_t length;
-    uint64_t *word = (uint64_t *)span_at(&target.list[0], 0, &length);
+    /* What a thread copies from and to a process is not atomic against anybody. */
+    uint64_t *word = target.by_process ? NULL : (uint64_t *)span_at(&target.list[0], 0, &length);
 
     /* An MR whose iova is not aligned like its memory: the word itself must be. */
     if (!word || ((uintptr_t)word & 7))
@@ -341,15 +353,32 @@ static enum progress send_atomic(struct qp *qp, const struct responder *to, uint
         __atomic_compare_exchange_n(word, &original, message->atomic->swap, false, __ATOMIC_SEQ_CST,
                                     __ATOMIC_SEQ_CST);
     }
-    struct spans src = {
-        .count = 1,
-        .total = sizeof(original),
-        .list = {{.host = (uint8_t *)&original, .length = sizeof(original)}},
-    };
+    message->original = original;
+    message->performed = true;
+    return PROGRESS_DONE;
+}
 
-    if (spans_copy(qp->session->engine, &dst, &src, 0, sizeof(original)) > sizeof(original))
+static enum progress send_atomic(struct qp *qp, const struct responder *to, uint32_t *status)
+{
+    struct message *message = &qp->message;
+    struct spans dst, src = {.count = 0};
+
+    if (!resolve_local(qp, IBV_ACCESS_LOCAL_WRITE, &dst))
+        return local_error(status, IBV_WC_LOC_PROT_ERR);
+    if (dst.total != sizeof(message->original))
+        return local_error(status, IBV_WC_LOC_LEN_ERR);
+    message->total = sizeof(message->original);
+    if (!message->performed) {
+        enum progress performed = perform_atomic(qp, to, status);
+
+        if (performed != PROGRESS_DONE)
+            return performed;
+    }
+    spans_add_host(&src, &message->original, sizeof(message->original));
+    if (!move(qp, &dst, &src, sizeof(message->original)))
         return refuse(qp, to->qp, status, IBV_WC_REM_OP_ERR);
-    message->moved = sizeof(original);
+    if (message->moved < message->total)
+        return PROGRESS_MORE;
     qp->counters->atomics++;
     qp->tenant->counters->atomics++;
     return PROGRESS_DONE;

@@ -4,16 +4,20 @@
  * through the device, byte by byte, and is the very memory that the application
  * and others see.
  *
- *     places [KIND...]     prints "KIND works", "KIND errno N" or "KIND absent" a line
+ *     places         prints "KIND works", "KIND errno N" or "KIND absent" a line
+ *     places hang    memory whose page faults nobody answers: prints what a READ of it says
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -212,13 +216,43 @@ static void *on_thread_stack(void *unused)
     return unused;
 }
 
-static void on_several(void)
+/* Half private, half shared. */
+static uint8_t *map_several(void)
 {
     uint8_t *memory = map(MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, 2 * SIZE);
 
     CHECK(mmap(memory + SIZE, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED,
           "mmap");
-    try("several", memory + SIZE / 2, SIZE, false);
+    return memory + SIZE / 2;
+}
+
+/* Whoever touches the first half from now on waits for ever. */
+static bool nobody_answers(uint8_t *memory)
+{
+    struct uffdio_api api = {.api = UFFD_API};
+    struct uffdio_register range = {.range = {.start = (uintptr_t)memory, .len = SIZE / 2},
+                                    .mode = UFFDIO_REGISTER_MODE_MISSING};
+    int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+
+    return uffd >= 0 && !ioctl(uffd, UFFDIO_API, &api) && !ioctl(uffd, UFFDIO_REGISTER, &range) &&
+           !madvise(memory, SIZE / 2, MADV_REMOVE);
+}
+
+static void hang(void)
+{
+    uint8_t *memory = map_several();
+    struct ibv_mr *mr = ibv_reg_mr(end.pd, memory, SIZE, ALL);
+
+    if (!mr || !nobody_answers(memory)) {
+        printf("absent\n");
+        return;
+    }
+    printf("%s\n", ibv_wc_status_str(run(IBV_WR_RDMA_READ, (uintptr_t)plain, plain_mr->lkey, (uintptr_t)memory,
+                                         mr->rkey, 4096)));
+    fflush(stdout);
+    /* It stays until it is told to go. */
+    while (getchar() != EOF)
+        ;
 }
 
 int main(int argc, char **argv)
@@ -226,13 +260,15 @@ int main(int argc, char **argv)
     uint8_t stack[200000];
     pthread_t thread;
 
-    (void)argc;
-    (void)argv;
     end_open(&end, open_device(), 0);
     end_connect(&end, end.qp->qp_num, end.gid, 7, 14);
     plain = malloc(SIZE);
     plain_mr = ibv_reg_mr(end.pd, plain, SIZE, ALL);
     CHECK(plain_mr, "ibv_reg_mr");
+    if (argc > 1 && strcmp(argv[1], "hang") == 0) {
+        hang();
+        return 0;
+    }
     try("heap", malloc(SIZE), SIZE, true);
     try("stack", stack, sizeof(stack), false);
     CHECK(!pthread_create(&thread, NULL, on_thread_stack, NULL) && !pthread_join(thread, NULL), "thread");
@@ -241,7 +277,7 @@ int main(int argc, char **argv)
     on_sysv();
     try("shared-anonymous", map(MAP_SHARED | MAP_ANONYMOUS, -1, 0, SIZE), SIZE, true);
     on_disk();
-    on_several();
+    try("several", map_several(), SIZE, false);
     try("huge-private", map(MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0, HUGE_PAGE), HUGE_PAGE, false);
     int huge = memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB);
 
