@@ -176,3 +176,9 @@ def test_scribbling_over_the_segment(router: RunningRouter) -> None:
                 segment[source.randrange(1 << 20)] = source.randrange(256)
             segment[:4096] = source.randbytes(4096)
         intruder.close()
+
+
+def test_strangers_on_the_host_reach_no_tenant(router: RunningRouter) -> None:
+    router.ask("tenant-add", name="bad", policy={})
+    assert (router.state_dir / "tenants").stat().st_mode & 0o777 == 0o700
+    assert (router.state_dir / "admin").stat().st_mode & 0o777 == 0o600

@@ -4,6 +4,7 @@
 import asyncio
 import json
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import IPv4Address
@@ -34,8 +35,12 @@ class Admin:
         self._shut_down = shut_down
         self._socket = router.context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 1000)
-        self._socket.bind(_endpoint(router.state_dir))
-        (router.state_dir / "admin").chmod(0o600)
+        # From the first moment for the router's user alone: a later chmod would leave a gap.
+        mask = os.umask(0o177)
+        try:
+            self._socket.bind(_endpoint(router.state_dir))
+        finally:
+            os.umask(mask)
         self._operations: dict[str, Callable[..., Any]] = {
             "ping": lambda: {},
             "status": router.status,

@@ -41,6 +41,9 @@ class Router:
     def __init__(self, state_dir: Path, membership: Membership | None = None) -> None:
         """OSError, AlreadyRunning; ClusterFileError and KeyFileError, which are ValueErrors, with a membership."""
         state_dir.mkdir(parents=True, exist_ok=True)
+        # Who reaches a tenant's directory is that tenant: other users of the host are nobody's.
+        (state_dir / "tenants").mkdir(mode=0o700, exist_ok=True)
+        (state_dir / "tenants").chmod(0o700)
         self.state_dir = state_dir
         self._lock = self._take_lock()
         self._engine = Engine(state_dir / "counters")
