@@ -4,6 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+# meson finds ninja there, and all that runs here the command that was built.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := gcc pkg-config python3-dev python3-venv libibverbs-dev perftest ibverbs-utils iproute2
 SOURCES := $(shell find csrc shim router benchmarks tests -name '*.[ch]' -o -name '*.py' -o -name '*.proto' -o -name meson.build) \
@@ -58,7 +60,7 @@ $(VENV)/.dependencies: $(VENV)/.packages pyproject.toml
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES) README.md
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation --no-deps .
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps .
 	touch $@
 
 demo: setup
@@ -70,7 +72,7 @@ build/build.ninja: | setup
 	$(BIN)/meson setup build >/dev/null
 
 test-c: setup build/build.ninja
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/meson test -C build --print-errorlogs
+	$(BIN)/meson test -C build --print-errorlogs
 
 build-asan/build.ninja: | setup
 	$(BIN)/meson setup build-asan --buildtype=debugoptimized -Db_sanitize=address,undefined >/dev/null
@@ -79,11 +81,11 @@ build-tsan/build.ninja: | setup
 	$(BIN)/meson setup build-tsan --buildtype=debugoptimized -Db_sanitize=thread >/dev/null
 
 test-sanitize: setup build-asan/build.ninja build-tsan/build.ninja
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/meson test -C build-asan --print-errorlogs
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/meson test -C build-tsan --suite threads --print-errorlogs
+	$(BIN)/meson test -C build-asan --print-errorlogs
+	$(BIN)/meson test -C build-tsan --suite threads --print-errorlogs
 
 test-python: setup build/build.ninja
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ninja -C build >/dev/null
+	$(BIN)/ninja -C build >/dev/null
 	SLUICE_BUILD=$(CURDIR)/build $(BIN)/python -m pytest -q
 
 test-kubernetes: setup
@@ -92,7 +94,7 @@ test-kubernetes: setup
 
 test-vm: setup build/build.ninja
 	$(call install,$(VM_PACKAGES))
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ninja -C build >/dev/null
+	$(BIN)/ninja -C build >/dev/null
 	rm -rf build/vm && mkdir build/vm
 	$(SUDO) tests/vm/boot -o build/vm -- $(CURDIR)/tests/vm/conformance $(CURDIR) /run/vm/out
 	$(BIN)/python tests/vm/compare.py build/vm/bare-one-process.json build/vm/local-one-tenant.json \
@@ -104,11 +106,11 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup build/build.ninja
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ninja -C build >/dev/null
+	$(BIN)/ninja -C build >/dev/null
 	SLUICE_BUILD=$(CURDIR)/build $(BIN)/python benchmarks/local.py
 
 shell: setup
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $${SHELL:-bash}
+	@$${SHELL:-bash}
 
 clean:
 	rm -rf build build-asan build-tsan $(VENV)
