@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "ah.h"
+#include "clock.h"
 #include "relay.h"
 #include "session.h"
 #include "srq.h"
@@ -14,6 +15,8 @@
 /* Operations that bring something back: max_rd_atomic is about these (IBTA 11.2.5.2). */
 #define ANSWERED_OPCODES \
     (1u << IBV_WR_RDMA_READ | 1u << IBV_WR_ATOMIC_CMP_AND_SWP | 1u << IBV_WR_ATOMIC_FETCH_AND_ADD)
+
+#define COPY_PATIENCE_NS (2 * NS_PER_SECOND)
 
 static void on_timer(struct timer *timer);
 
@@ -177,13 +180,16 @@ static void fail(struct qp *qp, uint32_t status)
 static void wait_with_timeout(struct qp *qp, enum qp_wait why)
 {
     struct sluice_engine *engine = qp->session->engine;
+    /* IBTA 9.7.6.1.3: 4.096 us * 2^timeout a try. */
+    uint64_t patience = (qp->attr.retry_cnt + 1ull) * (4096ull << qp->attr.timeout);
 
+    /* That is for a wire; a thread that shares a core may take longer. */
+    if (why == QP_WAIT_COPY && patience < COPY_PATIENCE_NS)
+        patience = COPY_PATIENCE_NS;
     list_remove(&qp->link);
     qp->wait = why;
-    /* IBTA 9.7.6.1.3: 4.096 us * 2^timeout a try; 0 waits for ever. */
-    if (qp->attr.timeout)
-        timer_set(&engine->timers, &qp->timer,
-                  engine->now + (qp->attr.retry_cnt + 1ull) * (4096ull << qp->attr.timeout));
+    if (qp->attr.timeout) /* 0 waits for ever */
+        timer_set(&engine->timers, &qp->timer, engine->now + patience);
 }
 
 static void wait_for_receive(struct qp *qp)

@@ -4,8 +4,6 @@
  * abi.h says, and what a hostile one may write there.
  */
 #define _GNU_SOURCE
-#include "engine.h"
-
 #include <errno.h>
 #include <infiniband/verbs.h>
 #include <sched.h>
@@ -15,156 +13,7 @@
 
 #include "atomic.h"
 #include "check.h"
-#include "futex.h"
-#include "node.h"
-
-enum { ENTRIES = 64, MEMORY = 1 << 20 };
-
-static struct sluice_engine *engine;
-static uint32_t tenant;
-
-/* One session with one QP, and memory that lies in its arena. */
-struct client {
-    uint32_t session, qp, qp_num, key;
-    uint8_t *memory;
-    struct sluice_segment *segment;
-    struct sluice_qp_shared *shared;
-    struct sluice_wqe *sq;
-    uint32_t sq_stride, posted;
-    struct sluice_cqe *ring;
-    struct sluice_cq_shared *cq;
-    uint32_t polled, cq_entries;
-};
-
-static void wake(void)
-{
-    full_fence();
-    while (load_relaxed(&engine->page->parked) &&
-           syscall(SYS_futex, &engine->page->parked, FUTEX_WAKE, 1, NULL, NULL, 0) == 0)
-        sched_yield();
-}
-
-static void ring(struct client *client)
-{
-    __atomic_fetch_or(&client->segment->words[client->qp / 64], 1ull << (client->qp % 64), __ATOMIC_SEQ_CST);
-    __atomic_fetch_or(&client->segment->summary[client->qp / 4096], 1ull << (client->qp / 64 % 64), __ATOMIC_SEQ_CST);
-    wake();
-}
-
-static uint32_t command(struct client *client, struct sluice_command what)
-{
-    struct sluice_command *mailbox = &client->segment->command;
-
-    what.state = SLUICE_COMMAND_IDLE;
-    memcpy((char *)mailbox + 4, (char *)&what + 4, sizeof(what) - 4);
-    store_release(&mailbox->state, (uint32_t)SLUICE_COMMAND_POSTED);
-    exchange(&client->segment->command_rung, 1);
-    wake();
-    while (load_acquire(&mailbox->state) != SLUICE_COMMAND_DONE)
-        sched_yield();
-    CHECK(mailbox->status == 0);
-    return mailbox->key;
-}
-
-static void open_client(struct client *client)
-{
-    struct sluice_session_files files;
-    struct sluice_create_cq_request cq_request = {.cqe = 4 * ENTRIES};
-    struct sluice_create_cq_reply cq;
-    struct sluice_create_qp_reply qp;
-
-    memset(client, 0, sizeof(*client));
-    client->session = (uint32_t)sluice_session_open(engine, tenant, &files);
-    /* The engine's own mapping, so that ThreadSanitizer sees both sides at one address. */
-    client->segment = segment_head(&engine->sessions[client->session]->segment);
-    client->memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    CHECK(mmap(client->memory, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, files.arena,
-               (off_t)(uintptr_t)client->memory) == client->memory);
-    int pd = sluice_pd_alloc(engine, client->session);
-
-    CHECK(pd > 0 && sluice_cq_create(engine, client->session, &cq_request, &cq) == 0);
-    struct sluice_create_qp_request qp_request = {
-        .pd = (uint32_t)pd, .send_cq = cq.handle, .recv_cq = cq.handle, .qp_type = IBV_QPT_RC,
-        .cap = {.max_send_wr = ENTRIES, .max_recv_wr = ENTRIES, .max_send_sge = 1, .max_recv_sge = 1}};
-
-    CHECK(sluice_qp_create(engine, client->session, &qp_request, &qp) == 0);
-    client->qp = qp.handle;
-    client->qp_num = qp.qp_num;
-    client->shared = (struct sluice_qp_shared *)((uint8_t *)client->segment + qp.offset);
-    client->sq = (struct sluice_wqe *)((uint8_t *)client->segment + qp.sq_offset);
-    client->sq_stride = qp.sq_stride;
-    client->cq = (struct sluice_cq_shared *)((uint8_t *)client->segment + cq.offset);
-    client->ring = (struct sluice_cqe *)((uint8_t *)client->segment + cq.ring);
-    client->cq_entries = cq.cqe;
-    client->key = command(client, (struct sluice_command){
-        .op = SLUICE_COMMAND_REG_MR, .pd = (uint32_t)pd, .access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE,
-        .addr = (uintptr_t)client->memory, .iova = (uintptr_t)client->memory, .length = MEMORY});
-    close(files.segment);
-    close(files.arena);
-    close(files.async_events);
-}
-
-static void close_client(struct client *client)
-{
-    CHECK(sluice_session_close(engine, client->session) == 0);
-    munmap(client->memory, MEMORY);
-}
-
-static void move(struct client *client, uint32_t state, uint32_t peer)
-{
-    struct sluice_qp_attr now, attr = {
-        .qp_state = state, .dest_qp_num = peer, .timeout = 8, .retry_cnt = 1, .rnr_retry = 7,
-        .qp_access_flags = IBV_ACCESS_REMOTE_WRITE};
-
-    CHECK(sluice_qp_modify(engine, client->session, client->qp, &attr,
-                           IBV_QP_STATE | IBV_QP_DEST_QPN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
-                               IBV_QP_ACCESS_FLAGS,
-                           SLUICE_TRANSPORT_LOCAL, (int32_t)tenant, &now) == 0);
-}
-
-static void join(struct client *a, struct client *b)
-{
-    for (uint32_t state = IBV_QPS_INIT; state <= IBV_QPS_RTS; state++) {
-        move(a, state, b->qp_num);
-        move(b, state, a->qp_num);
-    }
-}
-
-static void publish(struct client *client)
-{
-    store_release(&client->shared->sq.producer, client->posted);
-    full_fence();
-    if (load_relaxed(&client->shared->sq.armed) && exchange(&client->shared->sq.armed, 0))
-        ring(client);
-}
-
-static struct sluice_wqe *slot(struct client *client)
-{
-    return (struct sluice_wqe *)((uint8_t *)client->sq + (client->posted & (ENTRIES - 1)) * client->sq_stride);
-}
-
-static void post_write(struct client *client, const struct client *to, uint64_t wr_id, uint32_t length)
-{
-    struct sluice_wqe *wqe = slot(client);
-
-    *wqe = (struct sluice_wqe){.opcode = IBV_WR_RDMA_WRITE, .flags = SLUICE_WQE_SIGNALED, .num_sge = 1,
-                               .wr_id = wr_id, .remote_addr = (uintptr_t)to->memory, .rkey = to->key};
-    *(struct sluice_sge *)(wqe + 1) =
-        (struct sluice_sge){.addr = (uintptr_t)client->memory, .length = length, .lkey = client->key};
-    client->posted++;
-}
-
-static struct sluice_cqe wait_cqe(struct client *client)
-{
-    struct sluice_cqe *cqe = &client->ring[client->polled & (client->cq_entries - 1)];
-
-    while (load_acquire(&cqe->turn) != client->polled / client->cq_entries + 1)
-        sched_yield();
-    struct sluice_cqe copy = *cqe;
-
-    store_release(&client->cq->consumer, ++client->polled);
-    return copy;
-}
+#include "client.h"
 
 static void rings_lose_nothing(void)
 {
@@ -206,16 +55,6 @@ static void data_arrives_in_chunks(void)
     CHECK(wait_cqe(&a).status == IBV_WC_SUCCESS && memcmp(a.memory, b.memory, MEMORY) == 0);
     close_client(&a);
     close_client(&b);
-}
-
-/* Waits until the engine has reported the session, and gives the reason. */
-static void expect_broken(const struct client *client)
-{
-    struct sluice_engine_event event;
-
-    while (sluice_engine_next_event(engine, &event) == 0)
-        sched_yield();
-    CHECK(event.kind == SLUICE_EVENT_SESSION_BROKEN && event.session == client->session && event.reason[0]);
 }
 
 static void garbage_ends_its_session_only(void)

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A tenant's process as the engine sees it: this program writes rings, doorbell and
+ * mailbox as abi.h says, in the shim's place.
+ */
+#ifndef SLUICE_TEST_CLIENT_H
+#define SLUICE_TEST_CLIENT_H
+
+#include "engine.h"
+#include "node.h"
+
+enum { ENTRIES = 64, MEMORY = 1 << 20 };
+
+extern struct sluice_engine *engine;
+extern uint32_t tenant;
+
+/* One session with one QP, and memory that lies in its arena. */
+struct client {
+    uint32_t session, pd, cq_handle, qp, qp_num, key;
+    uint8_t *memory;
+    struct sluice_segment *segment;
+    struct sluice_qp_shared *shared;
+    struct sluice_wqe *sq;
+    uint32_t sq_stride, posted;
+    struct sluice_cqe *ring;
+    struct sluice_cq_shared *cq;
+    uint32_t polled, cq_entries;
+};
+
+/* Wakes the engine where it sleeps. */
+void wake(void);
+/* Rings the doorbell of its QP. */
+void ring(struct client *client);
+/* A command of the mailbox; *what gets the results. Returns its status. */
+int try_command(struct client *client, struct sluice_command *what);
+/* One that must succeed; returns the key. */
+uint32_t command(struct client *client, struct sluice_command what);
+
+void open_client(struct client *client);
+void close_client(struct client *client);
+
+/* Modifies its QP to this state; and two of them to RTS, connected. */
+void move(struct client *client, uint32_t state, uint32_t peer);
+void join(struct client *a, struct client *b);
+
+/* The next WQE, a WRITE there, and all of them shown to the engine. */
+struct sluice_wqe *slot(struct client *client);
+void post_write(struct client *client, const struct client *to, uint64_t wr_id, uint32_t length);
+void publish(struct client *client);
+struct sluice_cqe wait_cqe(struct client *client);
+
+/* Waits until the engine has reported the session as broken. */
+void expect_broken(const struct client *client);
+
+#endif
