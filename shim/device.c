@@ -9,6 +9,7 @@
 
 #include "objects.h"
 #include "session.h"
+#include "sysfs.h"
 
 /* Each names an interrupt on a real device, and nothing here: applications spread their CQs over several. */
 enum { COMP_VECTORS = 8 };
@@ -101,6 +102,9 @@ EXPORT struct ibv_context *ibv_open_device(struct ibv_device *public)
     verbs->query_port = shim_query_port;
     verbs->query_rt_values = shim_query_rt_values;
     verbs->query_device_ex = shim_query_device_ex;
+    verbs->alloc_td = shim_alloc_td;
+    verbs->dealloc_td = shim_dealloc_td;
+    verbs->alloc_parent_domain = shim_alloc_parent_domain;
     verbs->create_cq_ex = shim_create_cq_ex;
     verbs->create_qp_ex = shim_create_qp_ex;
     verbs->open_qp = shim_open_qp;
@@ -145,30 +149,13 @@ EXPORT const char *ibv_get_sysfs_path(void)
     return "/sys";
 }
 
-/* There is no directory in sysfs behind the device: what applications look for is answered here. */
-static const char *device_file(const char *file)
-{
-    if (strcmp(file, "board_id") == 0)
-        return "SLUICE0000000001";
-    if (strcmp(file, "node_type") == 0)
-        return "1: CA";
-    if (strcmp(file, "hca_type") == 0)
-        return "Sluice";
-    return NULL;
-}
-
 EXPORT int ibv_read_sysfs_file(const char *directory, const char *file, char *text, size_t size)
 {
-    char path[IBV_SYSFS_PATH_MAX];
-    const char *answer = device.device.ibdev_path[0] && strcmp(directory, device.device.ibdev_path) == 0
-                             ? device_file(file)
-                             : NULL;
+    char path[IBV_SYSFS_PATH_MAX], buffer[PATH_MAX];
 
-    if (answer)
-        return snprintf(text, size, "%s", answer) < (int)size ? (int)strlen(answer) : -1;
     if ((size_t)snprintf(path, sizeof(path), "%s/%s", directory, file) >= sizeof(path))
         return -1;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(sysfs_where(path, buffer), O_RDONLY | O_CLOEXEC);
 
     if (fd < 0)
         return -1;

@@ -47,7 +47,9 @@ struct shim_context {
 
 struct shim_pd {
     struct ibv_pd pd;
-    uint32_t handle;
+    uint32_t handle;        /* a parent domain has its PD's */
+    struct shim_pd *parent; /* the PD that a parent domain refers to, else NULL */
+    atomic_uint domains;    /* parent domains that refer to this */
 };
 
 struct shim_channel {
@@ -218,6 +220,9 @@ struct sluice_cqe *cq_next(struct shim_cq *cq);
 void ah_attr_to_abi(struct sluice_ah_attr *to, const struct ibv_ah_attr *from);
 
 /* Operations of struct verbs_context. */
+struct ibv_td *shim_alloc_td(struct ibv_context *context, struct ibv_td_init_attr *attr);
+int shim_dealloc_td(struct ibv_td *td);
+struct ibv_pd *shim_alloc_parent_domain(struct ibv_context *context, struct ibv_parent_domain_init_attr *attr);
 struct ibv_cq_ex *shim_create_cq_ex(struct ibv_context *context, struct ibv_cq_init_attr_ex *attr);
 struct ibv_qp *shim_create_qp_ex(struct ibv_context *context, struct ibv_qp_init_attr_ex *attr);
 struct ibv_qp *shim_open_qp(struct ibv_context *context, struct ibv_qp_open_attr *attr);

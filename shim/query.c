@@ -132,6 +132,25 @@ EXPORT int ibv_query_port(struct ibv_context *context, uint8_t port_num, struct 
                            offsetof(struct ibv_port_attr, port_cap_flags2));
 }
 
+/* Newer than the headers: the speed of all lanes together, in units of 100 Mb/s. */
+int ibv_query_port_speed(struct ibv_context *context, uint32_t port_num, uint64_t *port_speed);
+
+EXPORT int ibv_query_port_speed(struct ibv_context *context, uint32_t port_num, uint64_t *port_speed)
+{
+    static const uint16_t lane[] = {25, 50, 100, 100, 140, 250, 500, 1000, 2000}; /* by bit of active_speed */
+    static const uint8_t lanes[] = {1, 4, 8, 12, 2};                              /* by bit of active_width */
+    struct ibv_port_attr port;
+    int error = port_num > UINT8_MAX ? EINVAL : shim_query_port(context, (uint8_t)port_num, &port, sizeof(port));
+
+    if (error)
+        return error;
+    size_t speed = (size_t)__builtin_ctz(port.active_speed | 1u << 8);
+    size_t width = (size_t)__builtin_ctz(port.active_width | 1u << 4);
+
+    *port_speed = (uint64_t)lane[speed] * lanes[width];
+    return 0;
+}
+
 EXPORT int ibv_query_gid(struct ibv_context *context, uint8_t port_num, int index, union ibv_gid *gid)
 {
     struct sluice_device_reply device;

@@ -10,10 +10,10 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from sluice import shim_path
 from sluice.cli.isolation import run_command
 from sluice.control.admin import RouterAbsent, ask
 from sluice.policy.policy import check_name
+from sluice.shim import with_shim
 
 ROUTER_START_SECONDS = 20
 
@@ -95,9 +95,7 @@ def run(options: argparse.Namespace) -> int:
     wanted = None if options.ip is None else str(options.ip)
     answer = ask(state_dir, "tenant-add", name=name, policy=limits, address=wanted)
 
-    preload = os.environ.get("LD_PRELOAD")
-    environment = dict(os.environ)
-    environment["LD_PRELOAD"] = f"{shim_path()}:{preload}" if preload else str(shim_path())
+    environment = with_shim(os.environ)
     isolate = os.geteuid() == 0 and not options.no_isolate
     try:
         return run_command(argv, environment, state_dir, Path(answer["path"]), isolate)

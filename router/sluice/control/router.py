@@ -105,7 +105,17 @@ class Router:
             return tenant
         path = self.state_dir / "tenants" / check_name(name)
         tenant = Tenant(
-            name, path, policy, self._engine, self.directory, self._context, self, address, late_address, keep
+            name,
+            path,
+            policy,
+            self._engine,
+            self.directory,
+            self._context,
+            self,
+            self.counters,
+            address,
+            late_address,
+            keep,
         )
         self.tenants[name] = tenant
         log.info("tenant %s: added, address %s", name, tenant.address or "not known yet")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tenant: a directory with two sockets. Who can reach the directory is the tenant; nothing else says so."""
+"""A tenant: a directory with its sockets. Who can reach the directory is the tenant; nothing else says so."""
 
 import asyncio
 import errno
@@ -18,7 +18,10 @@ from sluice.cluster.directory import Directory
 from sluice.control.connections import Connection, Gate
 from sluice.control.session import Session
 from sluice.control.verbs import ProtocolError, Verbs, hello_token, refusal, same_token
+from sluice.device.sysfs import Sysfs
+from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, lib
+from sluice.engine.counters import Counters
 from sluice.policy.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,7 @@ class Tenant:
         directory: Directory,
         context: zmq.Context[zmq.Socket[bytes]],
         gate: Gate,
+        counters: Counters,
         address: IPv4Address | None = None,
         late_address: bool = False,
         keep: bool = False,
@@ -69,17 +73,19 @@ class Tenant:
         self.sessions: dict[int, Session] = {}
         self._speakers: dict[bytes, Session] = {}
         self._waiting: list[tuple[bytes, bytes, Session]] = []
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._sysfs = Sysfs(path, lambda: counters.tenant(self.number))
         if not late_address:
             try:
                 self._take(directory.assign(self.number, name, address))
             except ValueError:
+                self._sysfs.close()
                 engine.remove_tenant(self.number)
                 raise
         self._open_sockets(context)
 
     def _open_sockets(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         # A directory that containers have mounted stays the same one: only what is in it is renewed.
-        self.path.mkdir(parents=True, exist_ok=True)
         for name in ("descriptors", "control"):
             (self.path / name).unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -177,6 +183,11 @@ class Tenant:
     def _take(self, address: IPv4Address) -> None:
         self.address = address
         self._verbs.set_address(address)
+        try:
+            self._sysfs.write(VirtualDevice(address))
+        except OSError as error:
+            # Its own container may have done that to it.
+            log.warning("tenant %s: can't write its sysfs files: %s", self.name, error)
 
     def set_address(self, address: IPv4Address) -> None:
         """Once, for a tenant made with late_address: greets who waits. ValueError where another tenant has it."""
@@ -206,6 +217,7 @@ class Tenant:
         loop.remove_reader(self._control.FD)
         self._listener.close()
         self._control.close()
+        self._sysfs.close()
         if self.address is not None:
             self._directory.release(self.address)
         self._engine.remove_tenant(self.number)

@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * libc's functions that name a file, so that applications find the tenant's sysfs
+ * (sysfs.h). A path that leads elsewhere goes to the function that would have been
+ * called without us, after a comparison of a few bytes.
+ */
+#define _GNU_SOURCE
+/* Names mean the functions of this name, not those that a header puts in their place. */
+#undef _FILE_OFFSET_BITS
+#undef _FORTIFY_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "atomic.h"
+#include "sysfs.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+/*
+ * The functions behind ours. Those that a signal handler may call are looked up when
+ * the library is loaded, since dlsym may not be called there.
+ */
+#define NEXT(name) ((__typeof__(&name))next_function(&next.name, #name))
+
+static struct {
+    void *open, *openat, *stat, *lstat, *fstatat, *access, *faccessat, *readlink, *readlinkat;
+    void *fopen, *opendir, *scandir, *realpath;
+#ifdef __GLIBC__
+    void *open64, *openat64, *__open_2, *__open64_2, *__openat_2, *__openat64_2;
+    void *stat64, *lstat64, *fstatat64, *statx, *__xstat, *__xstat64, *__lxstat, *__lxstat64, *__fxstatat, *__fxstatat64;
+    void *__readlink_chk, *__readlinkat_chk;
+    void *fopen64, *scandir64, *__realpath_chk, *euidaccess;
+#endif
+} next;
+
+static void *next_function(void **slot, const char *name)
+{
+    void *function = load_relaxed(slot);
+
+    if (!function) {
+        function = dlsym(RTLD_NEXT, name);
+#ifdef __GLIBC__
+        /* Functions that only old binaries use are hidden from dlsym: under the first version of the architecture. */
+        if (!function)
+            function = dlvsym(RTLD_NEXT, name, "GLIBC_2.2.5");
+        if (!function)
+            function = dlvsym(RTLD_NEXT, name, "GLIBC_2.17");
+#endif
+        store_relaxed(slot, function);
+    }
+    return function;
+}
+
+#define LOOK_UP(name) next_function(&next.name, #name)
+
+__attribute__((constructor)) static void look_up(void)
+{
+    LOOK_UP(open);
+    LOOK_UP(openat);
+    LOOK_UP(stat);
+    LOOK_UP(lstat);
+    LOOK_UP(fstatat);
+    LOOK_UP(access);
+    LOOK_UP(faccessat);
+    LOOK_UP(readlink);
+    LOOK_UP(readlinkat);
+#ifdef __GLIBC__
+    LOOK_UP(open64);
+    LOOK_UP(openat64);
+    LOOK_UP(stat64);
+    LOOK_UP(lstat64);
+    LOOK_UP(fstatat64);
+    LOOK_UP(__readlink_chk);
+    LOOK_UP(__readlinkat_chk);
+#endif
+}
+
+/* ---- open -------------------------------------------------------------- */
+
+#define NEEDS_MODE(flags) (((flags) & O_CREAT) || ((flags) & O_TMPFILE) == O_TMPFILE)
+
+#define TAKE_MODE(flags)                       \
+    mode_t mode = 0;                           \
+    if (NEEDS_MODE(flags)) {                   \
+        va_list arguments;                     \
+        va_start(arguments, flags);            \
+        mode = va_arg(arguments, mode_t);      \
+        va_end(arguments);                     \
+    }
+
+#define OPEN(name)                                                    \
+    EXPORT int name(const char *path, int flags, ...)                 \
+    {                                                                 \
+        char buffer[PATH_MAX];                                        \
+        TAKE_MODE(flags)                                              \
+        int fd = sysfs_open_counter(path, flags);                           \
+        return fd >= 0 ? fd : NEXT(name)(sysfs_where(path, buffer), flags, mode); \
+    }
+
+#define OPENAT(name)                                                         \
+    EXPORT int name(int directory, const char *path, int flags, ...)         \
+    {                                                                        \
+        char buffer[PATH_MAX];                                               \
+        TAKE_MODE(flags)                                                     \
+        int fd = sysfs_open_counter(path, flags);                                  \
+        return fd >= 0 ? fd : NEXT(name)(directory, sysfs_where(path, buffer), flags, mode); \
+    }
+
+#define FOPEN(name)                                                          \
+    EXPORT FILE *name(const char *path, const char *mode)                    \
+    {                                                                        \
+        char buffer[PATH_MAX];                                               \
+        int fd = *mode == 'r' ? sysfs_open_counter(path, strchr(mode, 'e') ? O_CLOEXEC : 0) : -1; \
+        return fd >= 0 ? fdopen(fd, mode) : NEXT(name)(sysfs_where(path, buffer), mode); \
+    }
+
+OPEN(open)
+OPENAT(openat)
+FOPEN(fopen)
+
+EXPORT DIR *opendir(const char *path)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(opendir)(sysfs_where(path, buffer));
+}
+
+EXPORT int scandir(const char *path, struct dirent ***list, int (*filter)(const struct dirent *),
+                   int (*compare)(const struct dirent **, const struct dirent **))
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(scandir)(sysfs_where(path, buffer), list, filter, compare);
+}
+
+/* ---- what a file is ---------------------------------------------------- */
+
+EXPORT int stat(const char *path, struct stat *out)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(stat)(sysfs_where(path, buffer), out);
+}
+
+EXPORT int lstat(const char *path, struct stat *out)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(lstat)(sysfs_where(path, buffer), out);
+}
+
+EXPORT int fstatat(int directory, const char *path, struct stat *out, int flags)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(fstatat)(directory, sysfs_where(path, buffer), out, flags);
+}
+
+EXPORT int access(const char *path, int mode)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(access)(sysfs_where(path, buffer), mode);
+}
+
+EXPORT int faccessat(int directory, const char *path, int mode, int flags)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(faccessat)(directory, sysfs_where(path, buffer), mode, flags);
+}
+
+EXPORT ssize_t readlink(const char *path, char *out, size_t size)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(readlink)(sysfs_where(path, buffer), out, size);
+}
+
+EXPORT ssize_t readlinkat(int directory, const char *path, char *out, size_t size)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(readlinkat)(directory, sysfs_where(path, buffer), out, size);
+}
+
+EXPORT char *realpath(const char *path, char *out)
+{
+    char buffer[PATH_MAX];
+    const char *there = sysfs_where(path, buffer);
+    char *resolved = NEXT(realpath)(there, out);
+
+    return there == path ? resolved : sysfs_back(resolved);
+}
+
+#ifdef __GLIBC__
+
+/* ---- glibc: the same with 64-bit offsets, fortified, and of before 2.33 - */
+
+OPEN(open64)
+OPENAT(openat64)
+FOPEN(fopen64)
+
+int __open_2(const char *path, int flags);
+int __open64_2(const char *path, int flags);
+int __openat_2(int directory, const char *path, int flags);
+int __openat64_2(int directory, const char *path, int flags);
+int __xstat(int version, const char *path, struct stat *out);
+int __xstat64(int version, const char *path, struct stat64 *out);
+int __lxstat(int version, const char *path, struct stat *out);
+int __lxstat64(int version, const char *path, struct stat64 *out);
+int __fxstatat(int version, int directory, const char *path, struct stat *out, int flags);
+int __fxstatat64(int version, int directory, const char *path, struct stat64 *out, int flags);
+ssize_t __readlink_chk(const char *path, char *out, size_t size, size_t space);
+ssize_t __readlinkat_chk(int directory, const char *path, char *out, size_t size, size_t space);
+char *__realpath_chk(const char *path, char *out, size_t space);
+
+#define OPEN_2(name)                                                   \
+    EXPORT int name(const char *path, int flags)                       \
+    {                                                                  \
+        char buffer[PATH_MAX];                                         \
+        int fd = sysfs_open_counter(path, flags);                            \
+        return fd >= 0 ? fd : NEXT(name)(sysfs_where(path, buffer), flags);  \
+    }
+
+#define OPENAT_2(name)                                                            \
+    EXPORT int name(int directory, const char *path, int flags)                   \
+    {                                                                             \
+        char buffer[PATH_MAX];                                                    \
+        int fd = sysfs_open_counter(path, flags);                                       \
+        return fd >= 0 ? fd : NEXT(name)(directory, sysfs_where(path, buffer), flags);  \
+    }
+
+OPEN_2(__open_2)
+OPEN_2(__open64_2)
+OPENAT_2(__openat_2)
+OPENAT_2(__openat64_2)
+
+EXPORT int scandir64(const char *path, struct dirent64 ***list, int (*filter)(const struct dirent64 *),
+                     int (*compare)(const struct dirent64 **, const struct dirent64 **))
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(scandir64)(sysfs_where(path, buffer), list, filter, compare);
+}
+
+EXPORT int stat64(const char *path, struct stat64 *out)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(stat64)(sysfs_where(path, buffer), out);
+}
+
+EXPORT int lstat64(const char *path, struct stat64 *out)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(lstat64)(sysfs_where(path, buffer), out);
+}
+
+EXPORT int fstatat64(int directory, const char *path, struct stat64 *out, int flags)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(fstatat64)(directory, sysfs_where(path, buffer), out, flags);
+}
+
+EXPORT int statx(int directory, const char *path, int flags, unsigned int mask, struct statx *out)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(statx)(directory, sysfs_where(path, buffer), flags, mask, out);
+}
+
+EXPORT int euidaccess(const char *path, int mode)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(euidaccess)(sysfs_where(path, buffer), mode);
+}
+
+#define XSTAT(name, type)                                              \
+    EXPORT int name(int version, const char *path, struct type *out)   \
+    {                                                                  \
+        char buffer[PATH_MAX];                                         \
+        return NEXT(name)(version, sysfs_where(path, buffer), out);          \
+    }
+
+XSTAT(__xstat, stat)
+XSTAT(__xstat64, stat64)
+XSTAT(__lxstat, stat)
+XSTAT(__lxstat64, stat64)
+
+#define XSTATAT(name, type)                                                                  \
+    EXPORT int name(int version, int directory, const char *path, struct type *out, int flags) \
+    {                                                                                        \
+        char buffer[PATH_MAX];                                                               \
+        return NEXT(name)(version, directory, sysfs_where(path, buffer), out, flags);              \
+    }
+
+XSTATAT(__fxstatat, stat)
+XSTATAT(__fxstatat64, stat64)
+
+EXPORT ssize_t __readlink_chk(const char *path, char *out, size_t size, size_t space)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(__readlink_chk)(sysfs_where(path, buffer), out, size, space);
+}
+
+EXPORT ssize_t __readlinkat_chk(int directory, const char *path, char *out, size_t size, size_t space)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(__readlinkat_chk)(directory, sysfs_where(path, buffer), out, size, space);
+}
+
+EXPORT char *__realpath_chk(const char *path, char *out, size_t space)
+{
+    char buffer[PATH_MAX];
+    const char *there = sysfs_where(path, buffer);
+    char *resolved = NEXT(__realpath_chk)(there, out, space);
+
+    return there == path ? resolved : sysfs_back(resolved);
+}
+
+EXPORT char *canonicalize_file_name(const char *path)
+{
+    return realpath(path, NULL);
+}
+
+#endif

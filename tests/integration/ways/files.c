@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reads one file of sysfs by each function of libc that can name it, and checks that
+ * all agree; that errno is left alone and set as it would be; and that other paths
+ * are not touched.
+ *
+ *     ways-files PATH TEXT    PATH holds TEXT and a newline; its directory isn't empty
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int __open_2(const char *path, int flags);
+int __openat_2(int directory, const char *path, int flags);
+
+static const char *expected;
+
+#define CHECK(condition)                                              \
+    do {                                                              \
+        if (!(condition)) {                                           \
+            fprintf(stderr, "line %d: %s\n", __LINE__, #condition);   \
+            exit(1);                                                  \
+        }                                                             \
+    } while (0)
+
+static int holds(int fd)
+{
+    char text[256] = {0};
+    ssize_t length = read(fd, text, sizeof(text) - 1);
+
+    close(fd);
+    return length > 0 && text[length - 1] == '\n' && strncmp(text, expected, (size_t)length - 1) == 0;
+}
+
+static int holds_file(FILE *file)
+{
+    char text[256];
+    int same = file && fgets(text, sizeof(text), file) && strncmp(text, expected, strlen(expected)) == 0;
+
+    if (file)
+        fclose(file);
+    return same;
+}
+
+int main(int argc, char **argv)
+{
+    const char *path = argv[1];
+    char directory[PATH_MAX], resolved[PATH_MAX], link[8];
+    struct stat status;
+    struct statx extended;
+    struct dirent **list;
+
+    CHECK(argc == 3);
+    expected = argv[2];
+    snprintf(directory, sizeof(directory), "%s", path);
+    *strrchr(directory, '/') = 0;
+
+    errno = E2BIG;
+    CHECK(holds(open(path, O_RDONLY)) && errno == E2BIG);
+    CHECK(holds(open64(path, O_RDONLY | O_CLOEXEC)) && errno == E2BIG);
+    CHECK(holds(openat(AT_FDCWD, path, O_RDONLY)));
+    CHECK(holds(openat64(AT_FDCWD, path, O_RDONLY)));
+#ifdef __GLIBC__
+    CHECK(holds(__open_2(path, O_RDONLY)));
+    CHECK(holds(__openat_2(AT_FDCWD, path, O_RDONLY)));
+#endif
+    CHECK(holds_file(fopen(path, "r")) && errno == E2BIG);
+    CHECK(holds_file(fopen64(path, "re")));
+    CHECK(stat(path, &status) == 0 && S_ISREG(status.st_mode));
+    CHECK(lstat(path, &status) == 0 && S_ISREG(status.st_mode));
+    CHECK(stat(directory, &status) == 0 && S_ISDIR(status.st_mode));
+    CHECK(fstatat(AT_FDCWD, path, &status, 0) == 0);
+    CHECK(statx(AT_FDCWD, path, 0, STATX_BASIC_STATS, &extended) == 0);
+    CHECK(access(path, R_OK) == 0 && faccessat(AT_FDCWD, path, R_OK, 0) == 0);
+    CHECK(readlink(path, link, sizeof(link)) == -1 && errno == EINVAL);
+    CHECK(realpath(path, resolved) && strcmp(resolved, path) == 0);
+
+    DIR *open_directory = opendir(directory);
+    int count = scandir(directory, &list, NULL, alphasort);
+
+    CHECK(open_directory && readdir(open_directory) && count > 2);
+    closedir(open_directory);
+
+    CHECK(open("/sys/class/infiniband/none", O_RDONLY) == -1 && errno == ENOENT);
+    CHECK(fopen("/sys/class/infiniband/none", "r") == NULL && errno == ENOENT);
+    CHECK(stat("/sys/class/net", &status) == 0 && stat("/sys/class/infinite", &status) == -1 && errno == ENOENT);
+    CHECK(holds(open("/dev/null", O_RDONLY)) == 0);
+    puts("same");
+    return 0;
+}
