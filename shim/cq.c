@@ -235,6 +235,7 @@ int shim_poll_cq(struct ibv_cq *public, int num_entries, struct ibv_wc *wc)
             .qp_num = cqe->qp_num,
             .src_qp = cqe->src_qp,
             .wc_flags = cqe->wc_flags,
+            .sl = cqe_sl(cqe),
         };
     }
     if (cq->consumer != before)

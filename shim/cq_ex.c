@@ -92,6 +92,11 @@ static uint32_t read_slid(struct ibv_cq_ex *cq)
     return 0;
 }
 
+static uint8_t read_sl(struct ibv_cq_ex *cq)
+{
+    return cqe_sl(self(cq)->current);
+}
+
 static uint8_t read_zero(struct ibv_cq_ex *cq)
 {
     (void)cq;
@@ -129,7 +134,7 @@ void cq_ex_init(struct shim_cq *cq, uint32_t wc_flags)
     public->read_qp_num = read_qp_num;
     public->read_src_qp = read_src_qp;
     public->read_slid = read_slid;
-    public->read_sl = read_zero;
+    public->read_sl = read_sl;
     public->read_dlid_path_bits = read_zero;
     public->read_completion_ts = read_completion_ts;
     public->read_completion_wallclock_ns = read_completion_wallclock_ns;

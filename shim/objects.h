@@ -219,6 +219,16 @@ struct sluice_cqe *cq_next(struct shim_cq *cq);
 
 void ah_attr_to_abi(struct sluice_ah_attr *to, const struct ibv_ah_attr *from);
 
+/*
+ * A datagram's service level. RoCE has none, and devices tell in its place which header
+ * lies in front of the data: bit 3 for UDP, 2 for IPv4. UCX looks for the destination
+ * accordingly. An address of the node's tenants is an IPv4 address.
+ */
+static inline uint8_t cqe_sl(const struct sluice_cqe *cqe)
+{
+    return cqe->wc_flags & IBV_WC_GRH ? 8 | 2 : 0;
+}
+
 /* Operations of struct verbs_context. */
 struct ibv_td *shim_alloc_td(struct ibv_context *context, struct ibv_td_init_attr *attr);
 int shim_dealloc_td(struct ibv_td *td);
