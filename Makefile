@@ -13,7 +13,7 @@ SOURCES := $(shell find csrc shim router benchmarks tests -name '*.[ch]' -o -nam
 
 # A guest of tests/vm, and the compiler of tests/fuzz.
 VM_PACKAGES := qemu-system-x86 busybox-static cpio kmod iproute2 rdma-core
-FUZZ_PACKAGES := clang
+FUZZ_PACKAGES := clang libclang-rt-dev
 FUZZ_SECONDS ?= 20
 
 # A node of tests/kubernetes; what Debian has in no current version is built from Go modules (tests/kubernetes/build.sh).
@@ -96,7 +96,7 @@ test-vm: setup build/build.ninja
 	$(call install,$(VM_PACKAGES))
 	$(BIN)/ninja -C build >/dev/null
 	rm -rf build/vm && mkdir build/vm
-	$(SUDO) tests/vm/boot -o build/vm -- $(CURDIR)/tests/vm/conformance $(CURDIR) /run/vm/out
+	$(SUDO) tests/vm/boot -t 1500 -o build/vm -- $(CURDIR)/tests/vm/conformance $(CURDIR) /run/vm/out
 	$(BIN)/python tests/vm/compare.py build/vm/bare-one-process.json build/vm/local-one-tenant.json \
 	  build/vm/local-two-tenants.json
 
