@@ -35,9 +35,6 @@ static const struct deviation deviations[] = {
     {"rxe", "windows.type_1_opens", false, "checks the bounds of the region, not those of the window"},
     {"rxe", "windows.type_2_opens", false, "checks the bounds of the region, not those of the window"},
     {"rxe", "windows.remote_invalidate", false, "a receive doesn't tell WITH_INV"},
-
-    {"sluice", "events.communication_established", false, "nothing tells COMM_EST yet"},
-    {"sluice", "processes.child_opens_its_own", false, "a forked child of a process with a session gets none of its own yet"},
     {NULL, NULL, false, NULL},
 };
 

@@ -133,6 +133,7 @@ TEST(key_of_yore, BOTH, "a key that was deregistered gives no access: REM_ACCESS
 
     exchange(e, &mr->rkey, &e->peer.rkey, sizeof(mr->rkey));
     DO(drop(e, mr));
+    meet(e);
     refused(e, (struct request){.opcode = IBV_WR_RDMA_WRITE, .length = 64}, IBV_WC_REM_ACCESS_ERR);
 }
 

@@ -83,15 +83,15 @@ TEST(send_names_its_srq, BOTH, "a SEND over XRC takes a receive of the SRQ that 
     meet(e);
 }
 
-TEST(write, BOTH, "WRITE and READ over XRC need no SRQ", "IBTA annex A14")
+TEST(write, BOTH, "WRITE and READ over XRC reach the memory of the PD of the SRQ that they name", "IBTA annex A14")
 {
     struct xrc xrc;
 
     connect_xrc(e, &xrc);
     if (e->first) {
-        ASK(.opcode = IBV_WR_RDMA_WRITE, .qp = xrc.out, .wr_id = 1, .length = 5000);
+        ASK(.opcode = IBV_WR_RDMA_WRITE, .qp = xrc.out, .wr_id = 1, .length = 5000, .srq_num = xrc.numbers[0]);
         EXPECT(1, IBV_WC_SUCCESS);
-        ASK(.opcode = IBV_WR_RDMA_READ, .qp = xrc.out, .wr_id = 2, .from = 65536, .length = 5000);
+        ASK(.opcode = IBV_WR_RDMA_READ, .qp = xrc.out, .wr_id = 2, .from = 65536, .length = 5000, .srq_num = xrc.numbers[0]);
         EXPECT(2, IBV_WC_SUCCESS);
         ARRIVED(65536, 5000, 0);
     }
