@@ -14,6 +14,7 @@ SOURCES := $(shell find csrc shim router benchmarks tests -name '*.[ch]' -o -nam
 # A guest of tests/vm, and the compiler of tests/fuzz.
 VM_PACKAGES := qemu-system-x86 busybox-static cpio kmod iproute2 rdma-core
 FUZZ_PACKAGES := clang libclang-rt-dev
+FUZZERS := control segment zmtp
 FUZZ_SECONDS ?= 20
 
 # A node of tests/kubernetes; what Debian has in no current version is built from Go modules (tests/kubernetes/build.sh).
@@ -99,6 +100,21 @@ test-vm: setup build/build.ninja
 	$(SUDO) tests/vm/boot -t 1500 -o build/vm -- $(CURDIR)/tests/vm/conformance $(CURDIR) /run/vm/out
 	$(BIN)/python tests/vm/compare.py build/vm/bare-one-process.json build/vm/local-one-tenant.json \
 	  build/vm/local-two-tenants.json
+
+fuzz: setup
+	$(call install,$(FUZZ_PACKAGES))
+	[ -e build-fuzz/build.ninja ] || CC=clang $(BIN)/meson setup build-fuzz --buildtype=debugoptimized \
+	  -Db_sanitize=address,undefined -Db_lundef=false -Dfuzz=true -Dc_args=-fsanitize=fuzzer-no-link >/dev/null
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ninja -C build-fuzz $(FUZZERS:%=tests/fuzz/fuzz-%) >/dev/null
+	@for name in $(FUZZERS); do \
+	  mkdir -p build-fuzz/corpus-$$name && \
+	  echo "fuzzing $$name for $(FUZZ_SECONDS) s" && \
+	  { build-fuzz/tests/fuzz/fuzz-$$name -max_total_time=$(FUZZ_SECONDS) -max_len=1024 -timeout=30 \
+	      -artifact_prefix=build-fuzz/$$name- build-fuzz/corpus-$$name tests/fuzz/corpus/$$name \
+	      > build-fuzz/$$name.log 2>&1 || { tail -n 60 build-fuzz/$$name.log; exit 1; }; } && \
+	  tail -n 1 build-fuzz/$$name.log; \
+	done
+	$(BIN)/python -m pytest -q tests/fuzz
 
 lint: setup
 	$(BIN)/ruff check router tests benchmarks

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A hostile process scribbles over its segment (doorbells, mailbox, indices, WQEs,
- * the CQ's consumer) while the engine works on it. Its QP is connected to itself,
- * so that WQEs that happen to be right are carried out as well.
+ * the CQ's consumer) while the engine works on it. Its QP, of any kind, is connected
+ * to itself, so that WQEs that happen to be right are carried out as well.
  */
 #include <string.h>
 
@@ -29,9 +29,17 @@ static void post(struct fuzz_session *session, const uint8_t **data, size_t *lef
     bool receive = fuzz_byte(data, left) & 1;
     uint32_t stride = receive ? session->qp_layout.rq_stride : session->qp_layout.sq_stride;
     struct sluice_queue_shared *queue = receive ? &shared->rq : &shared->sq;
+    uint64_t ring = receive ? session->qp_layout.rq_offset : session->qp_layout.sq_offset;
+
+    if (receive && session->srq_layout.handle) {
+        struct sluice_srq_shared *srq = (struct sluice_srq_shared *)(base + session->srq_layout.offset);
+
+        queue = &srq->queue;
+        stride = session->srq_layout.stride;
+        ring = session->srq_layout.offset + sizeof(*srq);
+    }
     uint32_t index = queue->producer;
-    uint8_t *slot = base + (receive ? session->qp_layout.rq_offset : session->qp_layout.sq_offset) +
-                    (index & (ENTRIES - 1)) * stride;
+    uint8_t *slot = base + ring + (index & (ENTRIES - 1)) * stride;
     struct sluice_sge *sge;
     uint8_t at, value;
 
@@ -49,6 +57,10 @@ static void post(struct fuzz_session *session, const uint8_t **data, size_t *lef
         wqe->inline_length = fuzz_byte(data, left) % 80;
         wqe->remote_addr = (uintptr_t)session->memory + 8ull * fuzz_byte(data, left);
         wqe->rkey = session->key;
+        if (session->qp_type == IBV_QPT_UD) {
+            wqe->ah = session->ah;
+            wqe->remote_qpn = session->qp_num;
+        }
         sge = (struct sluice_sge *)(wqe + 1);
         if (wqe->opcode == IBV_WR_ATOMIC_CMP_AND_SWP || wqe->opcode == IBV_WR_ATOMIC_FETCH_AND_ADD)
             sge = (struct sluice_sge *)((uint8_t *)sge + sizeof(struct sluice_atomic));
@@ -90,8 +102,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t left)
 {
     struct fuzz_session session;
 
+    static const uint32_t types[] = {IBV_QPT_RC, IBV_QPT_RC, IBV_QPT_UC, IBV_QPT_UD};
+
     fuzz_begin();
-    fuzz_open(&session);
+    uint8_t kind = fuzz_byte(&data, &left);
+
+    fuzz_open(&session, types[kind % 4], kind & 4);
     fuzz_join(&session, &session);
     uint8_t *base = (uint8_t *)session.segment;
     uint16_t offset;
@@ -108,7 +124,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t left)
             break;
         case 2:
             fuzz_take(&data, &left, &offset, sizeof(offset));
-            scribble(base + session.cq_layout.offset + offset % 8192, &data, &left);
+            scribble(base + (kind & 8 && session.srq_layout.handle ? session.srq_layout.offset : session.cq_layout.offset) +
+                         offset % 8192,
+                     &data, &left);
             break;
         case 3:
         case 4:

@@ -76,7 +76,7 @@ static uint32_t reg_mr(struct fuzz_session *session)
     return mailbox->key;
 }
 
-void fuzz_open(struct fuzz_session *session)
+void fuzz_open(struct fuzz_session *session, uint32_t qp_type, bool with_srq)
 {
     struct sluice_session_files files;
     struct sluice_create_cq_request cq = {.cqe = 4 * ENTRIES};
@@ -101,8 +101,20 @@ void fuzz_open(struct fuzz_session *session)
     session->pd = (uint32_t)pd;
     MUST(sluice_cq_create(fuzz_engine, session->number, &cq, &session->cq_layout) == 0);
     session->cq = session->cq_layout.handle;
+    if (with_srq) {
+        struct sluice_create_srq_request srq = {.pd = session->pd, .max_wr = ENTRIES, .max_sge = 4};
+
+        MUST(sluice_srq_create(fuzz_engine, session->number, &srq, &session->srq_layout) == 0);
+    }
+    struct sluice_create_ah_request ah = {.pd = session->pd, .attr = {.is_global = 1, .port_num = 1}};
+    int handle = sluice_ah_create(fuzz_engine, session->number, &ah, (const uint8_t[16]){0}, (int32_t)fuzz_tenant);
+
+    MUST(handle >= 0);
+    session->ah = (uint32_t)handle;
+    session->qp_type = qp_type;
     struct sluice_create_qp_request qp = {
-        .pd = session->pd, .send_cq = session->cq, .recv_cq = session->cq, .qp_type = IBV_QPT_RC,
+        .pd = session->pd, .send_cq = session->cq, .recv_cq = session->cq, .qp_type = qp_type,
+        .srq = session->srq_layout.handle,
         .cap = {.max_send_wr = ENTRIES, .max_recv_wr = ENTRIES, .max_send_sge = 4, .max_recv_sge = 4, .max_inline_data = 64}};
 
     MUST(sluice_qp_create(fuzz_engine, session->number, &qp, &session->qp_layout) == 0);
@@ -127,7 +139,7 @@ static void move(struct fuzz_session *session, uint32_t state, const struct fuzz
         .port_num = 1, .qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC};
 
     MUST(sluice_qp_modify(fuzz_engine, session->number, session->qp, &attr,
-                          IBV_QP_STATE | IBV_QP_DEST_QPN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
+                          IBV_QP_STATE | IBV_QP_QKEY | IBV_QP_DEST_QPN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
                               IBV_QP_ACCESS_FLAGS | IBV_QP_PATH_MTU | IBV_QP_PORT,
                           SLUICE_TRANSPORT_LOCAL, (int32_t)fuzz_tenant, &now) == 0);
 }
@@ -152,8 +164,8 @@ void fuzz_begin(void)
 
     MUST(tenant >= 0);
     fuzz_tenant = (uint32_t)tenant;
-    fuzz_open(&honest[0]);
-    fuzz_open(&honest[1]);
+    fuzz_open(&honest[0], IBV_QPT_RC, false);
+    fuzz_open(&honest[1], IBV_QPT_RC, false);
     fuzz_join(&honest[0], &honest[1]);
 }
 

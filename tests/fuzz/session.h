@@ -16,12 +16,13 @@
 enum { ENTRIES = 16, MEMORY = 1 << 16 };
 
 struct fuzz_session {
-    uint32_t number, pd, cq, qp, qp_num, key;
+    uint32_t number, pd, cq, qp, qp_num, qp_type, key, ah;
     int descriptors[3]; /* segment, arena, async events */
     uint8_t *memory;    /* MEMORY bytes, registered */
     struct sluice_segment *segment;
     struct sluice_create_cq_reply cq_layout;
     struct sluice_create_qp_reply qp_layout;
+    struct sluice_create_srq_reply srq_layout; /* handle 0: the QP has receives of its own */
     uint32_t posted, polled;
 };
 
@@ -30,8 +31,8 @@ extern uint32_t fuzz_tenant;
 
 /* Opens the engine, once a process, and the honest pair. */
 void fuzz_begin(void);
-/* A session of one PD, CQ, region and RC QP in RESET. */
-void fuzz_open(struct fuzz_session *session);
+/* A session of one PD, CQ, region, address handle to this node, and a QP (enum ibv_qp_type) in RESET. */
+void fuzz_open(struct fuzz_session *session, uint32_t qp_type, bool with_srq);
 void fuzz_close(struct fuzz_session *session);
 /* To RTS, connected to each other (or one to itself). */
 void fuzz_join(struct fuzz_session *one, struct fuzz_session *other);
