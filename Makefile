@@ -105,11 +105,11 @@ fuzz: setup
 	$(call install,$(FUZZ_PACKAGES))
 	[ -e build-fuzz/build.ninja ] || CC=clang $(BIN)/meson setup build-fuzz --buildtype=debugoptimized \
 	  -Db_sanitize=address,undefined -Db_lundef=false -Dfuzz=true -Dc_args=-fsanitize=fuzzer-no-link >/dev/null
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ninja -C build-fuzz $(FUZZERS:%=tests/fuzz/fuzz-%) >/dev/null
+	$(BIN)/ninja -C build-fuzz $(FUZZERS:%=tests/fuzz/fuzz-%) >/dev/null
 	@for name in $(FUZZERS); do \
 	  mkdir -p build-fuzz/corpus-$$name && \
 	  echo "fuzzing $$name for $(FUZZ_SECONDS) s" && \
-	  { build-fuzz/tests/fuzz/fuzz-$$name -max_total_time=$(FUZZ_SECONDS) -max_len=1024 -timeout=30 \
+	  { build-fuzz/tests/fuzz/fuzz-$$name -max_total_time=$(FUZZ_SECONDS) -max_len=1024 -timeout=120 \
 	      -artifact_prefix=build-fuzz/$$name- build-fuzz/corpus-$$name tests/fuzz/corpus/$$name \
 	      > build-fuzz/$$name.log 2>&1 || { tail -n 60 build-fuzz/$$name.log; exit 1; }; } && \
 	  tail -n 1 build-fuzz/$$name.log; \
