@@ -3,6 +3,8 @@
  * What verbs of the control path cost an application, in microseconds (medians):
  *
  *     control              prints "reg_mr_4k T reg_mr_1g T connect T ..."
+ *     control ways         prints GB/s of WRITEs of 1 MiB into memory that the router reaches
+ *                          in the arena, by its own file, and through /proc/PID/mem
  *     control idle COUNT   connects COUNT QPs, prints "ready", and stays until its input ends
  *
  * reg_mr_4k: 4 KiB of live heap; reg_mr_1g: 1 GiB that nobody has touched;
@@ -151,13 +153,54 @@ static double connect_time(const struct end *base)
     return median(took, ROUNDS);
 }
 
+enum { LONG = 1 << 20, WRITES = 2000 };
+
+static double write_rate(const struct end *end, void *from, void *to)
+{
+    struct ibv_mr *source = ibv_reg_mr(end->pd, from, LONG, ACCESS), *target = ibv_reg_mr(end->pd, to, LONG, ACCESS);
+
+    CHECK(source && target, "ibv_reg_mr");
+    struct ibv_sge sge = {.addr = (uintptr_t)from, .length = LONG, .lkey = source->lkey};
+    struct ibv_send_wr *bad, wr = {.sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_RDMA_WRITE,
+                                   .send_flags = IBV_SEND_SIGNALED, .wr.rdma = {(uintptr_t)to, target->rkey}};
+    double start = now_us();
+
+    for (int i = 0; i < WRITES; i++) {
+        CHECK(!ibv_post_send(end->qp, &wr, &bad), "ibv_post_send");
+        CHECK(wait_completion(end->cq).status == IBV_WC_SUCCESS, "write");
+    }
+    double took = now_us() - start;
+
+    CHECK(!ibv_dereg_mr(source) && !ibv_dereg_mr(target), "ibv_dereg_mr");
+    return (double)LONG * WRITES / took / 1e3;
+}
+
+static void ways(struct end *base)
+{
+    uint8_t stack[LONG];
+    uint8_t *from = malloc(LONG);
+    void *shared = mmap(NULL, LONG, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    CHECK(shared != MAP_FAILED, "mmap");
+    memset(from, 1, LONG);
+    end_connect(base, base->qp->qp_num, base->gid, 7, 14);
+    printf("arena %.1f file %.1f", write_rate(base, from, malloc(LONG)), write_rate(base, from, shared));
+    printf(" process %.1f\n", write_rate(base, from, stack));
+}
+
 int main(int argc, char **argv)
 {
     struct end base;
     int idle = argc == 3 && strcmp(argv[1], "idle") == 0 ? atoi(argv[2]) : 0;
 
-    CHECK(argc == 1 || idle > 0, "usage: control [idle COUNT]");
+    int compare = argc == 2 && strcmp(argv[1], "ways") == 0;
+
+    CHECK(argc == 1 || idle > 0 || compare, "usage: control [ways | idle COUNT]");
     end_open(&base, open_device(), 0);
+    if (compare) {
+        ways(&base);
+        return 0;
+    }
     if (idle == 0) {
         double live[2], loop[2], anew[2];
 

@@ -25,6 +25,7 @@ static struct memory *add(struct session *session, uint32_t kind)
     memory->kind = kind;
     memory->handle = session->next_handle++;
     memory->view.fd = -1;
+    memory->view.used = &session->tenant->windows;
     list_init(&memory->link);
     list_append(&session->memories, &memory->link);
     session->memory_count++;

@@ -49,6 +49,7 @@ struct tenant {
     struct list active;   /* QPs with work to do now */
     struct list turn;     /* in engine->turns while active isn't empty */
     uint32_t session_count;
+    uint32_t windows;     /* of its arenas and files: window.h */
     struct list xrcds;
     uint32_t xrcd_opens, xrc_srqs;
     uint32_t memberships; /* of its QPs in multicast groups */

@@ -81,6 +81,7 @@ int session_open(struct tenant *tenant, struct sluice_session_files *files)
     session->next_handle = (uint32_t)(engine_random(tenant->engine) >> 34) + 1;
     session->arena.session = session;
     session->arena.writable = true;
+    session->arena.view.used = &tenant->windows;
     list_init(&session->pds);
     list_init(&session->channels);
     list_init(&session->cqs);

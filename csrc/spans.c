@@ -70,6 +70,11 @@ uint32_t spans_copy(const struct sluice_engine *engine, const struct spans *dst,
         uint8_t *target = span_at(&dst->list[to], to_offset, &length);
         const uint8_t *source = span_at(&src->list[from], from_offset, &from_length);
 
+        if (__builtin_expect(windows_moved, 0)) {
+            windows_moved = false;
+            continue;
+        }
+
         if (!target || !source)
             return end + 1;
         if (length > end - offset)

@@ -31,6 +31,7 @@ static uint32_t free_slots[SLOTS], free_count;
 static struct sigaction earlier_action;
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
 
+bool windows_moved;
 _Thread_local volatile bool window_fault;
 static _Thread_local uint32_t faulted[FAULTS], fault_count;
 
@@ -110,6 +111,28 @@ static void slot_free(uint32_t slot)
     pthread_mutex_unlock(&slots_lock);
 }
 
+static void unmap(struct arena *arena, uint32_t index)
+{
+    slot_free((uint32_t)((size_t)(arena->windows[index] - stretch) / WINDOW_SIZE));
+    arena->windows[index] = NULL;
+    arena->mapped--;
+    if (arena->used)
+        --*arena->used;
+}
+
+/* False: it has too few, so that a copy between two of its windows would never get both. */
+static bool give_up_one(struct arena *arena)
+{
+    if (arena->mapped < 3)
+        return false;
+    while (!arena->windows[arena->hand])
+        arena->hand = (arena->hand + 1) % arena->count;
+    unmap(arena, arena->hand);
+    arena->hand = (arena->hand + 1) % arena->count;
+    windows_moved = true;
+    return true;
+}
+
 static int make_windows(struct arena *arena, uint32_t count)
 {
     arena->windows = mmap(NULL, count * sizeof(*arena->windows), PROT_READ | PROT_WRITE,
@@ -152,9 +175,9 @@ int arena_of_file(struct arena *arena, int fd, uint64_t size, bool writable)
 void arena_close(struct arena *arena)
 {
     if (arena->windows) {
-        for (uint32_t i = 0; i < arena->count; i++)
+        for (uint32_t i = 0; arena->mapped && i < arena->count; i++)
             if (arena->windows[i])
-                slot_free((uint32_t)((size_t)(arena->windows[i] - stretch) / WINDOW_SIZE));
+                unmap(arena, i);
         munmap(arena->windows, arena->count * sizeof(*arena->windows));
     }
     if (arena->fd >= 0)
@@ -167,6 +190,8 @@ uint8_t *arena_map(struct arena *arena, uint64_t address)
 {
     uint32_t slot;
 
+    if (arena->used && *arena->used >= WINDOWS_OF_TENANT && !give_up_one(arena))
+        return NULL;
     pthread_mutex_lock(&slots_lock);
     slot = free_count ? free_slots[--free_count] : SLOTS;
     pthread_mutex_unlock(&slots_lock);
@@ -178,6 +203,9 @@ uint8_t *arena_map(struct arena *arena, uint64_t address)
         slot_free(slot);
         return NULL;
     }
+    arena->mapped++;
+    if (arena->used)
+        ++*arena->used;
     return arena->windows[address >> SLUICE_WINDOW_SHIFT] = stretch + slot * WINDOW_SIZE;
 }
 

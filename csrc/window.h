@@ -26,8 +26,14 @@ struct arena {
     int fd;
     bool read_only;
     uint32_t count;    /* windows */
+    uint32_t mapped;   /* of these */
+    uint32_t hand;     /* where to look for one to give up */
+    uint32_t *used;    /* by its tenant, all arenas and files; NULL: not counted */
     uint8_t **windows; /* NULL: not mapped */
 };
+
+/* Of the node's 16,384: a tenant that wants more gives up its oldest. */
+enum { WINDOWS_OF_TENANT = 1024 };
 
 /* Reserves the addresses and installs the SIGBUS handler. Once a process. -errno. */
 int windows_open(void);
@@ -55,6 +61,12 @@ static inline uint8_t *arena_at(struct arena *arena, uint64_t address)
     }
     return window + (address & (WINDOW_SIZE - 1));
 }
+
+/*
+ * A window was given up for another: pointers from before may lead nowhere. Whoever
+ * holds two clears it, and asks again for both until it stays clear.
+ */
+extern bool windows_moved;
 
 /* This thread's last copies met a page that could not be had. Set by a signal handler: hence volatile. */
 extern _Thread_local volatile bool window_fault;

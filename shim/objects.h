@@ -178,6 +178,7 @@ void events_fork_prepare(void);
 void events_fork_parent(void);
 void events_fork_child(void);
 void cqs_fork_child(void);
+void srqs_fork_child(void);
 
 /* Fast verbs, which the context's operations point to. */
 int shim_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad_wr);

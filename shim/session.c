@@ -258,6 +258,7 @@ static void in_child(void)
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
         memset(qps, 0, sizeof(qps));
         cqs_fork_child();
+        srqs_fork_child();
     }
     session.dead = false;
     events_fork_child();

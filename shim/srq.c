@@ -9,6 +9,11 @@
 
 static struct shim_srq *srqs;
 
+void srqs_fork_child(void)
+{
+    srqs = NULL;
+}
+
 static struct shim_srq *self(struct ibv_srq *srq)
 {
     return (struct shim_srq *)srq;

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tenants that lie: on the sockets and in shared memory. The router and the others go on."""
 
+import errno
 import mmap
 import os
 import random
@@ -182,3 +183,83 @@ def test_strangers_on_the_host_reach_no_tenant(router: RunningRouter) -> None:
     router.ask("tenant-add", name="bad", policy={})
     assert (router.state_dir / "tenants").stat().st_mode & 0o777 == 0o700
     assert (router.state_dir / "admin").stat().st_mode & 0o777 == 0o600
+
+
+OPEN_MEMORY = ffi.sizeof("struct sluice_open_memory_request")
+
+
+def open_memory(kind: int, has_descriptor: int, writable: int, start: int, length: int, cookie: int = 1) -> bytes:
+    fields = struct.pack("<4I2Q", kind, has_descriptor, writable, 0, start, length)
+    return header(lib.SLUICE_OP_OPEN_MEMORY, OPEN_MEMORY, cookie) + fields
+
+
+def test_nonsense_about_memory(intruder: Intruder) -> None:
+    """An errno for each, and nothing opened: what isn't mapped so, isn't in memory only, or isn't there."""
+    assert intruder.hello() == 0
+    source = random.Random(5)
+    for _ in range(300):
+        kind = source.choice([0, lib.SLUICE_MEMORY_FILE, lib.SLUICE_MEMORY_DMABUF, 99, 2**32 - 1])
+        start, length = (source.choice([0, 1, 4096, 2**47, 2**63, 2**64 - 1, source.randrange(2**64)]) for _ in "12")
+        assert intruder.ask(open_memory(kind, source.choice([0, 1, 7]), source.randrange(2), start, length)) != 0
+    for handle in (0, 1, 2**31, 2**32 - 1):
+        assert intruder.ask(header(lib.SLUICE_OP_CLOSE_MEMORY, 24) + struct.pack("<II", handle, 0)) == errno.EINVAL
+
+
+def mapping_of(pid: int, text: str) -> tuple[int, int]:
+    """Start and length of the first mapping whose line holds this text."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if text in line:
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            return start, end - start
+    raise AssertionError(text)
+
+
+def test_only_its_own_rights(intruder: Intruder) -> None:
+    """A mapping's file is given as the process has it: shared, in memory only, writable where it is."""
+    assert intruder.hello() == 0
+    # Private mappings of a file on disk, which the router's user could open.
+    start, length = mapping_of(os.getpid(), "libc.so.6")
+    assert intruder.ask(open_memory(lib.SLUICE_MEMORY_FILE, 0, 0, start, length)) != 0
+    fd = os.memfd_create("secret")
+    os.truncate(fd, 4096)
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+    with mmap.mmap(again, 4096, prot=mmap.PROT_READ):
+        start, length = mapping_of(os.getpid(), "/memfd:secret")
+        refused = intruder.ask(open_memory(lib.SLUICE_MEMORY_FILE, 0, 1, start, length))
+        assert refused in (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP)
+        # As a descriptor: no more than it can do.
+        packet = ffi.new("struct sluice_descriptor *", {"cookie": 77})
+        socket.send_fds(intruder.descriptors, [bytes(ffi.buffer(packet))], [again])
+        assert intruder.ask(open_memory(lib.SLUICE_MEMORY_FILE, 1, 1, 0, 0, cookie=77)) == errno.EACCES
+        socket.send_fds(intruder.descriptors, [bytes(ffi.buffer(packet))], [again])
+        assert intruder.ask(open_memory(lib.SLUICE_MEMORY_FILE, 1, 0, 0, 0, cookie=77)) == 0
+    os.close(again)
+    os.close(fd)
+
+
+def test_descriptors_that_nobody_asks_for(intruder: Intruder, router: RunningRouter) -> None:
+    assert intruder.hello() == 0
+    open_files = Path(f"/proc/{router.process.pid}/fd")
+    before = len(list(open_files.iterdir()))
+    with suppress(OSError):
+        for cookie in range(100):
+            packet = ffi.new("struct sluice_descriptor *", {"cookie": cookie})
+            socket.send_fds(intruder.descriptors, [bytes(ffi.buffer(packet))], [0])
+    assert intruder.is_over()
+    wait_until(lambda: len(list(open_files.iterdir())) <= before, "the descriptors' end")
+
+
+def test_many_files(intruder: Intruder) -> None:
+    """As many as a session may have, and no more."""
+    assert intruder.hello() == 0
+    fd = os.memfd_create("many")
+    os.truncate(fd, 4096)
+    packet = ffi.new("struct sluice_descriptor *", {"cookie": 1})
+    answers = []
+    for _ in range(1100):
+        socket.send_fds(intruder.descriptors, [bytes(ffi.buffer(packet))], [fd])
+        answers.append(intruder.ask(open_memory(lib.SLUICE_MEMORY_FILE, 1, 1, 0, 0)))
+        if answers[-1]:
+            break
+    assert set(answers[:-1]) == {0} and answers[-1] == errno.ENOMEM
+    os.close(fd)
