@@ -107,7 +107,7 @@ static void test_resize(void)
 
 /* ---- resized under load ------------------------------------------------ */
 
-enum { POLLERS = 2, MESSAGES = 40000, DEPTH = 64, QPS = 3 };
+enum { POLLERS = 2, MESSAGES = 5000, DEPTH = 64, QPS = 3 };
 
 static struct ibv_cq *shared;
 static uint64_t seen[QPS];
