@@ -7,7 +7,9 @@
 #include <unistd.h>
 
 #include "atomic.h"
+#include "clock.h"
 #include "qp.h"
+#include "tenant.h"
 
 #define BAD_CONSUMER "a completion queue's consumer index is ahead of what was produced"
 
@@ -34,6 +36,9 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
         return -EINVAL;
     uint32_t entries = entries_for(request->cqe);
 
+    if (!tenant_may_have(session->tenant, SLUICE_LIMIT_CQS, session->tenant->counters->cqs, 1,
+                         session->tenant->shape.max_cqs))
+        return -ENOMEM;
     if (request->channel) {
         for (struct list *link = session->channels.next; link != &session->channels; link = link->next)
             if (list_entry(link, struct channel, link)->handle == request->channel)
@@ -220,6 +225,11 @@ void cq_notify_all(struct sluice_engine *engine)
 
         /* The pipe holds 8,000 events; a tenant that leaves them all unread loses its own. */
         if (write(cq->channel->fd, &event, sizeof(event)) < 0)
-            continue;
+            cq->lost_events++;
+        /* Telling costs as much as many messages, and is its own tenant's expense. */
+        uint64_t start = engine->now;
+
+        engine->now = clock_now();
+        tenant_charge_time(cq->session->tenant, engine->now - start);
     }
 }

@@ -12,6 +12,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "account.h"
 #include "ah.h"
 #include "clock.h"
 #include "copy.h"
@@ -33,7 +34,8 @@ enum { PAGE = 4096 };
 
 #define COUNTERS_MAGIC 0x0100454349554c53ull /* "SLUICE\0\1" */
 #define TENANTS_OFFSET ((uint64_t)PAGE)
-#define QPS_OFFSET (TENANTS_OFFSET + SLUICE_MAX_TENANTS * sizeof(struct sluice_tenant_counters))
+#define GROUPS_OFFSET (TENANTS_OFFSET + SLUICE_MAX_TENANTS * sizeof(struct sluice_tenant_counters))
+#define QPS_OFFSET (GROUPS_OFFSET + SLUICE_MAX_GROUPS * sizeof(struct sluice_group_counters))
 #define COUNTERS_SIZE (QPS_OFFSET + SLUICE_MAX_QPS * sizeof(struct sluice_qp_counters))
 
 /* Sparse: a table of everything there may be costs only what is used of it. */
@@ -67,6 +69,9 @@ static int open_counters(struct sluice_engine *engine, const char *path)
         .tenants_offset = TENANTS_OFFSET,
         .tenant_stride = sizeof(struct sluice_tenant_counters),
         .tenants = SLUICE_MAX_TENANTS,
+        .groups_offset = GROUPS_OFFSET,
+        .group_stride = sizeof(struct sluice_group_counters),
+        .groups = SLUICE_MAX_GROUPS,
         .qps_offset = QPS_OFFSET,
         .qp_stride = sizeof(struct sluice_qp_counters),
     };
@@ -104,9 +109,10 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
         return -ENOMEM;
     engine->page_fd = engine->events.fd = -1;
     engine->now = clock_now();
-    list_init(&engine->turns);
+    list_init(&engine->watched);
     list_init(&engine->notify);
     engine->tenants = sparse(SLUICE_MAX_TENANTS * sizeof(*engine->tenants));
+    engine->tenant_groups = sparse(SLUICE_MAX_GROUPS * sizeof(*engine->tenant_groups));
     engine->sessions = sparse(SLUICE_MAX_SESSIONS * sizeof(*engine->sessions));
     engine->live = sparse(SLUICE_MAX_SESSIONS * sizeof(*engine->live));
     engine->qps = sparse(SLUICE_MAX_QPS * sizeof(*engine->qps));
@@ -117,7 +123,7 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
     engine->mrs = sparse(MR_MAX * sizeof(*engine->mrs));
     engine->events.ring = sparse(SLUICE_MAX_SESSIONS * sizeof(*engine->events.ring));
     if (!engine->tenants || !engine->sessions || !engine->live || !engine->qps || !engine->qp_generations ||
-        !engine->qp_free || !engine->srqs || !engine->groups || !engine->mrs || !engine->events.ring)
+        !engine->qp_free || !engine->srqs || !engine->groups || !engine->tenant_groups || !engine->mrs || !engine->events.ring)
         goto fail;
     for (uint32_t slot = 0; slot < SLUICE_MAX_QPS; slot++)
         engine->qp_free[slot] = slot;
@@ -136,7 +142,7 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
         goto fail;
     }
     copy_init();
-    if ((error = windows_open()) || (error = open_counters(engine, counters_path)) || (error = open_page(engine)) ||
+    if ((error = device_init(engine)) || (error = windows_open()) || (error = open_counters(engine, counters_path)) || (error = open_page(engine)) ||
         (error = port_open(engine)) ||
         (error = worker_start(engine)))
         goto fail;
@@ -173,9 +179,13 @@ void sluice_engine_close(struct sluice_engine *engine)
     for (uint32_t i = 0; engine->tenants && i < SLUICE_MAX_TENANTS; i++)
         if (engine->tenants[i])
             tenant_free(engine->tenants[i]);
+    for (uint32_t i = 0; engine->tenant_groups && i < SLUICE_MAX_GROUPS; i++)
+        if (engine->tenant_groups[i])
+            tenant_group_free(engine->tenant_groups[i]);
     port_close(engine);
     timers_free(&engine->timers);
     unmap(engine->tenants, SLUICE_MAX_TENANTS * sizeof(*engine->tenants));
+    unmap(engine->tenant_groups, SLUICE_MAX_GROUPS * sizeof(*engine->tenant_groups));
     unmap(engine->sessions, SLUICE_MAX_SESSIONS * sizeof(*engine->sessions));
     unmap(engine->live, SLUICE_MAX_SESSIONS * sizeof(*engine->live));
     unmap(engine->qps, SLUICE_MAX_QPS * sizeof(*engine->qps));
@@ -258,11 +268,101 @@ int sluice_tenant_shape(struct sluice_engine *engine, uint32_t number, const str
 {
     worker_enter(engine);
     struct tenant *tenant = find_tenant(engine, number);
+    int result = tenant ? tenant_shape(tenant, shape) : -EINVAL;
+
+    worker_leave(engine);
+    return result;
+}
+
+int64_t sluice_tenant_verb(struct sluice_engine *engine, uint32_t number)
+{
+    int64_t wait = 0;
+
+    worker_enter(engine);
+    struct tenant *tenant = find_tenant(engine, number);
 
     if (tenant)
-        tenant_shape(tenant, shape);
+        wait = tenant_take_verb(tenant);
     worker_leave(engine);
-    return tenant ? 0 : -EINVAL;
+    return tenant ? wait : -EINVAL;
+}
+
+/* ---- groups and the device --------------------------------------------- */
+
+int sluice_group_add(struct sluice_engine *engine, const struct sluice_share *share)
+{
+    worker_enter(engine);
+    int result = tenant_group_add(engine, share);
+
+    worker_leave(engine);
+    return result;
+}
+
+static struct tenant_group *find_group(struct sluice_engine *engine, uint32_t number)
+{
+    return number < SLUICE_MAX_GROUPS ? engine->tenant_groups[number] : NULL;
+}
+
+int sluice_group_remove(struct sluice_engine *engine, uint32_t number)
+{
+    worker_enter(engine);
+    struct tenant_group *group = find_group(engine, number);
+    int result = !group ? -EINVAL : group->tenants ? -EBUSY : 0;
+
+    if (result == 0)
+        tenant_group_free(group);
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_group_shape(struct sluice_engine *engine, uint32_t number, const struct sluice_share *share)
+{
+    worker_enter(engine);
+    struct tenant_group *group = find_group(engine, number);
+
+    if (group)
+        tenant_group_shape(group, share);
+    worker_leave(engine);
+    return group ? 0 : -EINVAL;
+}
+
+int sluice_device_shape(struct sluice_engine *engine, uint64_t capacity_bps, uint32_t wire)
+{
+    if (capacity_bps == 0)
+        return -EINVAL;
+    worker_enter(engine);
+    device_set(engine, capacity_bps, wire != 0);
+    worker_leave(engine);
+    return 0;
+}
+
+uint64_t sluice_measure_copy(void)
+{
+    enum { SIZE = 64 << 20, CHUNK = 1 << 16, SLICES = 10, SLICE_NS = 5000000 };
+    uint8_t *place = sparse(2 * (size_t)SIZE);
+    uint64_t offset = 0, best = 0;
+
+    if (!place)
+        return 0;
+    copy_init();
+    memset(place, 1, 2 * (size_t)SIZE);
+    /* The best of some slices: others that run on the core now won't always. */
+    for (uint32_t slice = 0; slice < SLICES; slice++) {
+        uint64_t bytes = 0, start = clock_now(), now = start;
+
+        while (now - start < SLICE_NS) {
+            copy_ordered(place + SIZE + offset, place + offset, CHUNK);
+            bytes += CHUNK;
+            offset = (offset + CHUNK) % SIZE;
+            now = clock_now();
+        }
+        uint64_t rate = (uint64_t)((unsigned __int128)bytes * 8 * NS_PER_SECOND / (now - start));
+
+        if (rate > best)
+            best = rate;
+    }
+    unmap(place, 2 * (size_t)SIZE);
+    return best;
 }
 
 /* ---- sessions and their objects ---------------------------------------- */
@@ -317,7 +417,7 @@ int sluice_session_async_event(struct sluice_engine *engine, uint32_t number, ui
     if (!session)
         return -EINVAL;
     session_async_event(session, event_type, element);
-    worker_leave(engine);
+    worker_leave_for(engine, session->tenant);
     return 0;
 }
 
@@ -329,7 +429,7 @@ int sluice_pd_alloc(struct sluice_engine *engine, uint32_t number)
         return -EINVAL;
     int result = pd_alloc(session);
 
-    worker_leave(engine);
+    worker_leave_for(engine, session->tenant);
     return result;
 }
 
@@ -341,7 +441,7 @@ int sluice_pd_dealloc(struct sluice_engine *engine, uint32_t number, uint32_t ha
         return -EINVAL;
     int result = pd_dealloc(session, handle);
 
-    worker_leave(engine);
+    worker_leave_for(engine, session->tenant);
     return result;
 }
 
@@ -353,7 +453,7 @@ int sluice_channel_create(struct sluice_engine *engine, uint32_t number, int *re
         return -EINVAL;
     int result = channel_create(session, read_fd);
 
-    worker_leave(engine);
+    worker_leave_for(engine, session->tenant);
     return result;
 }
 
@@ -365,7 +465,7 @@ int sluice_channel_destroy(struct sluice_engine *engine, uint32_t number, uint32
         return -EINVAL;
     int result = channel_destroy(session, handle);
 
-    worker_leave(engine);
+    worker_leave_for(engine, session->tenant);
     return result;
 }
 
@@ -378,7 +478,7 @@ int sluice_cq_create(struct sluice_engine *engine, uint32_t number, const struct
         return -EINVAL;
     int result = cq_create(session, request, reply);
 
-    worker_leave(engine);
+    worker_leave_for(engine, session->tenant);
     return result;
 }
 
@@ -393,7 +493,7 @@ int sluice_cq_destroy(struct sluice_engine *engine, uint32_t number, uint32_t ha
 
     if (result == 0)
         cq_free(cq);
-    worker_leave(engine);
+    worker_leave_for(engine, session->tenant);
     return result;
 }
 
@@ -456,7 +556,7 @@ int sluice_qp_create(struct sluice_engine *engine, uint32_t number, const struct
         return -EINVAL;
     int result = session->broken ? -EIO : qp_create(session, request, reply);
 
-    worker_leave(engine);
+    worker_leave_for(engine, session->tenant);
     return result;
 }
 
@@ -479,9 +579,10 @@ int sluice_qp_destroy(struct sluice_engine *engine, uint32_t number, uint32_t ha
 
     if (!qp)
         return -EINVAL;
+    struct tenant *tenant = qp->tenant;
     int result = qp_close(engine->sessions[number], handle);
 
-    worker_leave(engine);
+    worker_leave_for(engine, tenant);
     return result;
 }
 
@@ -661,7 +762,7 @@ int sluice_qp_modify(struct sluice_engine *engine, uint32_t number, uint32_t han
                            transport == SLUICE_TRANSPORT_LOCAL ? peer_tenant : -1);
 
     *now = qp->attr;
-    worker_leave(engine);
+    worker_leave_for(engine, qp->tenant);
     return result;
 }
 
@@ -685,6 +786,6 @@ int sluice_qp_query(struct sluice_engine *engine, uint32_t number, uint32_t hand
     *now = qp->attr;
     now->qp_state = now->cur_qp_state = qp->state;
     now->sq_draining = qp->state == 4 /* IBV_QPS_SQD */ && qp->message.active;
-    worker_leave(engine);
+    worker_leave_for(engine, qp->tenant);
     return 0;
 }

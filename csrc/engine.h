@@ -22,21 +22,65 @@ struct sluice_engine;
 enum sluice_engine_limits {
     SLUICE_MAX_TENANTS = 4096,
     SLUICE_MAX_SESSIONS = 16384,
+    SLUICE_MAX_GROUPS = 1024,
     SLUICE_MAX_QPS = 262144 /* of the node */
 };
 
-/* A rate of 0 means: no ceiling. */
+/* Index of what is per direction. */
+enum sluice_direction {
+    SLUICE_EGRESS = 0, /* bytes that leave a tenant's memory: SEND and WRITE it posts, READ it answers */
+    SLUICE_INGRESS = 1
+};
+
+enum sluice_weights { SLUICE_WEIGHT_DEFAULT = 100, SLUICE_WEIGHT_MAX = 10000 };
+
+/* What may stop a tenant, for a while (rates) or with ENOMEM (counts). */
+enum sluice_limit {
+    SLUICE_LIMIT_EGRESS = 0, /* ceilings of its own */
+    SLUICE_LIMIT_INGRESS,
+    SLUICE_LIMIT_OPERATIONS, /* per second */
+    SLUICE_LIMIT_VERBS,      /* control verbs per second */
+    SLUICE_LIMIT_ENGINE,     /* share of the engine's time */
+    SLUICE_LIMIT_PEER,       /* the ceiling of who is at the other end */
+    SLUICE_LIMIT_MRS,
+    SLUICE_LIMIT_MR_BYTES,
+    SLUICE_LIMIT_QPS,
+    SLUICE_LIMIT_CQS,
+    SLUICE_LIMITS
+};
+
+/*
+ * A part of the device: a tenant's or a group's. Bits per second and bytes, by
+ * enum sluice_direction. 0: no guarantee, no ceiling, a burst chosen from the rate.
+ * weight: 1 to SLUICE_WEIGHT_MAX; 0: the default. A group's guarantee is what it
+ * has beyond those of its tenants.
+ */
+struct sluice_share {
+    uint64_t min_bps[2];
+    uint64_t max_bps[2];
+    uint64_t burst[2];
+    uint64_t weight;
+};
+
+/* What a tenant may use. 0: no limit. */
 struct sluice_shape {
-    uint64_t max_bps;       /* ceiling, bits per second, each direction */
-    uint64_t burst;         /* bytes; 0: chosen from the rate */
-    uint64_t max_mr_bytes;  /* 0: no limit */
-    uint64_t max_mrs;       /* regions and windows; 0: no limit */
+    struct sluice_share share;
+    uint64_t max_operations; /* SEND, WRITE, READ and atomics per second */
+    uint64_t max_verbs;      /* control verbs per second */
+    uint64_t max_engine_ns;  /* of the engine's time, per second */
+    uint64_t max_mr_bytes;
+    uint64_t max_mrs;        /* regions and windows */
+    uint64_t max_qps;
+    uint64_t max_cqs;
+    uint32_t group;          /* its number plus 1; 0: none */
+    uint32_t wire_only;      /* rates leave traffic within the node out */
 };
 
 /*
  * The counters file: 64-bit words that any tool can map. Page 0 holds struct
- * sluice_counters_header; tenant t is at tenants_offset + t * tenant_stride, QP
- * slot q at qps_offset + q * qp_stride. Only the engine writes.
+ * sluice_counters_header; tenant t is at tenants_offset + t * tenant_stride, group g
+ * at groups_offset + g * group_stride, QP slot q at qps_offset + q * qp_stride. Only
+ * the engine writes.
  */
 struct sluice_counters_header {
     uint64_t magic; /* "SLUICE\0\1" as a little-endian word */
@@ -49,6 +93,9 @@ struct sluice_counters_header {
     uint64_t worker_loops;
     uint64_t worker_parks;
     uint64_t worker_busy_ns;
+    uint64_t groups_offset;
+    uint64_t group_stride;
+    uint64_t groups;
 };
 
 struct sluice_tenant_counters {
@@ -60,16 +107,28 @@ struct sluice_tenant_counters {
     uint64_t atomics;       /* atomic operations it asked for */
     uint64_t completions;   /* CQEs written to it */
     uint64_t errors;        /* of these, with a status other than success and flush */
-    uint64_t throttled_ns;  /* time in which work waited for the ceiling */
+    uint64_t throttled_ns[10]; /* by enum sluice_limit: time in which work waited for it */
+    uint64_t refused[10];   /* by enum sluice_limit: verbs that failed for it */
+    uint64_t last_refused;  /* enum sluice_limit of the latest, plus 1; 0: none yet */
+    uint64_t engine_ns;     /* of the engine's time that its work took */
+    uint64_t verbs;         /* control verbs that the engine carried out for it */
     uint64_t rnr_naks;      /* its messages that found no receive posted */
     uint64_t qps;           /* objects now */
     uint64_t cqs;
     uint64_t mrs;
     uint64_t mr_bytes;
     uint64_t sessions;
-    uint64_t max_bps;       /* ceiling in force, 0: none */
     uint64_t mws;
     uint64_t drops;         /* its UC and UD messages that nobody took */
+    uint64_t min_bps[2];    /* in force, by enum sluice_direction; 0: none */
+    uint64_t max_bps[2];
+};
+
+struct sluice_group_counters {
+    uint64_t throttled_ns[10]; /* by enum sluice_limit */
+    uint64_t tenants;       /* now */
+    uint64_t min_bps[2];    /* beyond its tenants' */
+    uint64_t max_bps[2];
 };
 
 struct sluice_qp_counters {
@@ -131,7 +190,28 @@ int sluice_engine_next_event(struct sluice_engine *engine, struct sluice_engine_
 int sluice_tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape);
 /* -EBUSY while it has sessions. */
 int sluice_tenant_remove(struct sluice_engine *engine, uint32_t tenant);
+/* -EINVAL: no such tenant, or no such group. */
 int sluice_tenant_shape(struct sluice_engine *engine, uint32_t tenant, const struct sluice_shape *shape);
+/*
+ * A control verb that the control plane is about to carry out. Returns 0, or the
+ * nanoseconds (at most a second) to wait before asking again: its rate is used up.
+ */
+int64_t sluice_tenant_verb(struct sluice_engine *engine, uint32_t tenant);
+
+/* Returns the group's number. -EAGAIN: too many. */
+int sluice_group_add(struct sluice_engine *engine, const struct sluice_share *share);
+/* -EBUSY while it has tenants. */
+int sluice_group_remove(struct sluice_engine *engine, uint32_t group);
+int sluice_group_shape(struct sluice_engine *engine, uint32_t group, const struct sluice_share *share);
+
+/*
+ * The device's rate in each direction, bits per second: what guarantees are a share
+ * of. wire: all traffic together keeps to it as well. Set it before guarantees.
+ */
+int sluice_device_shape(struct sluice_engine *engine, uint64_t capacity_bps, uint32_t wire);
+
+/* Bits per second that one thread of this machine copies between cold memory, measured for 50 ms. */
+uint64_t sluice_measure_copy(void);
 
 /* Returns the session's number. */
 int sluice_session_open(struct sluice_engine *engine, uint32_t tenant, struct sluice_session_files *files);

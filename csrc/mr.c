@@ -7,6 +7,7 @@
 #include "memory.h"
 #include "mw.h"
 #include "session.h"
+#include "tenant.h"
 
 /* What a region may grant; relaxed ordering changes nothing here, as all is ordered. */
 #define MR_ACCESS                                                                                          \
@@ -28,15 +29,13 @@ static bool range_fits(const struct memory *memory, const struct sluice_command 
 }
 
 /* Whether the tenant may have this many bytes more, and, where more is 1, one region or window more. */
-static bool within_limits(const struct tenant *tenant, uint32_t more, uint64_t bytes)
+static bool within_limits(struct tenant *tenant, uint32_t more, uint64_t bytes)
 {
     const struct sluice_shape *shape = &tenant->shape;
     const struct sluice_tenant_counters *now = tenant->counters;
 
-    if (shape->max_mrs && more && now->mrs + now->mws >= shape->max_mrs)
-        return false;
-    return !shape->max_mr_bytes ||
-           (bytes <= shape->max_mr_bytes && now->mr_bytes <= shape->max_mr_bytes - bytes);
+    return tenant_may_have(tenant, SLUICE_LIMIT_MRS, now->mrs + now->mws, more, shape->max_mrs) &&
+           tenant_may_have(tenant, SLUICE_LIMIT_MR_BYTES, now->mr_bytes, bytes, shape->max_mr_bytes);
 }
 
 struct mr *mr_take(struct pd *pd, enum mr_kind kind)

@@ -16,6 +16,7 @@
 
 #include "abi.h"
 #include "engine.h"
+#include "lane.h"
 #include "list.h"
 #include "shaper.h"
 #include "segment.h"
@@ -31,23 +32,35 @@ struct session;
 struct srq;
 struct worker;
 
-/* One direction of a tenant's traffic. */
-struct lane_shaper {
-    struct bucket bucket;
-    struct list waiting;   /* QPs whose next bytes are not allowed yet */
-    struct timer timer;    /* when they are */
-    uint64_t waiting_since;
-    struct tenant *tenant;
+/* Who is metered: a tenant, a group of them, or the whole device. */
+struct account {
+    struct entity entity;
+    struct lane lanes[DIRECTIONS]; /* other tenants' QPs that wait for its ceiling */
+    struct sluice_engine *engine;
+};
+
+struct tenant_group {
+    struct account account;
+    uint32_t number;
+    uint32_t tenants;
+    struct sluice_share share;
+    struct sluice_group_counters *counters;
 };
 
 struct tenant {
+    struct account account;
     struct sluice_engine *engine;
     uint32_t number;
     uint64_t incarnation; /* numbers are used again, this isn't */
     struct sluice_shape shape;
-    struct lane_shaper egress, ingress;
-    struct list active;   /* QPs with work to do now */
-    struct list turn;     /* in engine->turns while active isn't empty */
+    struct tenant_group *group;        /* or NULL */
+    bool limited[DIRECTIONS];   /* a ceiling of its own, its group's or the device's */
+    uint32_t chunk[DIRECTIONS]; /* bytes of these at a stretch */
+    bool told_apart;            /* reads from the rest: some rate, on the way up, is of one direction */
+    struct list active[FLOWS];  /* QPs with work to do now; FLOW_CONTROL: sessions with a command */
+    struct list firsts;         /* claims: its QPs that wait for other tenants' ceilings */
+    uint64_t waits_since;       /* ns: since when there are any */
+    uint32_t message_ns, kib_ns; /* what its last turns cost, averaged */
     uint32_t session_count;
     uint32_t windows;     /* of its arenas and files: window.h */
     struct list xrcds;
@@ -94,6 +107,7 @@ struct session {
     uint32_t next_handle; /* starts anywhere: what a forked child has of its parent's session fits nothing of its own */
     uint32_t memory_count;
     struct list pds, channels, cqs, mrs, mws, memories, xrcds;
+    struct list command; /* in tenant->active[FLOW_CONTROL] while the mailbox waits */
     struct qp **qps; /* SLUICE_SESSION_QPS, by handle */
     struct srq **srqs; /* SLUICE_SESSION_SRQS, by handle */
     struct ah **ahs;   /* SLUICE_SESSION_AHS, by handle */
@@ -114,7 +128,10 @@ struct sluice_engine {
     struct session **sessions; /* SLUICE_MAX_SESSIONS */
     struct session **live;    /* the sessions there are, dense */
     uint32_t live_count;
-    struct list turns;        /* tenants with work to do */
+    struct list watched;      /* QPs whose empty send queue is looked at for a while */
+    struct shaper shaper;
+    struct account device;
+    struct tenant_group **tenant_groups;    /* SLUICE_MAX_GROUPS */
 
     struct qp **qps;          /* SLUICE_MAX_QPS, by slot */
     uint8_t *qp_generations;

@@ -13,6 +13,7 @@
 #include "requester.h"
 #include "session.h"
 #include "srq.h"
+#include "tenant.h"
 #include "transport/transport.h"
 #include "xrc.h"
 
@@ -231,6 +232,7 @@ int qp_create(struct session *session, const struct sluice_create_qp_request *re
     qp->peer_tenant = -1;
     requester_init(qp);
     list_init(&qp->link);
+    claim_init(&qp->claim);
     list_init(&qp->windows);
     list_init(&qp->groups);
     list_init(&qp->shares);

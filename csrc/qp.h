@@ -13,6 +13,7 @@
 #include "node.h"
 #include "queue.h"
 
+struct allowance;
 struct transport;
 struct xrcd;
 
@@ -21,8 +22,9 @@ enum qp_wait {
     QP_WAIT_NOTHING, /* active, or no work */
     QP_WAIT_PEER,    /* nobody answers: until the transport timer gives up */
     QP_WAIT_RECEIVE, /* the responder has no receive posted: RNR */
-    QP_WAIT_RATE,    /* in a lane_shaper's waiting list */
-    QP_WAIT_COPY     /* a thread copies the next piece: relay.h */
+    QP_WAIT_COPY,    /* a thread copies the next piece: relay.h */
+    QP_WAIT_RATE,    /* claim: for the ceiling at the other end */
+    QP_WAIT_POST     /* watched: nothing to send, but something may come at once */
 };
 
 /* The message that is being sent: a private, checked copy of its WQE. */
@@ -67,10 +69,11 @@ struct qp {
     struct message message;
     struct receive receive;
     enum qp_wait wait;
-    uint64_t idle_since;  /* ns: since when the send queue is found empty; 0: it isn't */
+    uint64_t idle_since;  /* ns: since when the send queue is watched */
     uint32_t rnr_left;    /* retries */
     struct timer timer;   /* RNR, or the transport's retry limit */
-    struct list link;     /* tenant->active, or the waiting of a lane_shaper or SRQ */
+    struct list link;     /* tenant->active, engine->watched, or an SRQ's waiting */
+    struct claim claim;
     struct list windows;  /* of type 2, bound by this QP */
     struct relay *relay;  /* where its message reaches memory that the worker can't; or NULL */
 
@@ -105,11 +108,14 @@ void qp_activate(struct qp *qp);
 /* Takes it out of every list and stops its timer. */
 void qp_deactivate(struct qp *qp);
 
-/*
- * Sends for one turn: at most budget bytes, or a batch of small messages. Leaves
- * the QP active, waiting, or armed for the next doorbell. *spent gets the bytes.
- */
-void qp_send(struct qp *qp, uint32_t budget, uint32_t *spent);
+/* Sends for one turn (turn.h). Leaves the QP active, waiting, or armed for the next doorbell. */
+void qp_send(struct qp *qp, struct allowance *allowance);
+/* Whether the message that is sent, or will be next, is a READ. Only a guess before it was taken. */
+bool qp_reads(const struct qp *qp);
+/* Out of the active list, for a claim. */
+void qp_wait_for_rate(struct qp *qp);
+/* Looks at a watched QP's send queue. */
+void qp_watch(struct qp *qp);
 
 /* Async event to whoever has the QP. */
 void qp_async_event(struct qp *qp, uint32_t event_type);

@@ -5,11 +5,14 @@
 #include <string.h>
 
 #include "ah.h"
+#include "atomic.h"
 #include "clock.h"
 #include "relay.h"
 #include "session.h"
 #include "srq.h"
+#include "tenant.h"
 #include "transport/transport.h"
+#include "turn.h"
 #include "worker.h"
 
 /* Operations that bring something back: max_rd_atomic is about these (IBTA 11.2.5.2). */
@@ -27,25 +30,37 @@ void requester_init(struct qp *qp)
 
 /* ---- scheduling -------------------------------------------------------- */
 
-void qp_activate(struct qp *qp)
+/* Out of whatever it waits in. */
+static void take_out(struct qp *qp)
 {
-    struct tenant *tenant = qp->tenant;
-
     timer_cancel(&qp->session->engine->timers, &qp->timer);
     qp->wait = QP_WAIT_NOTHING;
-    qp->idle_since = 0;
     list_remove(&qp->link);
-    list_append(&tenant->active, &qp->link);
-    if (list_unlinked(&tenant->turn))
-        list_append(&tenant->engine->turns, &tenant->turn);
+    if (qp->claim.lane) {
+        claim_cancel(&qp->claim);
+        tenant_waits_less(qp->tenant);
+    }
+}
+
+void qp_activate(struct qp *qp)
+{
+    enum flow flow = turn_flow(qp);
+
+    take_out(qp);
+    list_append(&qp->tenant->active[flow], &qp->link);
+    tenant_works(qp->tenant, flow);
 }
 
 void qp_deactivate(struct qp *qp)
 {
-    timer_cancel(&qp->session->engine->timers, &qp->timer);
-    qp->wait = QP_WAIT_NOTHING;
-    list_remove(&qp->link);
+    take_out(qp);
     relay_drop(qp);
+}
+
+void qp_wait_for_rate(struct qp *qp)
+{
+    list_remove(&qp->link);
+    qp->wait = QP_WAIT_RATE;
 }
 
 /* ---- completions ------------------------------------------------------- */
@@ -112,6 +127,18 @@ void qp_flush_sends(struct qp *qp)
 }
 
 /* ---- taking WQEs from shared memory ------------------------------------ */
+
+bool qp_reads(const struct qp *qp)
+{
+    const struct sluice_wqe *wqe = qp->message.wqe;
+
+    if (!qp->message.active) {
+        if (qp->sq.entries == 0)
+            return false;
+        wqe = (const struct sluice_wqe *)queue_slot(&qp->sq);
+    }
+    return load_relaxed(&wqe->opcode) == IBV_WR_RDMA_READ;
+}
 
 /* Copies the WQE at the head and checks the copy. False: garbage, the session is broken now. */
 static bool take_message(struct qp *qp)
@@ -212,18 +239,6 @@ static void wait_for_receive(struct qp *qp)
         list_append(&qp->lacking->waiting, &qp->link);
 }
 
-static void wait_for_rate(struct qp *qp, struct lane_shaper *lane)
-{
-    struct sluice_engine *engine = qp->session->engine;
-
-    list_remove(&qp->link);
-    qp->wait = QP_WAIT_RATE;
-    if (list_empty(&lane->waiting))
-        lane->waiting_since = engine->now;
-    list_append(&lane->waiting, &qp->link);
-    timer_set(&engine->timers, &lane->timer, lane->bucket.tat);
-}
-
 static void on_timer(struct timer *timer)
 {
     struct qp *qp = list_entry(timer, struct qp, timer);
@@ -234,19 +249,33 @@ static void on_timer(struct timer *timer)
         qp_activate(qp);
 }
 
-/* Nothing to send. False: stay active, for something may come at once or has come. */
+/* Nothing to send. False: stay as it is now, for something may come at once or has come. */
 static bool rest(struct qp *qp)
 {
     struct sluice_engine *engine = qp->session->engine;
 
-    if (engine->linger) {
-        /* A core to spare: watch the queue for a while, so that the next post needs no doorbell. */
-        if (qp->idle_since == 0)
-            qp->idle_since = engine->now;
-        if (engine->now - qp->idle_since < engine->linger)
-            return false;
-    }
-    return queue_arm(qp->session, &qp->sq);
+    if (!engine->linger)
+        return queue_arm(qp->session, &qp->sq);
+    /* A core to spare: watch the queue for a while, so that the next post needs no doorbell. */
+    qp->idle_since = engine->now;
+    list_remove(&qp->link);
+    list_append(&engine->watched, &qp->link);
+    qp->wait = QP_WAIT_POST;
+    return false;
+}
+
+void qp_watch(struct qp *qp)
+{
+    struct sluice_engine *engine = qp->session->engine;
+
+    if (load_relaxed(&qp->sq.shared->producer) != qp->sq.head)
+        qp_activate(qp);
+    else if (engine->now - qp->idle_since < engine->linger)
+        return;
+    else if (queue_arm(qp->session, &qp->sq))
+        qp_deactivate(qp);
+    else if (!qp->session->broken)
+        qp_activate(qp);
 }
 
 static void drop(struct qp *qp)
@@ -324,7 +353,6 @@ bool qp_next_message(struct qp *qp)
             qp_deactivate(qp);
         return false;
     }
-    qp->idle_since = 0;
     return take_message(qp);
 }
 
@@ -354,37 +382,37 @@ static enum progress carry_out(struct qp *qp, uint32_t budget, uint32_t *status)
     return PROGRESS_FAILED;
 }
 
-void qp_send(struct qp *qp, uint32_t budget, uint32_t *spent)
+void qp_send(struct qp *qp, struct allowance *allowance)
 {
-    struct sluice_engine *engine = qp->session->engine;
-    enum { BATCH = 64 };
-    uint32_t next_look = WORK_PIECE;
+    uint32_t next_look = TURN_PIECE;
 
-    for (uint32_t turn = 0; turn < BATCH && *spent < budget; turn++) {
-        if (*spent >= next_look) {
-            if (worker_called(engine))
+    for (; allowance->tries < allowance->messages && allowance->moved < allowance->bytes; allowance->tries++) {
+        if (allowance->moved >= next_look) {
+            if (worker_called(qp->session->engine))
                 return;
-            next_look = *spent + WORK_PIECE;
+            next_look = allowance->moved + TURN_PIECE;
         }
         if (!qp->message.active && !qp_next_message(qp))
             return;
-
-        bool is_read = qp->message.wqe->opcode == IBV_WR_RDMA_READ;
-        struct lane_shaper *lane = is_read ? &qp->tenant->ingress : &qp->tenant->egress;
-
-        if (!bucket_ready(&lane->bucket, engine->now)) {
-            wait_for_rate(qp, lane);
+        if (turn_flow(qp) != allowance->flow) {
+            qp_activate(qp);
             return;
         }
+        if (!turn_admits(allowance, qp))
+            return;
         uint32_t status = IBV_WC_SUCCESS;
         uint32_t before = qp->message.moved;
-        uint32_t left = budget - *spent;
-        enum progress progress =
-            carry_out(qp, left < lane->bucket.chunk ? left : lane->bucket.chunk, &status);
-        uint32_t bytes = qp->message.moved - before;
+        uint32_t peer_direction = qp_reads(qp) ? FLOW_EGRESS : FLOW_INGRESS;
+        enum progress progress = carry_out(qp, allowance->bytes - allowance->moved, &status);
+        /* A message that lost its receiver on the way has begun again. */
+        uint32_t bytes = qp->message.moved - (qp->message.moved < before ? 0 : before);
 
-        bucket_take(&lane->bucket, bytes, engine->now);
-        *spent += bytes;
+        allowance->moved += bytes;
+        allowance->operations += progress == PROGRESS_DONE;
+        if (qp->peer) {
+            allowance->peer = qp->peer->tenant;
+            allowance->peer_moved[peer_direction] += bytes;
+        }
         if (qp->session->broken || !proceed(qp, progress, status))
             return;
     }

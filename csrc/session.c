@@ -19,6 +19,7 @@
 #include "qp.h"
 #include "srq.h"
 #include "xrc.h"
+#include "tenant.h"
 
 /*
  * The two ends of a pipe are separate open files, so the engine's end is
@@ -89,6 +90,7 @@ int session_open(struct tenant *tenant, struct sluice_session_files *files)
     list_init(&session->mws);
     list_init(&session->memories);
     list_init(&session->xrcds);
+    list_init(&session->command);
     session->qps = calloc(SLUICE_SESSION_QPS, sizeof(*session->qps));
     session->srqs = calloc(SLUICE_SESSION_SRQS, sizeof(struct srq *));
     session->ahs = calloc(SLUICE_SESSION_AHS, sizeof(struct ah *));
@@ -150,6 +152,7 @@ void session_free(struct session *session)
     while (!list_empty(&session->pds))
         pd_dealloc(session, list_entry(session->pds.next, struct pd, link)->handle);
 
+    list_remove(&session->command);
     engine->sessions[session->number] = NULL;
     engine->live[session->live] = engine->live[--engine->live_count];
     engine->live[session->live]->live = session->live;
@@ -170,7 +173,7 @@ bool session_rung(const struct session *session)
            load_relaxed(&head->summary[3]) | load_relaxed(&head->srq_summary) | load_relaxed(&head->command_rung);
 }
 
-static void answer_command(struct session *session)
+void session_command(struct session *session)
 {
     struct sluice_command *mailbox = &segment_head(&session->segment)->command;
     struct sluice_command command;
@@ -211,8 +214,11 @@ void session_poll(struct session *session)
 {
     struct sluice_segment *head = segment_head(&session->segment);
 
-    if (load_relaxed(&head->command_rung) && exchange(&head->command_rung, 0))
-        answer_command(session);
+    /* The tenant's turn comes for it: a storm of commands is no faster than one's share of the engine. */
+    if (load_relaxed(&head->command_rung) && exchange(&head->command_rung, 0) && list_unlinked(&session->command)) {
+        list_append(&session->tenant->active[FLOW_CONTROL], &session->command);
+        tenant_works(session->tenant, FLOW_CONTROL);
+    }
     if (load_relaxed(&head->srq_summary))
         poll_srqs(session);
     for (uint32_t i = 0; i < SLUICE_DOORBELL_SUMMARY; i++) {

@@ -9,8 +9,11 @@
 int session_open(struct tenant *tenant, struct sluice_session_files *files);
 void session_free(struct session *session);
 
-/* Looks at the doorbell and the mailbox, and rings what they name. */
+/* Looks at the doorbell, and rings what it names; a command waits for its tenant's turn. */
 void session_poll(struct session *session);
+
+/* Carries out the command in the mailbox. */
+void session_command(struct session *session);
 
 /* Whether there is something for session_poll. */
 bool session_rung(const struct session *session);

@@ -1,53 +1,151 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A token bucket, kept as a point in time (the "virtual scheduling" form of the
- * generic cell rate algorithm, ITU-T I.371): tat is when the bucket will have
- * earned all that was taken from it. Work may start while tat <= now; each byte
- * moves tat by the time that it takes at the rate; an idle bucket lags behind now
- * by at most the burst. So there is nothing to refill, nothing overflows, and the
- * wait for the next byte is tat - now.
+ * Who may go next: the hierarchy device -> group -> tenant. (A tenant's QPs take
+ * turns; that is tenant.c's.) What is shared is the engine's time and, where the
+ * device has a rate of its own, its wire. Three rules, in this order:
  *
- * No clock is read here: now is given, in nanoseconds, and never runs backwards.
+ * 1. Ceilings. Each entity has a bucket for each direction, and a tenant buckets
+ *    for operations, verbs and the engine's time. A turn is charged to the whole
+ *    way up, and nobody has a turn while a bucket on the way is in debt. As such a
+ *    bucket lets burst + rate * T through in every window T (bucket.h), so does
+ *    the entity.
+ *
+ * 2. Guarantees. A tenant whose guarantee is due goes first, the one with the
+ *    earliest deadline before others. This is the real-time criterion of HFSC
+ *    (Stoica, Zhang, Ng, SIGCOMM 1997) with straight service curves. Its cost in a
+ *    turn of b bytes and t ns is what moves its curve most: b at the guaranteed
+ *    rate, or t at the share of the engine that the rate is of the capacity. So
+ *    all guarantees together ask for sum(rate)/capacity <= 1 of the device (the
+ *    control plane refuses more), and earliest deadline first then meets every
+ *    deadline (Liu and Layland 1973), late by at most one turn, which can't be
+ *    interrupted. A costly message eats its own sender's guarantee.
+ *
+ * 3. Weights. Who isn't due shares by start-time fair queueing (Goyal, Vin, Cheng
+ *    1996) at each level of the hierarchy: least virtual time first, and a turn
+ *    moves it by cost / weight. For any two that always want to go, service per
+ *    weight differs by at most one turn of each, whatever others do and however
+ *    the capacity varies. The cost is the engine's time; where the device has a
+ *    wire, whose directions are full each by itself, it is the wire's time if that
+ *    is more (the dominant resource: Ghodsi et al. 2012), each direction has
+ *    virtual times of its own, and directions share the engine evenly. What a
+ *    guarantee paid for doesn't count here: only the rest is shared by weight. Who
+ *    rested comes back at most SHAPER_CREDIT_NS behind the others, enough for a
+ *    small message to go first, too little to matter.
+ *
+ * Work conserving: as long as someone has work whose buckets are all ready,
+ * shaper_next finds someone. A decision costs O(log entities).
+ *
+ * Reads no clock and knows nothing of QPs: now is given, so that simulations run
+ * this very code.
  */
 #ifndef SLUICE_SHAPER_H
 #define SLUICE_SHAPER_H
 
-#include <stdbool.h>
-#include <stdint.h>
+#include "bucket.h"
+#include "engine.h"
+#include "heap.h"
+#include "list.h"
+#include "timer.h"
 
-/* Bytes taken at a stretch: the least at a low rate, the most at a high one or without any. */
-enum { SHAPER_CHUNK_MIN = 4096, SHAPER_CHUNK_MAX = 1 << 20 };
+#define SHAPER_CREDIT_NS 50000ull
 
-struct bucket {
-    uint64_t rate;         /* bits per second; 0: without limit */
-    uint64_t burst_ns;     /* the burst as time at this rate */
-    uint64_t ns_per_byte;  /* fixed point, 32 fractional bits */
-    uint64_t tat;          /* ns */
-    uint32_t tat_fraction; /* of a ns, 32 bits */
-    uint32_t chunk;        /* bytes at a stretch, so that a low rate stays smooth */
+/* Kinds of work, each with limits of its own. */
+enum flow {
+    FLOW_EGRESS,  /* SEND, WRITE, atomics: bytes leave */
+    FLOW_INGRESS, /* READ: bytes arrive */
+    DIRECTIONS,
+    FLOW_FREE = DIRECTIONS, /* bytes that no rate limits (scope: wire) */
+    FLOW_CONTROL, /* verbs that the engine carries out */
+    FLOWS
 };
 
-/* burst in bytes; 0: what the rate earns in SHAPER_BURST_NS, and a chunk at least. */
-void bucket_set(struct bucket *bucket, uint64_t rate, uint64_t burst, uint64_t now);
+/* A guarantee in one direction. */
+struct floor {
+    struct bucket bucket;    /* rate 0: none; tat: since when the next byte is due */
+    uint64_t time_cost;      /* ns of the curve per ns of the engine, 16 fractional bits */
+    uint64_t quantum_ns;     /* from due to the deadline */
+    struct heap_node node;   /* in shaper->waiting or shaper->due */
+    struct list parked;      /* due, but the group's ceiling is reached */
+    bool due;
+};
 
-static inline bool bucket_ready(const struct bucket *bucket, uint64_t now)
-{
-    return bucket->rate == 0 || bucket->tat <= now;
-}
+struct entity {
+    struct shaper *shaper;
+    struct entity *parent; /* NULL: the device itself */
+    uint32_t weight;
+    struct bucket ceiling[DIRECTIONS], operations, verbs, time;
+    struct floor floor[DIRECTIONS];
 
-/* Takes bytes; call only when bucket_ready. It may run into debt by one chunk. */
-static inline void bucket_take(struct bucket *bucket, uint32_t bytes, uint64_t now)
-{
-    if (bucket->rate == 0)
-        return;
-    if (now > bucket->burst_ns && bucket->tat < now - bucket->burst_ns) {
-        bucket->tat = now - bucket->burst_ns;
-        bucket->tat_fraction = 0;
-    }
-    unsigned __int128 cost = (unsigned __int128)bucket->ns_per_byte * bytes + bucket->tat_fraction;
+    bool wants[FLOWS];             /* a leaf with work; an inner one whose children want */
+    struct heap_node node[FLOWS];  /* in the parent's children: wants, and may */
+    struct timer timer[FLOWS];     /* wants, and may again then */
+    enum sluice_limit closed_by[FLOWS];
+    uint64_t closed_since[FLOWS];  /* 0: isn't closed */
+    uint64_t *throttled_ns;        /* by enum sluice_limit */
 
-    bucket->tat += (uint64_t)(cost >> 32);
-    bucket->tat_fraction = (uint32_t)cost;
-}
+    /* By time_of() the flow. */
+    uint64_t virtual_time[FLOWS];
+    uint64_t rests_since[FLOWS];   /* ns; meaningful while in none of these heaps of the parent's */
+    uint64_t virtual_clock[FLOWS]; /* of the children */
+
+    struct heap children[FLOWS];
+    struct list parked[DIRECTIONS]; /* floors of tenants below, while this is closed */
+};
+
+struct shaper {
+    struct timers *timers;
+    uint64_t now; /* never runs backwards */
+    uint64_t capacity; /* bits per second, each direction; what guarantees are a share of */
+    bool wire;    /* the capacity is the device's ceiling too */
+    struct entity *device;
+    struct heap waiting[DIRECTIONS], due[DIRECTIONS]; /* floors of those that want and may */
+    uint64_t used_ns[FLOWS]; /* of the engine, where each flow has a wire of its own */
+    uint32_t working; /* kinds of work that leaves have */
+    uint64_t device_throttled_ns[SLUICE_LIMITS];
+};
+
+/* A decision: whose turn, and on which account. */
+struct turn {
+    struct entity *leaf;
+    struct entity *guaranteed; /* whose guarantee pays: leaf, its group, or NULL */
+    enum flow flow;
+};
+
+/* device: the top of the hierarchy, which this makes. -ENOMEM. */
+int shaper_init(struct shaper *shaper, struct entity *device, struct timers *timers, uint64_t now);
+/* capacity: bits per second, not 0. wire: also limit the sum to it. Guarantees must be set again. */
+void shaper_set_device(struct shaper *shaper, uint64_t capacity, bool wire);
+
+/* throttled_ns: room for SLUICE_LIMITS words of counters. parent NULL: the device. -ENOMEM. */
+int entity_init(struct entity *entity, struct shaper *shaper, struct entity *parent, uint64_t *throttled_ns);
+/* It has no children and no work. */
+void entity_free(struct entity *entity);
+void entity_set_parent(struct entity *entity, struct entity *parent);
+/* Rates as in struct sluice_share. Takes effect at once. */
+void entity_set_share(struct entity *entity, const struct sluice_share *share);
+/* Per second; 0: no limit. engine_ns: nanoseconds of the engine's time. */
+void entity_set_limits(struct entity *entity, uint64_t operations, uint64_t verbs, uint64_t engine_ns);
+
+/* Whether a leaf has work of this kind. */
+void entity_set_work(struct entity *leaf, enum flow flow, bool has_work);
+
+/* False: nobody may go now; timers say when to ask again. */
+bool shaper_next(struct shaper *shaper, uint64_t now, struct turn *turn);
+/* What the turn took, ended now. */
+void shaper_charge(struct shaper *shaper, const struct turn *turn, uint64_t bytes, uint64_t operations, uint64_t ns,
+                   uint64_t now);
+/* The engine's time spent for a leaf outside of its turns. */
+void entity_charge_time(struct entity *leaf, uint64_t ns, uint64_t now);
+
+/*
+ * The other end of a message: the direction is the other one. Returns who on the
+ * way up is in debt, or NULL.
+ */
+struct entity *entity_closed(struct entity *entity, uint32_t direction, uint64_t now);
+void entity_charge_bytes(struct entity *entity, uint32_t direction, uint64_t bytes, uint64_t now);
+
+/* Whether any ceiling on the way up limits this direction, and the least chunk. */
+bool entity_limited(const struct entity *entity, uint32_t direction);
+uint32_t entity_chunk(const struct entity *entity, uint32_t direction);
 
 #endif

@@ -3,6 +3,7 @@
 
 #include "copy.h"
 #include "mr.h"
+#include "turn.h"
 #include "worker.h"
 
 bool spans_add_sges(struct spans *spans, struct pd *pd, const struct sluice_sge *sges, uint32_t num_sge,
@@ -59,7 +60,7 @@ uint8_t *span_at(const struct span *span, uint32_t offset, uint32_t *length)
 uint32_t spans_copy(const struct sluice_engine *engine, const struct spans *dst, const struct spans *src,
                     uint32_t offset, uint32_t end)
 {
-    uint32_t to = 0, from = 0, to_offset = offset, from_offset = offset, look = offset + WORK_PIECE;
+    uint32_t to = 0, from = 0, to_offset = offset, from_offset = offset, look = offset + TURN_PIECE;
 
     while (offset < end) {
         while (to_offset >= dst->list[to].length)
@@ -81,8 +82,8 @@ uint32_t spans_copy(const struct sluice_engine *engine, const struct spans *dst,
             length = end - offset;
         if (length > from_length)
             length = from_length;
-        if (length > WORK_PIECE)
-            length = WORK_PIECE;
+        if (length > TURN_PIECE)
+            length = TURN_PIECE;
         copy_ordered(target, source, length);
         offset += length;
         to_offset += length;
@@ -90,7 +91,7 @@ uint32_t spans_copy(const struct sluice_engine *engine, const struct spans *dst,
         if (offset >= look && offset < end) {
             if (worker_called(engine))
                 break;
-            look = offset + WORK_PIECE;
+            look = offset + TURN_PIECE;
         }
     }
     if (__builtin_expect(window_fault, 0)) {

@@ -5,37 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qp.h"
+#include "account.h"
+#include "clock.h"
 
-/* The next bytes are allowed: all who wait may ask again, in the order in which they came. */
-static void release(struct lane_shaper *lane)
-{
-    struct tenant *tenant = lane->tenant;
-    struct list waiting;
-
-    if (list_empty(&lane->waiting))
-        return;
-    tenant->counters->throttled_ns += tenant->engine->now - lane->waiting_since;
-    list_init(&waiting);
-    list_splice(&waiting, &lane->waiting);
-    while (!list_empty(&waiting)) {
-        struct qp *qp = list_entry(list_take(&waiting), struct qp, link);
-
-        qp_activate(qp);
-    }
-}
-
-static void on_timer(struct timer *timer)
-{
-    release(list_entry(timer, struct lane_shaper, timer));
-}
-
-static void lane_init(struct lane_shaper *lane, struct tenant *tenant)
-{
-    list_init(&lane->waiting);
-    lane->timer.fire = on_timer;
-    lane->tenant = tenant;
-}
+/* What a turn is taken to cost before one was measured. */
+enum { MESSAGE_NS = 200, KIB_NS = 64 };
 
 int tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape)
 {
@@ -46,55 +20,126 @@ int tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape)
 
         if (!tenant)
             return -ENOMEM;
-        /* One for each lane; after this, setting a timer can't fail. */
-        int error = timers_reserve(&engine->timers);
+        tenant->engine = engine;
+        tenant->number = number;
+        tenant->message_ns = MESSAGE_NS;
+        tenant->kib_ns = KIB_NS;
+        for (uint32_t flow = 0; flow < FLOWS; flow++)
+            list_init(&tenant->active[flow]);
+        list_init(&tenant->firsts);
+        tenant->counters = (struct sluice_tenant_counters *)(engine->counters + engine->header->tenants_offset) + number;
+        memset(tenant->counters, 0, sizeof(*tenant->counters));
+        int error = account_init(&tenant->account, engine, NULL, tenant->counters->throttled_ns);
 
-        if (!error && (error = timers_reserve(&engine->timers)))
-            timers_release(&engine->timers);
         if (error) {
             free(tenant);
             return error;
         }
-        tenant->engine = engine;
-        tenant->number = number;
         tenant->incarnation = ++engine->incarnations;
         list_init(&tenant->xrcds);
-        list_init(&tenant->active);
-        list_init(&tenant->turn);
-        lane_init(&tenant->egress, tenant);
-        lane_init(&tenant->ingress, tenant);
-        tenant->counters = (struct sluice_tenant_counters *)(engine->counters + engine->header->tenants_offset) + number;
-        memset(tenant->counters, 0, sizeof(*tenant->counters));
         engine->tenants[number] = tenant;
-        tenant_shape(tenant, shape);
+        error = tenant_shape(tenant, shape);
+        if (error) {
+            tenant_free(tenant);
+            return error;
+        }
         return (int)number;
     }
     return -EAGAIN;
 }
 
+static void join(struct tenant *tenant, struct tenant_group *group)
+{
+    if (tenant->group)
+        tenant->group->counters->tenants = --tenant->group->tenants;
+    tenant->group = group;
+    if (group)
+        group->counters->tenants = ++group->tenants;
+}
+
 void tenant_free(struct tenant *tenant)
 {
-    struct sluice_engine *engine = tenant->engine;
-
-    timer_cancel(&engine->timers, &tenant->egress.timer);
-    timer_cancel(&engine->timers, &tenant->ingress.timer);
-    timers_release(&engine->timers);
-    timers_release(&engine->timers);
-    list_remove(&tenant->turn);
-    engine->tenants[tenant->number] = NULL;
+    join(tenant, NULL);
+    account_free(&tenant->account);
+    tenant->engine->tenants[tenant->number] = NULL;
     free(tenant);
 }
 
-void tenant_shape(struct tenant *tenant, const struct sluice_shape *shape)
+void tenant_refresh(struct tenant *tenant)
+{
+    tenant->told_apart = false;
+    for (uint32_t direction = 0; direction < DIRECTIONS; direction++) {
+        tenant->limited[direction] = entity_limited(&tenant->account.entity, direction);
+        tenant->chunk[direction] = entity_chunk(&tenant->account.entity, direction);
+        tenant->told_apart |= tenant->limited[direction] || tenant->shape.share.min_bps[direction] ||
+                              (tenant->group && tenant->group->share.min_bps[direction]);
+    }
+}
+
+int tenant_shape(struct tenant *tenant, const struct sluice_shape *shape)
 {
     struct sluice_engine *engine = tenant->engine;
+    struct tenant_group *group = NULL;
 
+    if (shape->group) {
+        group = shape->group <= SLUICE_MAX_GROUPS ? engine->tenant_groups[shape->group - 1] : NULL;
+        if (!group)
+            return -EINVAL;
+    }
     tenant->shape = *shape;
-    tenant->counters->max_bps = shape->max_bps;
-    bucket_set(&tenant->egress.bucket, shape->max_bps, shape->burst, engine->now);
-    bucket_set(&tenant->ingress.bucket, shape->max_bps, shape->burst, engine->now);
-    timer_cancel(&engine->timers, &tenant->egress.timer);
-    timer_cancel(&engine->timers, &tenant->ingress.timer);
-    release(&tenant->egress);
-    release(&tenant->ingress);
+    memcpy(tenant->counters->min_bps, shape->share.min_bps, sizeof(shape->share.min_bps));
+    memcpy(tenant->counters->max_bps, shape->share.max_bps, sizeof(shape->share.max_bps));
+    join(tenant, group);
+    entity_set_parent(&tenant->account.entity, group ? &group->account.entity : NULL);
+    account_set_share(&tenant->account, &shape->share);
+    entity_set_limits(&tenant->account.entity, shape->max_operations, shape->max_verbs, shape->max_engine_ns);
+    tenant_refresh(tenant);
+    return 0;
+}
+
+void tenant_charge_time(struct tenant *tenant, uint64_t ns)
+{
+    tenant->counters->engine_ns += ns;
+    entity_charge_time(&tenant->account.entity, ns, tenant->engine->now);
+}
+
+int64_t tenant_take_verb(struct tenant *tenant)
+{
+    uint64_t now = tenant->engine->now;
+    struct bucket *verbs = &tenant->account.entity.verbs;
+
+    if (!bucket_ready(verbs, now)) {
+        uint64_t wait = bucket_at(verbs) - now;
+
+        wait = wait < NS_PER_SECOND ? wait : NS_PER_SECOND;
+        tenant->counters->throttled_ns[SLUICE_LIMIT_VERBS] += wait;
+        return (int64_t)wait;
+    }
+    tenant->counters->verbs++;
+    bucket_take(verbs, 1, now);
+    return 0;
+}
+
+void tenant_waits(struct tenant *tenant, struct claim *claim, struct lane *lane)
+{
+    if (list_empty(&tenant->firsts))
+        tenant->waits_since = tenant->engine->now;
+    claim_wait(claim, lane, &tenant->firsts, tenant->account.entity.weight);
+}
+
+void tenant_waits_less(struct tenant *tenant)
+{
+    if (tenant->waits_since == 0 || !list_empty(&tenant->firsts))
+        return;
+    tenant->counters->throttled_ns[SLUICE_LIMIT_PEER] += tenant->engine->now - tenant->waits_since;
+    tenant->waits_since = 0;
+}
+
+bool tenant_may_have(struct tenant *tenant, enum sluice_limit limit, uint64_t has, uint64_t more, uint64_t max)
+{
+    if (max == 0 || more == 0 || (has <= max && more <= max - has))
+        return true;
+    tenant->counters->refused[limit]++;
+    tenant->counters->last_refused = limit + 1;
+    return false;
 }

@@ -5,12 +5,37 @@
 
 #include "node.h"
 
-/* Returns the tenant's number or a negative errno. */
+struct qp;
+
+/* Returns the tenant's number or a negative errno. -EINVAL: no such group. */
 int tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape);
 /* It has no sessions any more. */
 void tenant_free(struct tenant *tenant);
 
-/* New limits, at once: who waits for the old rate is asked again. */
-void tenant_shape(struct tenant *tenant, const struct sluice_shape *shape);
+/* New limits, at once: who waits for the old rate is asked again. -EINVAL: no such group. */
+int tenant_shape(struct tenant *tenant, const struct sluice_shape *shape);
+/* The device's ceiling or its group's has changed. */
+void tenant_refresh(struct tenant *tenant);
+
+/* Work of this kind is in tenant->active. */
+static inline void tenant_works(struct tenant *tenant, enum flow flow)
+{
+    if (!tenant->account.entity.wants[flow])
+        entity_set_work(&tenant->account.entity, flow, true);
+}
+
+/* Engine time that was spent for it outside of its turns; it ended now. */
+void tenant_charge_time(struct tenant *tenant, uint64_t ns);
+
+/* Takes a control verb from the tenant's rate. Returns 0, or the ns to wait (a second at most) where it is used up. */
+int64_t tenant_take_verb(struct tenant *tenant);
+
+/* A QP of the tenant's waits for the ceiling of another. */
+void tenant_waits(struct tenant *tenant, struct claim *claim, struct lane *lane);
+/* One of these does no more. */
+void tenant_waits_less(struct tenant *tenant);
+
+/* Whether the tenant may have one more object (or bytes) of which it has so many. Counts a refusal. */
+bool tenant_may_have(struct tenant *tenant, enum sluice_limit limit, uint64_t has, uint64_t more, uint64_t max);
 
 #endif

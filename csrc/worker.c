@@ -19,6 +19,8 @@
 #include "qp.h"
 #include "relay.h"
 #include "session.h"
+#include "tenant.h"
+#include "turn.h"
 
 #ifdef __SANITIZE_THREAD__
 uint32_t sluice_fence_word;
@@ -32,6 +34,8 @@ uint32_t sluice_fence_word;
 #define ANSWER_NS 1000ull
 /* The kernel's least (sched(7)). */
 #define SLICE_NS 100000ull
+/* Turns take this many times as long as looking at all doorbells does. */
+enum { LOOK_SHARE = 16 };
 /* How often to ask whether a core is free. */
 #define CORES_NS 5000000ull
 
@@ -109,27 +113,46 @@ static void ask_for_cores(struct sluice_engine *engine)
         engine->linger = LINGER_NS;
 }
 
-static void serve(struct sluice_engine *engine)
+/* Doorbells, and send queues that are watched. */
+static void look_around(struct sluice_engine *engine)
 {
     struct list round;
 
+    if (port_rung(engine))
+        port_collect(engine);
+    for (uint32_t i = 0; i < engine->live_count; i++)
+        if (session_rung(engine->live[i]))
+            session_poll(engine->live[i]);
+    if (list_empty(&engine->watched))
+        return;
     list_init(&round);
-    list_splice(&round, &engine->turns);
+    list_splice(&round, &engine->watched);
     while (!list_empty(&round)) {
-        struct tenant *tenant = list_entry(list_take(&round), struct tenant, turn);
-        uint32_t spent = 0;
+        struct qp *qp = list_entry(list_take(&round), struct qp, link);
 
-        if (list_empty(&tenant->active))
-            continue;
-        struct qp *qp = list_entry(list_take(&tenant->active), struct qp, link);
-
-        list_append(&tenant->active, &qp->link);
-        bool alone = list_empty(&round) && list_empty(&engine->turns) && tenant->active.next == tenant->active.prev;
-
-        qp_send(qp, alone ? WORK_ALONE : WORK_SHARED, &spent);
-        if (!list_empty(&tenant->active) && list_unlinked(&tenant->turn))
-            list_append(&engine->turns, &tenant->turn);
+        list_append(&engine->watched, &qp->link);
+        qp_watch(qp);
     }
+}
+
+/*
+ * Turns, until it is time to look around again: soon, where that is quick, and
+ * where there are a thousand sessions to look at, when it will cost no more than a
+ * part of what was done since. False: there was none to take.
+ */
+static bool serve(struct sluice_engine *engine, uint64_t looked_ns)
+{
+    uint64_t enough = engine->now + LOOK_SHARE * looked_ns;
+    bool any = false;
+
+    do {
+        if (!turn_take(engine))
+            return any;
+        any = true;
+        cq_notify_all(engine);
+        timers_run(&engine->timers, engine->now);
+    } while (engine->now < enough && !load_relaxed(&engine->worker->wanted));
+    return true;
 }
 
 static bool rung(const struct sluice_engine *engine)
@@ -142,7 +165,7 @@ static bool rung(const struct sluice_engine *engine)
 
 bool worker_called(const struct sluice_engine *engine)
 {
-    return load_relaxed(&engine->worker->wanted) || !list_empty(&engine->turns) || rung(engine) ||
+    return load_relaxed(&engine->worker->wanted) || engine->shaper.working > 1 || rung(engine) ||
            (engine->timers.count && clock_now() >= timers_next(&engine->timers));
 }
 
@@ -170,18 +193,25 @@ static bool awaits_command(struct sluice_engine *engine)
     return engine->linger != 0;
 }
 
-/* Sleeps until someone rings, a timer is due, or the control plane has changed something. */
-static void park(struct sluice_engine *engine)
+/*
+ * Sleeps until someone rings, a timer is due, or the control plane has changed
+ * something. Returns for how long, in nanoseconds.
+ */
+static uint64_t park(struct sluice_engine *engine)
 {
     struct worker *worker = engine->worker;
     uint64_t deadline = timers_next(&engine->timers);
 
+    uint64_t slept = 0;
+
     if (answer_comes(engine))
-        return;
+        return 0;
     exchange(&engine->page->parked, 1);
     /* Pairs with the fence of whoever rings: he sees that we sleep, or we see that he rang. */
     full_fence();
     if (!rung(engine) && !load_relaxed(&worker->stopping) && !load_relaxed(&worker->wanted)) {
+        uint64_t start = clock_now();
+
         engine->header->worker_parks++;
         if (engine->linger)
             keep_core(worker);
@@ -189,8 +219,10 @@ static void park(struct sluice_engine *engine)
         futex_wait(&engine->page->parked, 1, deadline);
         pthread_mutex_lock(&worker->lock);
         engine->now = clock_now();
+        slept = engine->now - start;
     }
     store_relaxed(&engine->page->parked, 0);
+    return slept;
 }
 
 /*
@@ -222,6 +254,8 @@ static void *work(void *argument)
     prctl(PR_SET_TIMERSLACK, 1);
     ask_for_short_slice();
     pthread_mutex_lock(&worker->lock);
+    uint64_t counted = clock_now();
+
     while (!load_relaxed(&worker->stopping)) {
         if (load_relaxed(&worker->wanted)) {
             pthread_mutex_unlock(&worker->lock);
@@ -229,28 +263,23 @@ static void *work(void *argument)
                 sched_yield();
             pthread_mutex_lock(&worker->lock);
         }
-        uint64_t now = clock_now();
+        uint64_t start = clock_now();
 
-        if (engine->now) {
-            engine->header->worker_loops++;
-            engine->header->worker_busy_ns += now - engine->now;
-        }
-        engine->now = now;
-        timers_run(&engine->timers, now);
-        if (port_rung(engine))
-            port_collect(engine);
-        for (uint32_t i = 0; i < engine->live_count; i++)
-            if (session_rung(engine->live[i]))
-                session_poll(engine->live[i]);
-        serve(engine);
+        engine->header->worker_loops++;
+        engine->header->worker_busy_ns += start - counted;
+        counted = engine->now = start;
+        timers_run(&engine->timers, start);
+        look_around(engine);
+        engine->now = clock_now();
+        bool any = serve(engine, engine->now - start);
+
         cq_notify_all(engine);
-        if (!list_empty(&engine->turns)) {
+        if (any || !list_empty(&engine->watched))
             ask_for_cores(engine);
-        } else if (awaits_command(engine)) {
+        else if (awaits_command(engine))
             spin_hint();
-        } else {
-            park(engine);
-        }
+        else
+            counted += park(engine);
     }
     pthread_mutex_unlock(&worker->lock);
     return NULL;
@@ -314,7 +343,7 @@ void worker_leave(struct sluice_engine *engine)
 {
     /* Where it sleeps it has something to look at: timers that are nearer, QPs that may send. */
     bool wake = load_relaxed(&engine->page->parked) &&
-                (!list_empty(&engine->turns) || !list_empty(&engine->notify) || engine->timers.count);
+                (engine->shaper.working || !list_empty(&engine->notify) || engine->timers.count);
 
     /* Cleared first, so that a worker which is only about to sleep doesn't. */
     if (wake)
@@ -322,4 +351,13 @@ void worker_leave(struct sluice_engine *engine)
     pthread_mutex_unlock(&engine->worker->lock);
     if (wake)
         futex_wake(&engine->page->parked);
+}
+
+void worker_leave_for(struct sluice_engine *engine, struct tenant *tenant)
+{
+    uint64_t start = engine->now;
+
+    engine->now = clock_now();
+    tenant_charge_time(tenant, engine->now - start);
+    worker_leave(engine);
 }

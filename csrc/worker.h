@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The worker: the one thread that moves messages. It goes in rounds: timers,
- * doorbells, one turn for each tenant that has work, notifications; and sleeps
- * on the engine page's word when there is nothing left.
+ * doorbells, the turns of those whose turn it is (shaper.h), notifications; and
+ * sleeps on the engine page's word when there is nothing left.
  *
  * The control plane changes the engine's state between two rounds: it enters,
  * changes, leaves. While the worker sleeps, entering costs no context switch.
@@ -11,13 +11,6 @@
 #define SLUICE_WORKER_H
 
 #include "node.h"
-
-/*
- * Bytes of a QP's turn. Among several it is short; alone it is long, for what lies
- * between two turns costs up to a tenth of a copy that stays in the cache, but it
- * ends after each piece where the worker is called.
- */
-enum { WORK_SHARED = 1 << 16, WORK_PIECE = 1 << 18, WORK_ALONE = 1 << 20 };
 
 /* Whether somebody else has something for the worker: then a QP that had it for itself ends its turn. */
 bool worker_called(const struct sluice_engine *engine);
@@ -29,5 +22,7 @@ void worker_stop(struct sluice_engine *engine);
 void worker_enter(struct sluice_engine *engine);
 /* ... to here; the worker looks at everything again. */
 void worker_leave(struct sluice_engine *engine);
+/* The same; the time since worker_enter is this tenant's. */
+void worker_leave_for(struct sluice_engine *engine, struct tenant *tenant);
 
 #endif

@@ -2,7 +2,8 @@
 from pathlib import Path
 
 import pytest
-from sluice.policy.policy import Policy, PolicyError, check_name, load_policies
+from sluice.policy.file import load_policies
+from sluice.policy.policy import GroupPolicy, Policy, PolicyError, check_name
 
 
 def test_fields_change_and_are_lifted() -> None:
@@ -14,8 +15,41 @@ def test_fields_change_and_are_lifted() -> None:
 
 def test_a_file(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
-    path.write_text("tenants:\n  a:\n    max: 10Gbps\n    burst: 1MiB\n  b:\n    max-mr-bytes: 8GiB\n")
-    assert load_policies(path) == {"a": Policy(max_bps=10**10, burst=2**20), "b": Policy(max_mr_bytes=2**33)}
+    path.write_text(
+        "device:\n  capacity: 100Gbps\n"
+        "groups:\n  team: {min: 20Gbps, weight: 200}\n"
+        "tenants:\n  a:\n    max: 10Gbps\n    burst: 1MiB\n    group: team\n    max-engine: 25%\n"
+        "  b:\n    max-mr-bytes: 8GiB\n    min-egress: 1Gbps\n    scope: wire\n    max-ops: 10k\n  c:\n"
+    )
+    file = load_policies(path)
+    assert file.capacity == 10**11
+    assert file.groups == {"team": GroupPolicy(min_bps=2 * 10**10, weight=200)}
+    assert file.tenants == {
+        "a": Policy(max_bps=10**10, burst=2**20, group="team", max_engine_ns=250_000_000),
+        "b": Policy(max_mr_bytes=2**33, min_egress_bps=10**9, scope="wire", max_operations=10_000),
+        "c": Policy(),
+    }
+
+
+def test_what_is_written_is_what_is_shown() -> None:
+    fields = {
+        "min": "1Gbps",
+        "max": "2Gbps",
+        "max-ingress": "3Gbps",
+        "burst": "1MiB",
+        "weight": "7",
+        "group": "team",
+        "scope": "wire",
+        "max-ops": "1000",
+        "max-verbs": "50",
+        "max-engine": "12.5%",
+        "max-qps": "9",
+        "max-cqs": "8",
+    }
+    policy = Policy().changed(fields)
+    assert policy.fields() == fields
+    assert (policy.guarantees, policy.ceilings) == ((10**9, 10**9), (2 * 10**9, 3 * 10**9))
+    assert Policy().changed(policy.changed(dict.fromkeys(fields, "none")).fields()) == Policy()
 
 
 @pytest.mark.parametrize(
@@ -30,6 +64,13 @@ def test_a_file(tmp_path: Path) -> None:
         ("tenants: 5\n", ":1: tenants.: a mapping belongs here"),
         ("tenant:\n  a: {}\n", ":1: tenant: no such field"),
         ("tenants:\n  a: {max: 1Gbps\n", ": not YAML"),
+        ("device:\n  capacity: 5\n", ":2: device.capacity: '5' has no unit"),
+        ("device:\n  speed: 5Gbps\n", ":2: device.speed: no such field"),
+        ("groups:\n  g:\n    max-ops: 5\n", ":3: groups.g.max-ops: no such field"),
+        ("tenants:\n  a:\n    weight: 0\n", ":3: tenants.a.weight: '0' is not a weight"),
+        ("tenants:\n  a:\n    max: 1Gbps\n    min: 2Gbps\n", ":4: tenants.a.min: the guarantee of 2Gbps"),
+        ("tenants:\n  a:\n    scope: node\n", ":3: tenants.a.scope: 'node' is not a scope"),
+        ("tenants:\n  a:\n    max-engine: 0.5\n", ":3: tenants.a.max-engine: '0.5' is not a share"),
     ],
 )
 def test_mistakes_are_told_with_their_place(tmp_path: Path, text: str, message: str) -> None:

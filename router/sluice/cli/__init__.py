@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sluice import __version__
-from sluice.cli import demo, doctor, keys, policy, router, run, status
+from sluice.cli import demo, doctor, keys, policy, router, run, status, top
 from sluice.control.admin import RouterAbsent, RouterError
 
 
@@ -20,14 +20,14 @@ def default_state_dir() -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    sluice = argparse.ArgumentParser(
         prog="sluice", description="A software RDMA device for every container, metered and shaped."
     )
-    top.add_argument("--version", action="version", version=f"sluice {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (router, run, policy, status, doctor, keys, demo):
+    sluice.add_argument("--version", action="version", version=f"sluice {__version__}")
+    commands = sluice.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (router, run, policy, status, top, doctor, keys, demo):
         command.add_to(commands, default_state_dir())
-    return top
+    return sluice
 
 
 def main(arguments: list[str] | None = None) -> int:

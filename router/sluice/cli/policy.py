@@ -1,38 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sluice policy: see and change what tenants may use."""
+"""sluice policy: see and change what tenants and groups may use."""
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sluice.control.admin import ask
-from sluice.policy.policy import load_policies
-
-LIMITS = {
-    "max": ("RATE", "ceiling in each direction, for instance 2Gbps"),
-    "burst": ("SIZE", "how much may go at once after a pause, for instance 1MiB"),
-    "max-mr-bytes": ("SIZE", "registered memory"),
-    "max-mrs": ("COUNT", "memory regions"),
-}
+from sluice.policy.file import load_policies
+from sluice.policy.policy import SHARE_FIELDS, TENANT_FIELDS, GroupPolicy, Policy, PolicyError
 
 
 def add_to(commands: Any, state_dir: Path) -> None:
     command = commands.add_parser("policy", help="see and change rates and limits")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
-    show = actions.add_parser("show", help="all tenants' limits")
+    show = actions.add_parser("show", help="all limits")
     show.add_argument("--json", action="store_true", help="for machines")
     show.set_defaults(run=run_show)
     change = actions.add_parser("set", help="change a tenant's limits, at once", description="'none' lifts a limit.")
     change.add_argument("tenant")
-    for name, (metavar, text) in LIMITS.items():
-        change.add_argument(f"--{name}", metavar=metavar, help=text)
+    _add_fields(change, TENANT_FIELDS)
     change.set_defaults(run=run_set)
+    group = actions.add_parser(
+        "group",
+        help="make, change or remove a group",
+        description="Tenants join with 'sluice policy set TENANT --group NAME'. 'none' lifts a limit.",
+    )
+    group.add_argument("group")
+    group.add_argument("--remove", action="store_true", help="it has no tenants any more")
+    _add_fields(group, SHARE_FIELDS)
+    group.set_defaults(run=run_group)
     load = actions.add_parser("load", help="load a policy file: all of it or nothing")
     load.add_argument("file", type=Path)
     load.set_defaults(run=run_load)
-    for action in (show, change, load):
+    for action in (show, change, group, load):
         action.add_argument("--state-dir", type=Path, default=state_dir, help="default: %(default)s")
+
+
+def _add_fields(parser: argparse.ArgumentParser, fields: Mapping[str, Any]) -> None:
+    for name, field in fields.items():
+        parser.add_argument(f"--{name}", dest=f"limit_{name}", metavar=field.metavar, help=field.help)
+
+
+def _given(options: argparse.Namespace, fields: Mapping[str, Any]) -> dict[str, str]:
+    values = {name: getattr(options, f"limit_{name}") for name in fields}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _line(fields: Mapping[str, str]) -> str:
+    return "  ".join(f"{field} {value}" for field, value in fields.items()) or "no limits"
 
 
 def run_show(options: argparse.Namespace) -> int:
@@ -40,21 +57,34 @@ def run_show(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(policies, indent=2))
         return 0
-    if not policies:
+    print(f"capacity {policies['capacity']}")
+    for kind in ("groups", "tenants"):
+        for name, fields in sorted(policies[kind].items()):
+            print(f"{kind[:-1]} {name:<20} {_line(fields)}")
+    if not policies["tenants"]:
         print("no tenants")
-    for name, fields in sorted(policies.items()):
-        limits = "  ".join(f"{field} {value}" for field, value in fields.items())
-        print(f"{name:<20} {limits or 'no limits'}")
     return 0
 
 
 def run_set(options: argparse.Namespace) -> int:
-    fields = {name: getattr(options, name.replace("-", "_")) for name in LIMITS}
-    given = {name: value for name, value in fields.items() if value is not None}
+    given = _given(options, TENANT_FIELDS)
     if not given:
-        raise ValueError(f"nothing to set: give one of {', '.join('--' + name for name in LIMITS)}")
+        raise PolicyError(f"nothing to set: give one of {', '.join('--' + name for name in TENANT_FIELDS)}")
+    Policy().changed({name: value for name, value in given.items() if not name.startswith("min")})
     now = ask(options.state_dir.absolute(), "policy-set", name=options.tenant, policy=given)
-    print(f"{options.tenant}: " + ("  ".join(f"{field} {value}" for field, value in now.items()) or "no limits"))
+    print(f"{options.tenant}: {_line(now)}")
+    return 0
+
+
+def run_group(options: argparse.Namespace) -> int:
+    state_dir = options.state_dir.absolute()
+    if options.remove:
+        ask(state_dir, "group-remove", name=options.group)
+        print(f"{options.group}: removed")
+        return 0
+    given = _given(options, SHARE_FIELDS)
+    GroupPolicy().changed({name: value for name, value in given.items() if not name.startswith("min")})
+    print(f"{options.group}: {_line(ask(state_dir, 'group-set', name=options.group, policy=given))}")
     return 0
 
 

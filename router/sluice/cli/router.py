@@ -16,6 +16,9 @@ from sluice.control.admin import Admin
 from sluice.control.router import AlreadyRunning, Router
 from sluice.metrics.collector import Metrics
 from sluice.metrics.server import HttpServer, json_page, metrics_page, parse_address, text_page
+from sluice.policy.hierarchy import Capacity
+from sluice.policy.rate import parse_rate
+from sluice.policy.watch import Watch
 
 if TYPE_CHECKING:
     from sluice.kubernetes.node import KubernetesNode
@@ -28,7 +31,14 @@ def add_to(commands: Any, state_dir: Path) -> None:
     command.add_argument(
         "--state-dir", type=Path, default=state_dir, help="sockets and counters (default: %(default)s)"
     )
-    command.add_argument("--config", type=Path, metavar="FILE", help="policy file to load at start")
+    command.add_argument("--config", type=Path, metavar="FILE", help="policy file; watched")
+    command.add_argument(
+        "--capacity",
+        type=parse_rate,
+        metavar="RATE",
+        help="the device's rate in each direction, which all traffic keeps to (default: guarantees are a share of what "
+        "this machine is measured to copy, and the sum is not limited)",
+    )
     cluster = command.add_argument_group("a node of a cluster")
     cluster.add_argument("--cluster", type=Path, metavar="FILE", help="cluster file, the same on all nodes; watched")
     cluster.add_argument("--node", default=host_name(), help="which of its nodes this is (default: %(default)s)")
@@ -45,14 +55,17 @@ async def serve(options: argparse.Namespace) -> None:
     membership = None
     if options.cluster is not None:
         membership = Membership(options.cluster.absolute(), options.node, options.key.absolute())
-    router = Router(options.state_dir.absolute(), membership)
+    capacity = Capacity(options.capacity, True) if options.capacity else None
+    router = Router(options.state_dir.absolute(), membership, capacity)
+    watch: Watch | None = None
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     try:
         if options.config is not None:
-            router.load_policies(options.config)
+            router.load_policies(options.config, whole=True)
+            watch = Watch(options.config.absolute(), lambda: reload(router, options.config))
         admin = Admin(router, stopped.set)
         async with AsyncExitStack() as parts:
             parts.callback(admin.close)
@@ -62,6 +75,8 @@ async def serve(options: argparse.Namespace) -> None:
             log.warning("router ready: %s", router.state_dir)
             await stopped.wait()
     finally:
+        if watch is not None:
+            watch.close()
         router.close()
 
 
@@ -73,7 +88,11 @@ async def _join_kubernetes(router: Router, file: Path | None, parts: AsyncExitSt
         from sluice.kubernetes.settings import load_settings
     except ImportError as error:
         raise ValueError(f"--kubernetes needs more: pip install 'sluice[kubernetes]' ({error})") from None
-    node = await join(router, load_settings(file))
+    settings = load_settings(file)
+    if not router.hierarchy.capacity.wire:
+        # What the scheduler hands out; the NICs themselves keep the sum to it.
+        router.hierarchy.apply(Capacity(sum(nic.bandwidth_bps for nic in settings.nics) or 1, False, "its NICs"))
+    node = await join(router, settings)
     parts.push_async_callback(node.close)
     return node
 
@@ -93,6 +112,16 @@ def _serve_http(router: Router, where: str, node: "KubernetesNode | None") -> Ht
             "/readyz": text_page(lambda: "" if node is None else node.ready()),
         },
     )
+
+
+def reload(router: Router, config: Path) -> None:
+    """What the file says now; where it is wrong, all stays as it was."""
+    try:
+        names = router.load_policies(config, whole=True)
+    except (ValueError, OSError) as error:
+        log.error("not applied: %s", error)
+    else:
+        log.warning("%s: applied, %d tenants", config, len(names))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,10 +12,12 @@ from typing import Any
 
 from sluice.cli.isolation import run_command
 from sluice.control.admin import RouterAbsent, ask
-from sluice.policy.policy import check_name
+from sluice.policy.policy import TENANT_FIELDS, Policy, check_name
 from sluice.shim import with_shim
 
 ROUTER_START_SECONDS = 20
+LIMITS = ("min", "max", "burst", "weight", "group")
+"""sluice policy set has the others."""
 
 
 def add_to(commands: Any, state_dir: Path) -> None:
@@ -28,7 +30,9 @@ def add_to(commands: Any, state_dir: Path) -> None:
     )
     command.add_argument("--state-dir", type=Path, default=state_dir, help="the router's (default: %(default)s)")
     command.add_argument("--tenant", metavar="NAME", help="default: a tenant of its own, gone afterwards")
-    command.add_argument("--max", metavar="RATE", help="ceiling in each direction, for instance 2Gbps")
+    for name in LIMITS:
+        field = TENANT_FIELDS[name]
+        command.add_argument(f"--{name}", metavar=field.metavar, help=field.help)
     command.add_argument(
         "--ip", metavar="ADDRESS", type=address, help="the tenant's address (default: one that is free)"
     )
@@ -90,7 +94,9 @@ def run(options: argparse.Namespace) -> int:
         return 2
     state_dir = options.state_dir.absolute()
     name = check_name(options.tenant or f"run-{os.getpid()}")
-    limits = {} if options.max is None else {"max": options.max}
+    given = {name: getattr(options, name) for name in LIMITS}
+    limits = {name: value for name, value in given.items() if value is not None}
+    Policy().changed(limits)
     ensure_router(state_dir)
     wanted = None if options.ip is None else str(options.ip)
     answer = ask(state_dir, "tenant-add", name=name, policy=limits, address=wanted)

@@ -26,7 +26,7 @@ def add_to(commands: Any, state_dir: Path) -> None:
     command.set_defaults(run=run)
 
 
-def _table(rows: list[list[str]], left: int = 1) -> str:
+def table(rows: list[list[str]], left: int = 1) -> str:
     """Columns as wide as needed; the first `left` ones are text."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
@@ -39,21 +39,47 @@ def _table(rows: list[list[str]], left: int = 1) -> str:
     return "\n".join(lines)
 
 
-def _operations(counters: dict[str, int]) -> int:
-    return counters["tx_messages"] + counters["reads"] + counters["atomics"]
+def _operations(counters: dict[str, Any]) -> int:
+    return int(counters["tx_messages"] + counters["reads"] + counters["atomics"])
 
 
-def _tenant_rows(before: dict[str, Any], after: dict[str, Any]) -> list[list[str]]:
-    seconds = (after["time_ns"] - before["time_ns"]) / 1e9
-    head = "TENANT PROC QPS MRS MEMORY TX-RATE RX-RATE OPS/S TX-BYTES RX-BYTES MESSAGES OPS CEILING THROTTLED ERRORS"
+def _throttled(new: list[int], old: list[int], seconds: float, limits: list[str]) -> str:
+    """The share of the time in which work waited, and for what most."""
+    waited = [after - before for after, before in zip(new, old, strict=True)]
+    most = max(range(len(waited)), key=waited.__getitem__)
+    if waited[most] == 0:
+        return "-"
+    return f"{min(100.0, waited[most] / seconds / 1e7):.0f}% {limits[most]}"
+
+
+def _refused(counters: dict[str, Any], limits: list[str]) -> str:
+    """How many verbs failed at a limit, and at which the last one did."""
+    count = sum(counters["refused"])
+    return f"{count} {limits[counters['last_refused'] - 1]}" if count else "-"
+
+
+def _both(rates: list[int]) -> str:
+    """A rate of each direction: one where they are alike."""
+    texts = [format_rate(rate) if rate else "none" for rate in rates]
+    return texts[0] if texts[0] == texts[1] else "/".join(texts)
+
+
+def tenant_rows(before: dict[str, Any], after: dict[str, Any]) -> list[list[str]]:
+    """A line for each tenant, from two answers to "status"."""
+    seconds = max(1e-9, (after["time_ns"] - before["time_ns"]) / 1e9)
+    head = (
+        "TENANT GROUP PROC QPS MRS MEMORY TX-RATE RX-RATE OPS/S ENGINE GUARANTEE CEILING WEIGHT THROTTLED "
+        "TX-BYTES RX-BYTES OPS REFUSED ERRORS"
+    )
     rows = [head.split()]
     for name, tenant in sorted(after["tenants"].items()):
         new = tenant["counters"]
         old = before["tenants"].get(name, tenant)["counters"]
-        rate = {key: (new[key] - old[key]) / seconds for key in ("tx_bytes", "rx_bytes", "throttled_ns")}
+        rate = {key: (new[key] - old[key]) / seconds for key in ("tx_bytes", "rx_bytes", "engine_ns")}
         rows.append(
             [
                 name,
+                tenant["group"] or "-",
                 str(new["sessions"]),
                 str(new["qps"]),
                 str(new["mrs"]),
@@ -61,13 +87,43 @@ def _tenant_rows(before: dict[str, Any], after: dict[str, Any]) -> list[list[str
                 format_rate(8 * rate["tx_bytes"]),
                 format_rate(8 * rate["rx_bytes"]),
                 format_count((_operations(new) - _operations(old)) / seconds),
+                f"{rate['engine_ns'] / 1e7:.1f}%",
+                _both(new["min_bps"]),
+                _both(new["max_bps"]),
+                str(tenant["weight"]),
+                _throttled(new["throttled_ns"], old["throttled_ns"], seconds, after["limits"]),
                 format_size(new["tx_bytes"]),
                 format_size(new["rx_bytes"]),
-                format_count(new["tx_messages"]),
                 format_count(_operations(new)),
-                format_rate(new["max_bps"]) if new["max_bps"] else "none",
-                f"{min(100.0, rate['throttled_ns'] / 1e7):.0f}%",
+                _refused(new, after["limits"]),
                 str(new["errors"]),
+            ]
+        )
+    return rows
+
+
+def group_rows(before: dict[str, Any], after: dict[str, Any]) -> list[list[str]]:
+    """A line for each group."""
+    seconds = max(1e-9, (after["time_ns"] - before["time_ns"]) / 1e9)
+    rows = [["GROUP", "TENANTS", "TX-RATE", "RX-RATE", "THROTTLED", "LIMITS"]]
+    for name, group in sorted(after["groups"].items()):
+        moved = {"tx_bytes": 0, "rx_bytes": 0}
+        for tenant_name, tenant in after["tenants"].items():
+            if tenant["group"] != name:
+                continue
+            old = before["tenants"].get(tenant_name, tenant)["counters"]
+            for key in moved:
+                moved[key] += tenant["counters"][key] - old[key]
+        new = group["counters"]
+        earlier = before["groups"].get(name, group)["counters"]
+        rows.append(
+            [
+                name,
+                str(new["tenants"]),
+                format_rate(8 * moved["tx_bytes"] / seconds),
+                format_rate(8 * moved["rx_bytes"] / seconds),
+                _throttled(new["throttled_ns"], earlier["throttled_ns"], seconds, after["limits"]),
+                "  ".join(f"{field} {value}" for field, value in group["policy"].items()) or "none",
             ]
         )
     return rows
@@ -106,11 +162,14 @@ def run(options: argparse.Namespace) -> int:
     time.sleep(INTERVAL)
     after = ask(state_dir, "status")
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
-    head, *lines = _table(_tenant_rows(before, after)).splitlines()
+    head, *lines = table(tenant_rows(before, after)).splitlines()
     print(f"{bold}{head}{plain}", *lines, sep="\n")
+    if after["groups"]:
+        head, *lines = table(group_rows(before, after)).splitlines()
+        print("", f"{bold}{head}{plain}", *lines, sep="\n")
     rows = _qp_rows(after)
     if len(rows) > 1 and (options.qps or len(rows) <= FEW_QPS + 1):
-        head, *lines = _table(rows).splitlines()
+        head, *lines = table(rows).splitlines()
         print("", f"{bold}{head}{plain}", *lines, sep="\n")
     elif len(rows) > 1:
         print(f"\n{len(rows) - 1} queue pairs; --qps lists them")

@@ -46,7 +46,9 @@ class Admin:
             "status": router.status,
             "tenant-add": self._tenant_add,
             "tenant-remove": self._tenant_remove,
-            "policy-show": lambda: {name: tenant.policy.fields() for name, tenant in router.tenants.items()},
+            "policy-show": self._policy_show,
+            "group-set": self._group_set,
+            "group-remove": self._group_remove,
             "policy-set": self._policy_set,
             "policy-load": lambda path: {"tenants": router.load_policies(Path(path))},
             "shutdown": self._shutdown,
@@ -79,6 +81,21 @@ class Admin:
 
     def _tenant_remove(self, name: str, force: bool = False) -> dict[str, Any]:
         self._router.remove_tenant(name, force)
+        return {}
+
+    def _policy_show(self) -> dict[str, Any]:
+        hierarchy = self._router.hierarchy
+        return {
+            "capacity": str(hierarchy.capacity),
+            "groups": {name: group.fields() for name, group in hierarchy.groups.items()},
+            "tenants": {name: policy.fields() for name, policy in hierarchy.tenants.items()},
+        }
+
+    def _group_set(self, name: str, policy: dict[str, object]) -> dict[str, Any]:
+        return self._router.set_group(name, policy).fields()
+
+    def _group_remove(self, name: str) -> dict[str, Any]:
+        self._router.hierarchy.remove_group(name)
         return {}
 
     def _policy_set(self, name: str, policy: dict[str, object]) -> dict[str, Any]:

@@ -24,11 +24,17 @@ from sluice.cluster.join import Membership
 from sluice.cluster.links import Links
 from sluice.control.connections import Gate, OpenGate
 from sluice.control.tenant import Tenant
-from sluice.engine import Engine
+from sluice.engine import Engine, lib
 from sluice.engine.counters import Counters
-from sluice.policy.policy import Policy, PolicyError, check_name, load_policies
+from sluice.policy.file import load_policies
+from sluice.policy.hierarchy import Capacity, Hierarchy
+from sluice.policy.policy import GroupPolicy, Policy, PolicyError, check_name
 
 log = logging.getLogger(__name__)
+
+
+LIMITS = ["egress", "ingress", "ops", "verbs", "engine", "peer", "mrs", "mr-bytes", "qps", "cqs"]
+"""Names of enum sluice_limit: what throttled_ns, refused and last_refused of the counters are indexed by."""
 
 
 class AlreadyRunning(RuntimeError):
@@ -38,8 +44,11 @@ class AlreadyRunning(RuntimeError):
 class Router:
     """Make it inside a running event loop; close it there too."""
 
-    def __init__(self, state_dir: Path, membership: Membership | None = None) -> None:
-        """OSError, AlreadyRunning; ClusterFileError and KeyFileError, which are ValueErrors, with a membership."""
+    def __init__(self, state_dir: Path, membership: Membership | None = None, capacity: Capacity | None = None) -> None:
+        """capacity: the device's, None where it is to be measured.
+
+        OSError, AlreadyRunning; ClusterFileError and KeyFileError, which are ValueErrors, with a membership.
+        """
         state_dir.mkdir(parents=True, exist_ok=True)
         # Who reaches a tenant's directory is that tenant: other users of the host are nobody's.
         (state_dir / "tenants").mkdir(mode=0o700, exist_ok=True)
@@ -48,6 +57,8 @@ class Router:
         self._lock = self._take_lock()
         self._engine = Engine(state_dir / "counters")
         self.counters = Counters(state_dir / "counters")
+        self.hierarchy = Hierarchy(self._engine, capacity)
+        self._from_file: set[str] = set()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.directory = Directory()
         self.links: Links | None = None
@@ -109,6 +120,7 @@ class Router:
             path,
             policy,
             self._engine,
+            self.hierarchy,
             self.directory,
             self._context,
             self,
@@ -146,12 +158,36 @@ class Router:
         log.info("tenant %s: policy %s", name, tenant.policy.fields() or "without limits")
         return tenant.policy
 
-    def load_policies(self, path: Path) -> list[str]:
-        """Applies a policy file: all of it or nothing. Returns the tenants' names."""
-        policies = load_policies(path)
-        for name, policy in policies.items():
-            self.add_tenant(name, policy).set_policy(policy)
-        return list(policies)
+    def set_group(self, name: str, fields: dict[str, object]) -> GroupPolicy:
+        """Changes a group; makes it where there is none."""
+        group = self.hierarchy.groups.get(check_name(name, "group"), GroupPolicy()).changed(fields)
+        self.hierarchy.set_group(name, group)
+        log.info("group %s: policy %s", name, group.fields() or "without limits")
+        return group
+
+    def load_policies(self, path: Path, whole: bool = False) -> list[str]:
+        """Applies a policy file: all of it or nothing. Returns the tenants' names.
+
+        whole: the file is all there is; what an earlier one said and this doesn't is lifted.
+        PolicyError with file:line: field: for the first mistake.
+        """
+        file = load_policies(path)
+        gone = (self._from_file & self.tenants.keys()) - file.tenants.keys() if whole else set()
+        dropped = frozenset(self.hierarchy.groups.keys() - file.groups.keys()) if whole else frozenset()
+        policies = file.tenants | {name: Policy() for name in gone}
+        capacity = self.hierarchy.given_capacity(file.capacity) if whole or file.capacity else None
+        # A tenant that "sluice run" or a claim made keeps its group, which the file can't take from under it.
+        used = {tenant.policy.group for name, tenant in self.tenants.items() if name not in policies}
+        dropped -= used
+        try:
+            self.hierarchy.would_accept(capacity, file.groups, policies, dropped)
+        except PolicyError as error:
+            raise PolicyError(f"{path}: {error}") from None
+        for name in file.tenants:
+            self.add_tenant(name, Policy())
+        self.hierarchy.apply(capacity, file.groups, policies, dropped)
+        self._from_file = set(file.tenants) if whole else self._from_file | file.tenants.keys()
+        return list(file.tenants)
 
     def status(self) -> dict[str, Any]:
         """Counters as they are now; time_ns beside them makes rates of two."""
@@ -163,7 +199,10 @@ class Router:
             tenants[name] = {
                 "address": str(tenant.address or ""),
                 "policy": tenant.policy.fields(),
+                "group": tenant.policy.group,
+                "min_bps": tenant.policy.min_bps,
                 "max_bps": tenant.policy.max_bps,
+                "weight": tenant.policy.weight or lib.SLUICE_WEIGHT_DEFAULT,
                 "processes": [session.pid for session in tenant.sessions.values()],
                 "counters": self.counters.tenant(tenant.number),
                 "qps": [
@@ -175,6 +214,15 @@ class Router:
             "pid": os.getpid(),
             "started": self.started,
             "worker": {field: int(self.counters.header[f"worker_{field}"]) for field in ("loops", "parks", "busy_ns")},
+            "device": {"capacity_bps": self.hierarchy.capacity.bps, "wire": self.hierarchy.capacity.wire},
+            "limits": LIMITS,
+            "groups": {
+                name: {
+                    "policy": group.fields(),
+                    "counters": self.counters.group(self.hierarchy.group_numbers[name]),
+                }
+                for name, group in self.hierarchy.groups.items()
+            },
             "tenants": tenants,
             "cluster": None if self.links is None else self.links.status(),
         }

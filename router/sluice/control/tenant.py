@@ -22,6 +22,7 @@ from sluice.device.sysfs import Sysfs
 from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, lib
 from sluice.engine.counters import Counters
+from sluice.policy.hierarchy import Hierarchy
 from sluice.policy.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Tenant:
         path: Path,
         policy: Policy,
         engine: Engine,
+        hierarchy: Hierarchy,
         directory: Directory,
         context: zmq.Context[zmq.Socket[bytes]],
         gate: Gate,
@@ -63,10 +65,10 @@ class Tenant:
             )
         self.name = name
         self.path = path
-        self.policy = policy
         self._engine = engine
+        self._hierarchy = hierarchy
         self._directory = directory
-        self.number = engine.add_tenant(policy.shape())
+        self.number = hierarchy.add_tenant(name, policy)
         self.address: IPv4Address | None = None
         self._keep = keep
         self._verbs = Verbs(engine, directory, gate)
@@ -75,12 +77,14 @@ class Tenant:
         self._waiting: list[tuple[bytes, bytes, Session]] = []
         self.path.mkdir(parents=True, exist_ok=True)
         self._sysfs = Sysfs(path, lambda: counters.tenant(self.number))
+        self._serving = False
+        self._closed = False
         if not late_address:
             try:
                 self._take(directory.assign(self.number, name, address))
             except ValueError:
                 self._sysfs.close()
-                engine.remove_tenant(self.number)
+                hierarchy.remove_tenant(name)
                 raise
         self._open_sockets(context)
 
@@ -101,7 +105,7 @@ class Tenant:
             (self.path / name).chmod(0o666)
         loop = asyncio.get_running_loop()
         loop.add_reader(self._listener.fileno(), self._accept)
-        loop.add_reader(self._control.FD, self._drain)
+        loop.add_reader(self._control.FD, self._on_control)
 
     def _accept(self) -> None:
         try:
@@ -135,15 +139,28 @@ class Tenant:
             del self._speakers[identity]
         log.info("tenant %s: session %d closed: %s", self.name, session.number, reason)
 
-    def _drain(self) -> None:
-        """Answers all that waits: the descriptor of a zmq socket tells only that something is new."""
+    def _on_control(self) -> None:
+        """The descriptor of a zmq socket tells only that something is new."""
+        if not self._serving:
+            self._serving = True
+            asyncio.get_running_loop().call_soon(self._serve)
+
+    def _serve(self) -> None:
+        """Answers one request and queues behind the other tenants for the next: a storm delays its own verbs only."""
+        if self._closed or not int(self._control.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._serving = False
+            return
+        loop = asyncio.get_running_loop()
+        wait = self._engine.take_verb(self.number) if self.policy.max_verbs else 0
+        if wait > 0:
+            loop.call_later(wait / 1e9, self._serve)
+            return
         with suppress(zmq.Again):
-            while True:
-                identity, *frames = self._control.recv_multipart(zmq.NOBLOCK)
-                answer = self._answer(identity, frames)
-                if answer is not None:
-                    with suppress(zmq.Again):
-                        self._control.send_multipart([identity, answer], zmq.NOBLOCK)
+            identity, *frames = self._control.recv_multipart(zmq.NOBLOCK)
+            answer = self._answer(identity, frames)
+            if answer is not None and not self._closed:
+                self._control.send_multipart([identity, answer], zmq.NOBLOCK)
+        loop.call_soon(self._serve)
 
     def _answer(self, identity: bytes, frames: list[bytes]) -> bytes | None:
         session = self._speakers.get(identity)
@@ -204,12 +221,17 @@ class Tenant:
         """Ends the connections that are admitted no longer, and returns them."""
         return self._verbs.end_forbidden(admits) if self.address is not None else []
 
+    @property
+    def policy(self) -> Policy:
+        return self._hierarchy.tenants[self.name]
+
     def set_policy(self, policy: Policy) -> None:
-        self.policy = policy
-        self._engine.shape_tenant(self.number, policy.shape())
+        """PolicyError where its guarantee is more than the device or its group has left."""
+        self._hierarchy.set_tenant(self.name, policy)
 
     def close(self, keep: bool = False) -> None:
         """Ends its sessions and removes its directory, but for one that is kept when the router ends (keep)."""
+        self._closed = True
         loop = asyncio.get_running_loop()
         for session in list(self.sessions.values()):
             session.end("the tenant was removed")
@@ -220,6 +242,6 @@ class Tenant:
         self._sysfs.close()
         if self.address is not None:
             self._directory.release(self.address)
-        self._engine.remove_tenant(self.number)
+        self._hierarchy.remove_tenant(self.name)
         if not (keep and self._keep):
             shutil.rmtree(self.path, ignore_errors=True)

@@ -26,11 +26,12 @@ def dtype_of(struct: str) -> np.dtype[Any]:
 
 HEADER = dtype_of("struct sluice_counters_header")
 TENANT = dtype_of("struct sluice_tenant_counters")
+GROUP = dtype_of("struct sluice_group_counters")
 QP = dtype_of("struct sluice_qp_counters")
 
 
 class Counters:
-    """tenants: indexed by tenant number. qps: by slot; qp_num 0 where a slot is free."""
+    """tenants, groups: indexed by number. qps: by slot; qp_num 0 where a slot is free."""
 
     def __init__(self, path: Path) -> None:
         self._map = np.memmap(path, dtype=np.uint8, mode="r")
@@ -38,6 +39,7 @@ class Counters:
         if int(self.header["magic"]) != MAGIC:
             raise ValueError(f"{path} is not a counters file of this version")
         self.tenants = self._table("tenants_offset", TENANT, int(self.header["tenants"]))
+        self.groups = self._table("groups_offset", GROUP, int(self.header["groups"]))
 
     def _table(self, offset: str, dtype: np.dtype[Any], count: int) -> np.ndarray[Any, Any]:
         start = int(self.header[offset])
@@ -50,6 +52,11 @@ class Counters:
         used: np.ndarray[Any, Any] = table[table["qp_num"] != 0].copy()
         return used
 
-    def tenant(self, number: int) -> dict[str, int]:
+    def tenant(self, number: int) -> dict[str, Any]:
+        """An int for each word, a list for each array."""
         row = self.tenants[number].copy()
-        return {name: int(row[name]) for name in TENANT.names or ()}
+        return {name: row[name].tolist() for name in TENANT.names or ()}
+
+    def group(self, number: int) -> dict[str, Any]:
+        row = self.groups[number].copy()
+        return {name: row[name].tolist() for name in GROUP.names or ()}

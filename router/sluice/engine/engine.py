@@ -3,34 +3,61 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sluice._engine import ffi, lib
 
+Pair = tuple[int, int]
+"""Egress and ingress."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of the device (struct sluice_share): bits per second and bytes, by direction; 0 is none."""
+
+    min_bps: Pair = (0, 0)
+    max_bps: Pair = (0, 0)
+    burst: Pair = (0, 0)
+    weight: int = lib.SLUICE_WEIGHT_DEFAULT
+
+    def fields(self) -> dict[str, Any]:
+        return {"min_bps": self.min_bps, "max_bps": self.max_bps, "burst": self.burst, "weight": self.weight}
+
+    def to_c(self) -> Any:
+        return ffi.new("struct sluice_share *", self.fields())
+
 
 @dataclass(frozen=True)
 class Shape:
-    """A tenant's limits; 0 is no limit.
+    """What a tenant may use (struct sluice_shape); 0 is no limit. group: its number, None for none."""
 
-    max_bps: bits per second in each direction. burst and max_mr_bytes: bytes
-    (burst 0: chosen from the rate). max_mrs: memory regions.
-    """
-
-    max_bps: int = 0
-    burst: int = 0
+    share: Share = field(default_factory=Share)
+    max_operations: int = 0
+    max_verbs: int = 0
+    max_engine_ns: int = 0
     max_mr_bytes: int = 0
     max_mrs: int = 0
+    max_qps: int = 0
+    max_cqs: int = 0
+    group: int | None = None
+    wire_only: bool = False
 
     def to_c(self) -> Any:
         return ffi.new(
             "struct sluice_shape *",
             {
-                "max_bps": self.max_bps,
-                "burst": self.burst,
+                "share": self.share.fields(),
+                "max_operations": self.max_operations,
+                "max_verbs": self.max_verbs,
+                "max_engine_ns": self.max_engine_ns,
                 "max_mr_bytes": self.max_mr_bytes,
                 "max_mrs": self.max_mrs,
+                "max_qps": self.max_qps,
+                "max_cqs": self.max_cqs,
+                "group": 0 if self.group is None else self.group + 1,
+                "wire_only": int(self.wire_only),
             },
         )
 
@@ -92,6 +119,24 @@ class Engine:
 
     def shape_tenant(self, tenant: int, shape: Shape) -> None:
         checked(lib.sluice_tenant_shape(self._engine, tenant, shape.to_c()))
+
+    def take_verb(self, tenant: int) -> int:
+        """0, or the nanoseconds to wait: the tenant's control verbs are used up."""
+        return int(lib.sluice_tenant_verb(self._engine, tenant))
+
+    def add_group(self, share: Share) -> int:
+        return checked(lib.sluice_group_add(self._engine, share.to_c()))
+
+    def remove_group(self, group: int) -> None:
+        """OSError EBUSY while it has tenants."""
+        checked(lib.sluice_group_remove(self._engine, group))
+
+    def shape_group(self, group: int, share: Share) -> None:
+        checked(lib.sluice_group_shape(self._engine, group, share.to_c()))
+
+    def shape_device(self, capacity_bps: int, wire: bool) -> None:
+        """wire: the sum of all traffic keeps to the capacity too, in each direction."""
+        checked(lib.sluice_device_shape(self._engine, capacity_bps, wire))
 
     def open_session(self, tenant: int) -> tuple[int, SessionFiles]:
         files = ffi.new("struct sluice_session_files *")
@@ -210,4 +255,9 @@ class Engine:
         checked(lib.sluice_qp_query(self._engine, session, handle, now))
 
 
-__all__ = ["Engine", "SessionFiles", "Shape", "checked", "ffi", "lib"]
+def measure_copy() -> int:
+    """Bits per second that one thread of this machine copies between cold memory; takes 50 ms and more."""
+    return int(lib.sluice_measure_copy())
+
+
+__all__ = ["Engine", "Pair", "SessionFiles", "Shape", "Share", "checked", "ffi", "lib", "measure_copy"]

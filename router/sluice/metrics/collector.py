@@ -12,11 +12,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from sluice import __version__
-from sluice.control.router import Router
+from sluice.control.router import LIMITS, Router
 
 NOW = {"qps", "cqs", "mrs", "mws", "mr_bytes", "sessions"}
 """Counters of the engine that say how much there is now, not how much there ever was."""
-LEFT_OUT = ("reserved", "max_bps", "min_bps")
+LEFT_OUT = ("reserved", "max_bps", "min_bps", "last_refused")
 
 Source = Callable[[], Iterable[Metric]]
 
@@ -60,9 +60,13 @@ class RouterCollector(Collector):
                 if counter not in counters:
                     make = GaugeMetricFamily if now else CounterMetricFamily
                     counters[counter] = make(family_name, f"{counter} in csrc/engine.h.", labels=label)
-                counters[counter].add_sample(
-                    family_name if now else f"{family_name}_total", {"tenant": name}, value * scale
-                )
+                by_limit = zip(LIMITS, value, strict=True) if isinstance(value, list) else [("", value)]
+                for limit, one in by_limit:
+                    counters[counter].add_sample(
+                        family_name if now else f"{family_name}_total",
+                        {"tenant": name} | ({"limit": limit} if limit else {}),
+                        one * scale,
+                    )
         yield processes
         yield from limits.values()
         yield from counters.values()

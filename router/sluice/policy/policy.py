@@ -1,144 +1,203 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tenant's policy, and the file that holds those of many.
-
-tenants:
-  training:
-    max: 10Gbps
-    burst: 1MiB
-  batch:
-    max: 500Mbps
-    max-mr-bytes: 8GiB
-    max-mrs: 4096
-"""
+"""What a tenant, and a group of tenants, may use. How the fields are written: policy files (file.py), options."""
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import yaml
-
-from sluice.engine import Shape
+from sluice.engine import Pair, Shape, Share, lib
 from sluice.policy.rate import format_rate, format_size, parse_rate, parse_size
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+EGRESS, INGRESS = 0, 1
 
 
 class PolicyError(ValueError):
     """What is wrong, where, and what would be right."""
 
 
-def check_name(name: str) -> str:
-    """A tenant's name is a DNS label, as Kubernetes names pods."""
+def check_name(name: str, what: str = "tenant") -> str:
+    """A tenant's name is a DNS label, as Kubernetes names pods; a group's as well."""
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise PolicyError(
-            f"{name!r} is not a tenant name: use 1 to 63 lower-case letters, digits and '-', "
+            f"{name!r} is not a {what} name: use 1 to 63 lower-case letters, digits and '-', "
             "with a letter or digit at both ends"
         )
     return name
 
 
+def _number(text: str, what: str, most: int) -> int:
+    match = re.fullmatch(r"(\d+)(k|M)?", text)
+    number = int(match[1]) * {"": 1, "k": 1000, "M": 10**6}[match[2] or ""] if match else 0
+    if not 0 < number <= most:
+        raise ValueError(f"{text!r} is not a {what}: write a whole number from 1 to {most}, for instance 4096 or 10k")
+    return number
+
+
 def _count(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 2**32:
-        raise ValueError(f"{text!r} is not a count: write a whole number, for instance 4096")
-    return int(text)
+    return _number(text, "count", 2**32 - 1)
 
 
-_FIELDS: dict[str, tuple[str, Callable[[str], int]]] = {
-    "max": ("max_bps", parse_rate),
-    "burst": ("burst", parse_size),
-    "max-mr-bytes": ("max_mr_bytes", parse_size),
-    "max-mrs": ("max_mrs", _count),
+def _weight(text: str) -> int:
+    return _number(text, "weight", int(lib.SLUICE_WEIGHT_MAX))
+
+
+def _percent(text: str) -> int:
+    """Of the engine's time; stored as nanoseconds per second."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text)
+    share = float(match[1]) / 100 if match else 0.0
+    if not 0.001 <= share <= 1:
+        raise ValueError(f"{text!r} is not a share: write a percentage from 0.1% to 100%")
+    return round(share * 1e9)
+
+
+def _scope(text: str) -> str:
+    if text not in ("all", "wire"):
+        raise ValueError(f"{text!r} is not a scope: write all, or wire to leave traffic within the node out")
+    return text
+
+
+def _group(text: str) -> str:
+    return check_name(text, "group")
+
+
+@dataclass(frozen=True)
+class _Field:
+    attribute: str
+    parse: Callable[[str], Any]
+    format: Callable[[Any], str]
+    metavar: str
+    help: str
+
+
+def _directions(
+    name: str, parse: Callable[[str], int], show: Callable[[float], str], unit: str, text: str, example: str
+) -> dict[str, _Field]:
+    attribute, metavar = name + unit, "SIZE" if unit == "" else "RATE"
+    return {
+        name: _Field(attribute, parse, show, metavar, f"{text} in each direction, {example}"),
+        f"{name}-egress": _Field(f"{name}_egress{unit}", parse, show, metavar, f"{text} of what is sent"),
+        f"{name}-ingress": _Field(f"{name}_ingress{unit}", parse, show, metavar, f"{text} of what is received"),
+    }
+
+
+SHARE_FIELDS: dict[str, _Field] = {
+    **_directions("min", parse_rate, format_rate, "_bps", "guarantee", "for instance 2Gbps"),
+    **_directions("max", parse_rate, format_rate, "_bps", "ceiling", "for instance 10Gbps"),
+    **_directions("burst", parse_size, format_size, "", "what may go at once after a pause", "for instance 1MiB"),
+    "weight": _Field("weight", _weight, str, "N", "share of what guarantees leave, 1 to 10000 (default: 100)"),
+}
+TENANT_FIELDS: dict[str, _Field] = {
+    **SHARE_FIELDS,
+    "group": _Field("group", _group, str, "NAME", "whose ceiling and guarantee it shares"),
+    "scope": _Field("scope", _scope, str, "all|wire", "wire: rates leave traffic within the node out"),
+    "max-ops": _Field("max_operations", _count, str, "N", "operations per second"),
+    "max-verbs": _Field("max_verbs", _count, str, "N", "control verbs per second"),
+    "max-engine": _Field("max_engine_ns", _percent, lambda ns: f"{ns / 1e7:g}%", "PERCENT", "of the engine's time"),
+    "max-mr-bytes": _Field("max_mr_bytes", parse_size, format_size, "SIZE", "registered memory"),
+    "max-mrs": _Field("max_mrs", _count, str, "N", "memory regions and windows"),
+    "max-qps": _Field("max_qps", _count, str, "N", "queue pairs"),
+    "max-cqs": _Field("max_cqs", _count, str, "N", "completion queues"),
 }
 
 
 @dataclass(frozen=True)
-class Policy:
-    """max_bps: bits per second each way. burst, max_mr_bytes: bytes. 0: no limit."""
+class GroupPolicy:
+    """*_bps: bits per second; burst: bytes. The plain ones hold in both directions, unless a direction has its own.
 
+    0: none (a burst is then chosen from the rate, a weight is the default).
+    """
+
+    min_bps: int = 0
+    min_egress_bps: int = 0
+    min_ingress_bps: int = 0
     max_bps: int = 0
+    max_egress_bps: int = 0
+    max_ingress_bps: int = 0
     burst: int = 0
-    max_mr_bytes: int = 0
-    max_mrs: int = 0
+    burst_egress: int = 0
+    burst_ingress: int = 0
+    weight: int = 0
 
-    def shape(self) -> Shape:
-        return Shape(self.max_bps, self.burst, self.max_mr_bytes, self.max_mrs)
+    @classmethod
+    def known_fields(cls) -> dict[str, _Field]:
+        return SHARE_FIELDS
 
-    def changed(self, fields: Mapping[str, object]) -> "Policy":
-        """With these fields ("max": "2Gbps"); "none" lifts a limit. PolicyError names the field."""
-        values: dict[str, int] = {}
+    @property
+    def guarantees(self) -> Pair:
+        return self.min_egress_bps or self.min_bps, self.min_ingress_bps or self.min_bps
+
+    @property
+    def ceilings(self) -> Pair:
+        return self.max_egress_bps or self.max_bps, self.max_ingress_bps or self.max_bps
+
+    def share(self) -> Share:
+        return Share(
+            self.guarantees,
+            self.ceilings,
+            (self.burst_egress or self.burst, self.burst_ingress or self.burst),
+            self.weight,
+        )
+
+    def changed(self, fields: Mapping[str, object]) -> Self:
+        """With these fields ("max": "2Gbps"); "none" lifts one. PolicyError names the field."""
+        known = self.known_fields()
+        values: dict[str, Any] = {}
         for name, text in fields.items():
-            if name not in _FIELDS:
-                raise PolicyError(f"{name}: no such field; there are {', '.join(_FIELDS)}")
-            attribute, parse = _FIELDS[name]
+            if name not in known:
+                raise PolicyError(f"{name}: no such field; there are {', '.join(known)}")
+            field = known[name]
+            nothing = type(getattr(self, field.attribute))()
             try:
-                values[attribute] = 0 if str(text) == "none" else parse(str(text))
+                values[field.attribute] = nothing if str(text) == "none" else field.parse(str(text))
             except ValueError as error:
                 raise PolicyError(f"{name}: {error}") from None
-        return replace(self, **values)
+        policy = replace(self, **values)
+        for direction, least, most in zip(("egress", "ingress"), policy.guarantees, policy.ceilings, strict=True):
+            if most and least > most:
+                raise PolicyError(
+                    f"min: the guarantee of {format_rate(least)} ({direction}) is above "
+                    f"the ceiling of {format_rate(most)}"
+                )
+        return policy
 
     def fields(self) -> dict[str, str]:
         """The limits there are, as they are written."""
-        texts = {
-            "max": self.max_bps and format_rate(self.max_bps),
-            "burst": self.burst and format_size(self.burst),
-            "max-mr-bytes": self.max_mr_bytes and format_size(self.max_mr_bytes),
-            "max-mrs": self.max_mrs and str(self.max_mrs),
-        }
-        return {name: text for name, text in texts.items() if isinstance(text, str)}
+        values = {name: (field, getattr(self, field.attribute)) for name, field in self.known_fields().items()}
+        return {name: field.format(value) for name, (field, value) in values.items() if value}
 
 
-def _entries(node: yaml.Node, where: str, path: Path) -> list[tuple[str, yaml.Node, yaml.Node]]:
-    if not isinstance(node, yaml.MappingNode):
-        line = node.start_mark.line + 1
-        raise PolicyError(f"{path}:{line}: {where}: a mapping belongs here (name: value)")
-    entries: list[tuple[str, yaml.Node, yaml.Node]] = []
-    seen: set[str] = set()
-    for key, value in node.value:
-        name = str(key.value)
-        if name in seen:
-            raise PolicyError(f"{path}:{key.start_mark.line + 1}: {where}{name}: stands here twice")
-        seen.add(name)
-        entries.append((name, key, value))
-    return entries
+@dataclass(frozen=True)
+class Policy(GroupPolicy):
+    """A tenant's: the same, its group, and limits of other things. max_engine_ns: of the engine's time, per second."""
 
+    group: str = ""
+    scope: str = ""
+    max_operations: int = 0
+    max_verbs: int = 0
+    max_engine_ns: int = 0
+    max_mr_bytes: int = 0
+    max_mrs: int = 0
+    max_qps: int = 0
+    max_cqs: int = 0
 
-def _tenant_policy(path: Path, name: str, key: yaml.Node, value: yaml.Node) -> Policy:
-    try:
-        check_name(name)
-    except PolicyError as error:
-        raise PolicyError(f"{path}:{key.start_mark.line + 1}: tenants: {error}") from None
-    policy = Policy()
-    for field, field_key, field_value in _entries(value, f"tenants.{name}.", path):
-        line = field_key.start_mark.line + 1
-        if not isinstance(field_value, yaml.ScalarNode):
-            raise PolicyError(f"{path}:{line}: tenants.{name}.{field}: one value belongs here, as in max: 2Gbps")
-        try:
-            policy = policy.changed({field: field_value.value})
-        except PolicyError as error:
-            raise PolicyError(f"{path}:{line}: tenants.{name}.{error}") from None
-    return policy
+    @classmethod
+    def known_fields(cls) -> dict[str, _Field]:
+        return TENANT_FIELDS
 
-
-def load_policies(path: Path) -> dict[str, Policy]:
-    """All policies of a file, or PolicyError with file:line: field: for the first mistake."""
-    try:
-        root: Any = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise PolicyError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise PolicyError(f"{path}: is not text in UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise PolicyError(f"{path}:{line}: not YAML: {error.problem}") from None
-    if root is None:
-        raise PolicyError(f"{path}:1: the file is empty; 'tenants:' belongs here")
-    policies: dict[str, Policy] = {}
-    for name, key, value in _entries(root, "", path):
-        if name != "tenants":
-            line = key.start_mark.line + 1
-            raise PolicyError(f"{path}:{line}: {name}: no such field; there is only 'tenants'")
-        for tenant, tenant_key, tenant_value in _entries(value, "tenants.", path):
-            policies[tenant] = _tenant_policy(path, tenant, tenant_key, tenant_value)
-    return policies
+    def shape(self, group: int | None = None) -> Shape:
+        """group: the engine's number of self.group."""
+        return Shape(
+            self.share(),
+            max_operations=self.max_operations,
+            max_verbs=self.max_verbs,
+            max_engine_ns=self.max_engine_ns,
+            max_mr_bytes=self.max_mr_bytes,
+            max_mrs=self.max_mrs,
+            max_qps=self.max_qps,
+            max_cqs=self.max_cqs,
+            group=group,
+            wire_only=self.scope == "wire",
+        )

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "account.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "qp.h"
+#include "tenant.h"
+
+static void let_go(struct claim *claim)
+{
+    struct qp *qp = (struct qp *)((char *)claim - offsetof(struct qp, claim));
+
+    tenant_waits_less(qp->tenant);
+    qp_activate(qp);
+}
+
+static uint64_t egress_now(const struct lane *lane)
+{
+    return list_entry(lane, struct account, lanes[FLOW_EGRESS])->engine->now;
+}
+
+static uint64_t ingress_now(const struct lane *lane)
+{
+    return list_entry(lane, struct account, lanes[FLOW_INGRESS])->engine->now;
+}
+
+int account_init(struct account *account, struct sluice_engine *engine, struct account *parent, uint64_t *throttled_ns)
+{
+    struct entity *entity = &account->entity;
+    bool is_device = account == &engine->device;
+    int error = is_device ? shaper_init(&engine->shaper, entity, &engine->timers, engine->now)
+                          : entity_init(entity, &engine->shaper, parent ? &parent->entity : NULL, throttled_ns);
+
+    if (error)
+        return error;
+    account->engine = engine;
+    error = lane_init(&account->lanes[0], &engine->timers, &entity->ceiling[0], let_go, egress_now);
+    if (!error && (error = lane_init(&account->lanes[1], &engine->timers, &entity->ceiling[1], let_go, ingress_now)))
+        lane_free(&account->lanes[0]);
+    if (error)
+        entity_free(entity);
+    return error;
+}
+
+void account_free(struct account *account)
+{
+    lane_free(&account->lanes[FLOW_EGRESS]);
+    lane_free(&account->lanes[FLOW_INGRESS]);
+    entity_free(&account->entity);
+}
+
+void account_set_share(struct account *account, const struct sluice_share *share)
+{
+    entity_set_share(&account->entity, share);
+    lane_open(&account->lanes[FLOW_EGRESS]);
+    lane_open(&account->lanes[FLOW_INGRESS]);
+}
+
+static struct account *above(struct account *account)
+{
+    return account->entity.parent ? list_entry(account->entity.parent, struct account, entity) : NULL;
+}
+
+struct lane *account_lane(struct account *account, uint32_t direction, const struct claim *claim)
+{
+    for (; account; account = above(account)) {
+        struct lane *lane = &account->lanes[direction];
+
+        if (!bucket_ready(lane->bucket, account->engine->now) || lane_blocked(lane, claim))
+            return lane;
+    }
+    return NULL;
+}
+
+void account_charge(struct account *account, uint32_t direction, uint64_t bytes)
+{
+    entity_charge_bytes(&account->entity, direction, bytes, account->engine->now);
+    for (; account; account = above(account))
+        lane_charged(&account->lanes[direction]);
+}
+
+/* ---- the device -------------------------------------------------------- */
+
+int device_init(struct sluice_engine *engine)
+{
+    return account_init(&engine->device, engine, NULL, NULL);
+}
+
+/* What a tenant keeps of the ceilings above it. */
+static void refresh_all(struct sluice_engine *engine)
+{
+    for (uint32_t number = 0; number < SLUICE_MAX_TENANTS; number++)
+        if (engine->tenants[number])
+            tenant_refresh(engine->tenants[number]);
+}
+
+void device_set(struct sluice_engine *engine, uint64_t capacity, bool wire)
+{
+    shaper_set_device(&engine->shaper, capacity, wire);
+    lane_open(&engine->device.lanes[FLOW_EGRESS]);
+    lane_open(&engine->device.lanes[FLOW_INGRESS]);
+    /* Guarantees are shares of the capacity. */
+    for (uint32_t number = 0; number < SLUICE_MAX_TENANTS; number++)
+        if (engine->tenants[number])
+            account_set_share(&engine->tenants[number]->account, &engine->tenants[number]->shape.share);
+    for (uint32_t number = 0; number < SLUICE_MAX_GROUPS; number++)
+        if (engine->tenant_groups[number])
+            account_set_share(&engine->tenant_groups[number]->account, &engine->tenant_groups[number]->share);
+    refresh_all(engine);
+}
+
+/* ---- groups ------------------------------------------------------------ */
+
+int tenant_group_add(struct sluice_engine *engine, const struct sluice_share *share)
+{
+    for (uint32_t number = 0; number < SLUICE_MAX_GROUPS; number++) {
+        if (engine->tenant_groups[number])
+            continue;
+        struct tenant_group *group = calloc(1, sizeof(*group));
+
+        if (!group)
+            return -ENOMEM;
+        group->number = number;
+        group->counters = (struct sluice_group_counters *)(engine->counters + engine->header->groups_offset) + number;
+        memset(group->counters, 0, sizeof(*group->counters));
+        int error = account_init(&group->account, engine, NULL, group->counters->throttled_ns);
+
+        if (error) {
+            free(group);
+            return error;
+        }
+        engine->tenant_groups[number] = group;
+        tenant_group_shape(group, share);
+        return (int)number;
+    }
+    return -EAGAIN;
+}
+
+void tenant_group_free(struct tenant_group *group)
+{
+    group->account.engine->tenant_groups[group->number] = NULL;
+    account_free(&group->account);
+    free(group);
+}
+
+void tenant_group_shape(struct tenant_group *group, const struct sluice_share *share)
+{
+    group->share = *share;
+    memcpy(group->counters->min_bps, share->min_bps, sizeof(share->min_bps));
+    memcpy(group->counters->max_bps, share->max_bps, sizeof(share->max_bps));
+    account_set_share(&group->account, share);
+    refresh_all(group->account.engine);
+}

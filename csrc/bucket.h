@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A token bucket, kept as a point in time (the "virtual scheduling" form of the
+ * generic cell rate algorithm, ITU-T I.371): tat is when the bucket will have
+ * earned all that was taken from it. Work may start while tat <= now; each unit
+ * moves tat by the time that it takes at the rate; an idle bucket lags behind now
+ * by a bounded time. So there is nothing to refill, nothing overflows for 500
+ * years, and the wait for the next unit is tat - now.
+ *
+ * Who finds the bucket ready may take a chunk, and so run into debt by one. The
+ * lag is a chunk shorter than the burst for that: in every window of length T at
+ * most burst + rate * T goes through, chunks and all.
+ *
+ * Where no burst was asked for, the lag is there for one purpose: to make good the
+ * delay with which a busy machine may run the worker, so that the rate is exact
+ * over a second. It must not be a burst that others feel. So a second bucket, the
+ * peak, spreads it: at most BUCKET_PEAK_PERCENT above the rate, in any short window.
+ *
+ * No clock is read here: now is given, in nanoseconds.
+ */
+#ifndef SLUICE_BUCKET_H
+#define SLUICE_BUCKET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* What is counted, and how much of it goes at a stretch. */
+enum bucket_kind {
+    BUCKET_BYTES,      /* rate in bits per second */
+    BUCKET_OPERATIONS, /* rate in operations per second */
+    BUCKET_TIME        /* rate in nanoseconds per second */
+};
+
+enum { BUCKET_BYTES_LEAST = 256, BUCKET_BYTES_MOST = 1 << 20, BUCKET_PEAK_PERCENT = 4 };
+
+/* Delays up to this are made good at once. */
+#define BUCKET_PEAK_LAG_NS 2000000ull
+
+struct bucket {
+    uint64_t rate;         /* per second; 0: without limit */
+    uint64_t lag_ns;       /* how far an idle bucket lags behind */
+    uint64_t ns_per_unit;  /* fixed point, 32 fractional bits */
+    uint64_t tat;          /* ns */
+    uint32_t tat_fraction; /* of a ns, 32 bits */
+    uint64_t peak_tat;     /* ns; the same at the peak's rate; stays 0 where there is none */
+    bool peaked;
+    uint32_t chunk;        /* units at a stretch, so that a low rate stays smooth */
+};
+
+/* burst in units, a chunk at least; 0: the default, with a peak. */
+void bucket_set(struct bucket *bucket, enum bucket_kind kind, uint64_t rate, uint64_t burst, uint64_t now);
+
+/* Bytes, operations or nanoseconds that may go after a long pause, all at once. */
+uint64_t bucket_burst(const struct bucket *bucket);
+
+static inline bool bucket_ready(const struct bucket *bucket, uint64_t now)
+{
+    return bucket->rate == 0 || (bucket->tat <= now && bucket->peak_tat <= now);
+}
+
+/* When it is ready; meaningful where it has a rate. */
+static inline uint64_t bucket_at(const struct bucket *bucket)
+{
+    return bucket->tat > bucket->peak_tat ? bucket->tat : bucket->peak_tat;
+}
+
+/* The same as bucket_take, for a cost in nanoseconds with 32 fractional bits. */
+static inline void bucket_take_cost(struct bucket *bucket, unsigned __int128 cost, uint64_t now)
+{
+    if (now > bucket->lag_ns && bucket->tat < now - bucket->lag_ns) {
+        bucket->tat = now - bucket->lag_ns;
+        bucket->tat_fraction = 0;
+    }
+    if (bucket->peaked) {
+        if (now > BUCKET_PEAK_LAG_NS && bucket->peak_tat < now - BUCKET_PEAK_LAG_NS)
+            bucket->peak_tat = now - BUCKET_PEAK_LAG_NS;
+        bucket->peak_tat += (uint64_t)((cost * 100 / (100 + BUCKET_PEAK_PERCENT)) >> 32);
+    }
+    cost += bucket->tat_fraction;
+    bucket->tat += (uint64_t)(cost >> 32);
+    bucket->tat_fraction = (uint32_t)cost;
+}
+
+/* Takes units; call only when bucket_ready, for a chunk at most where the burst is to hold. */
+static inline void bucket_take(struct bucket *bucket, uint64_t units, uint64_t now)
+{
+    if (bucket->rate)
+        bucket_take_cost(bucket, (unsigned __int128)bucket->ns_per_unit * units, now);
+}
+
+#endif

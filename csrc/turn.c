@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "turn.h"
+
+#include "account.h"
+#include "clock.h"
+#include "qp.h"
+#include "session.h"
+#include "tenant.h"
+#include "transport/transport.h"
+
+/* How long a turn should last where others wait, and its bounds where the cost is not known well. */
+enum { TURN_NS = 5000, MESSAGES_SHARED = 64, MESSAGES_ALONE = 256, BYTES_LEAST = 4096, MEASURED_BYTES = 512 };
+
+enum flow turn_flow(const struct qp *qp)
+{
+    const struct tenant *tenant = qp->tenant;
+
+    if (tenant->shape.wire_only && qp->transport == &transport_local)
+        return FLOW_FREE;
+    return tenant->told_apart && qp_reads(qp) ? FLOW_INGRESS : FLOW_EGRESS;
+}
+
+bool turn_admits(struct allowance *allowance, struct qp *qp)
+{
+    struct tenant *peer = qp->peer ? qp->peer->tenant : NULL;
+    uint32_t direction = qp_reads(qp) ? FLOW_EGRESS : FLOW_INGRESS;
+
+    if (!peer || !peer->limited[direction] || allowance->admitted[direction] || peer->shape.wire_only)
+        return true;
+    struct lane *lane = account_lane(&peer->account, direction, &qp->claim);
+
+    if (lane) {
+        qp_wait_for_rate(qp);
+        tenant_waits(qp->tenant, &qp->claim, lane);
+        return false;
+    }
+    qp->claim.pass = NULL;
+    allowance->admitted[direction] = true;
+    if (allowance->bytes > allowance->moved + peer->chunk[direction])
+        allowance->bytes = allowance->moved + peer->chunk[direction];
+    return true;
+}
+
+static struct allowance allow(const struct tenant *tenant, enum flow flow)
+{
+    bool alone = tenant->engine->shaper.working == 1 && tenant->active[flow].next == tenant->active[flow].prev;
+    struct allowance allowance = {.flow = flow, .messages = MESSAGES_ALONE, .bytes = TURN_ALONE};
+    const struct bucket *operations = &tenant->account.entity.operations;
+
+    if (!alone) {
+        uint32_t messages = TURN_NS / (tenant->message_ns + 1);
+        uint32_t bytes = TURN_NS * 1024 / (tenant->kib_ns + 1);
+
+        allowance.messages = messages < 1 ? 1 : messages < MESSAGES_SHARED ? messages : MESSAGES_SHARED;
+        allowance.bytes = bytes < BYTES_LEAST ? BYTES_LEAST : bytes < TURN_SHARED ? bytes : TURN_SHARED;
+    }
+    if (flow < DIRECTIONS && tenant->chunk[flow] < allowance.bytes)
+        allowance.bytes = tenant->chunk[flow];
+    if (operations->rate && operations->chunk < allowance.messages)
+        allowance.messages = operations->chunk;
+    return allowance;
+}
+
+static void average(uint32_t *average, uint64_t value)
+{
+    uint64_t bounded = value < 1 << 20 ? value : 1 << 20;
+
+    *average = (uint32_t)((7ull * *average + bounded + 4) / 8);
+}
+
+/* What such work costs, for the length of later turns. */
+static void learn(struct tenant *tenant, const struct allowance *allowance, uint64_t ns)
+{
+    if (allowance->tries == 0)
+        return;
+    if (allowance->moved / allowance->tries < MEASURED_BYTES)
+        average(&tenant->message_ns, ns / allowance->tries);
+    else
+        average(&tenant->kib_ns, ns * 1024 / allowance->moved);
+}
+
+static void send(struct tenant *tenant, struct allowance *allowance)
+{
+    struct list *active = &tenant->active[allowance->flow];
+    struct qp *qp = list_entry(list_take(active), struct qp, link);
+
+    list_append(active, &qp->link);
+    qp_send(qp, allowance);
+}
+
+static void command(struct tenant *tenant, struct allowance *allowance)
+{
+    session_command(list_entry(list_take(&tenant->active[FLOW_CONTROL]), struct session, command));
+    allowance->operations = 1;
+    tenant->counters->verbs++;
+}
+
+bool turn_take(struct sluice_engine *engine)
+{
+    struct turn turn;
+
+    while (shaper_next(&engine->shaper, engine->now, &turn)) {
+        struct tenant *tenant = list_entry(turn.leaf, struct tenant, account.entity);
+        struct list *active = &tenant->active[turn.flow];
+
+        if (list_empty(active)) {
+            /* What it had was flushed, destroyed or stopped meanwhile. */
+            entity_set_work(turn.leaf, turn.flow, false);
+            continue;
+        }
+        uint64_t start = engine->now;
+        struct allowance allowance = allow(tenant, turn.flow);
+
+        if (turn.flow == FLOW_CONTROL)
+            command(tenant, &allowance);
+        else
+            send(tenant, &allowance);
+        engine->now = clock_now();
+        uint64_t ns = engine->now - start;
+
+        tenant->counters->engine_ns += ns;
+        learn(tenant, &allowance, ns);
+        if (list_empty(active))
+            entity_set_work(turn.leaf, turn.flow, false);
+        shaper_charge(&engine->shaper, &turn, allowance.moved, allowance.operations, ns, engine->now);
+        for (uint32_t direction = 0; direction < DIRECTIONS; direction++)
+            if (allowance.peer_moved[direction] && allowance.peer->limited[direction])
+                account_charge(&allowance.peer->account, direction, allowance.peer_moved[direction]);
+        return true;
+    }
+    return false;
+}
