@@ -76,7 +76,7 @@ class Tenant:
         self._speakers: dict[bytes, Session] = {}
         self._waiting: list[tuple[bytes, bytes, Session]] = []
         self.path.mkdir(parents=True, exist_ok=True)
-        self._sysfs = Sysfs(path, lambda: counters.tenant(self.number))
+        self._sysfs = Sysfs(path, lambda: counters.tenant_total(self.number))
         self._serving = False
         self._closed = False
         if not late_address:

@@ -57,6 +57,11 @@ class Counters:
         row = self.tenants[number].copy()
         return {name: row[name].tolist() for name in TENANT.names or ()}
 
+    def tenant_total(self, number: int) -> dict[str, int]:
+        """An int for each word, and for each array its sum."""
+        row = self.tenants[number].copy()
+        return {name: int(row[name].sum()) for name in TENANT.names or ()}
+
     def group(self, number: int) -> dict[str, Any]:
         row = self.groups[number].copy()
         return {name: row[name].tolist() for name in GROUP.names or ()}
