@@ -7,7 +7,8 @@ PYTHON ?= python3
 # meson finds ninja there, and all that runs here the command that was built.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-PACKAGES := gcc pkg-config python3-dev python3-venv libibverbs-dev perftest ibverbs-utils iproute2
+PACKAGES := gcc pkg-config python3-dev python3-venv libibverbs-dev perftest ibverbs-utils iproute2 \
+            rdmacm-utils ucx-utils qperf python3-pyverbs libfabric-bin
 SOURCES := $(shell find csrc shim router benchmarks tests -name '*.[ch]' -o -name '*.py' -o -name '*.proto' -o -name meson.build) \
            meson.build meson.options pyproject.toml
 
@@ -20,7 +21,7 @@ FUZZ_SECONDS ?= 20
 # A node of tests/kubernetes; what Debian has in no current version is built from Go modules (tests/kubernetes/build.sh).
 KUBERNETES_PACKAGES := runc busybox-static openssl util-linux
 
-.PHONY: help setup demo test test-c test-sanitize test-python test-kubernetes test-vm fuzz lint bench shell clean
+.PHONY: help setup demo test test-c test-sanitize test-python test-kubernetes test-vm fuzz lint bench shell docs clean
 
 help:
 	@echo "make demo   set up, then see it work"
@@ -32,6 +33,7 @@ help:
 	@echo "make lint   ruff, mypy --strict"
 	@echo "make bench  the benchmarks, beside their peers (about 2 minutes)"
 	@echo "make shell  a shell in which 'sluice' is found"
+	@echo "make docs   docs/verbs.md anew, from the code"
 	@echo "make clean  remove what was built"
 
 setup: $(VENV)/.installed
@@ -124,6 +126,9 @@ lint: setup
 bench: setup build/build.ninja
 	$(BIN)/ninja -C build >/dev/null
 	SLUICE_BUILD=$(CURDIR)/build $(BIN)/python benchmarks/local.py
+
+docs: setup
+	$(BIN)/python docs/verbs.py > docs/verbs.md
 
 shell: setup
 	@$${SHELL:-bash}

@@ -33,6 +33,8 @@ from sluice.control.admin import ask
 BUILD = Path(os.environ.get("SLUICE_BUILD", "build")) / "benchmarks"
 UCX_TLS = "posix,cma,self,tcp"
 """Shared memory for the data; tcp is only how its two processes meet."""
+UCX_SLUICE_TLS = "rc_verbs,ud_verbs,self"
+"""RC for the data; UD is what its wire-up goes over."""
 MIB = 1 << 20
 
 
@@ -118,17 +120,50 @@ def _limit(name: str, *arguments: str) -> list[float]:
     return [float(number) for number in re.findall(r"[\d.]*\d", re.sub(r"[a-z]\w*", "", output))]
 
 
-def _ucx_put(size: int) -> float:
-    """GB/s of ucp_put_bw."""
+Start = Callable[..., "subprocess.Popen[str]"]
+"""Starts a program with its arguments; both outputs come on stdout."""
+
+
+def _ucx(test: str, size: int, count: int, server_of: Start, client_of: Start) -> float:
+    """GB/s of one of ucx_perftest's tests."""
     port = str(_free_port())
-    count = str(max(1000, 50 * 1000**3 // size))
-    argv = ["ucx_perftest", "-t", "ucp_put_bw", "-s", str(size), "-n", count, "-w", "1000", "-p", port]
-    environment = os.environ | {"UCX_TLS": UCX_TLS}
-    server = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    argv = ["ucx_perftest", "-t", test, "-s", str(size), "-n", str(count), "-w", "1000", "-p", port]
+    server = server_of(*argv)
     _wait_for_listener(int(port), server)
-    client = subprocess.run([*argv, "-f", "127.0.0.1"], env=environment, check=True, capture_output=True, text=True)
+    client = client_of(*argv, "-f", "127.0.0.1")
+    text, _ = client.communicate(timeout=120)
     server.communicate(timeout=60)
-    return float(client.stdout.splitlines()[-1].split()[5]) * MIB / 1e9
+    if client.returncode:
+        raise RuntimeError(f"{' '.join(argv)}:\n{text}")
+    return float(text.splitlines()[-1].split()[5]) * MIB / 1e9
+
+
+def _by_itself(*argv: str) -> "subprocess.Popen[str]":
+    environment = os.environ | {"UCX_TLS": UCX_TLS}
+    return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _ucx_put(size: int) -> float:
+    return _ucx("ucp_put_bw", size, max(1000, 10 * 1000**3 // size), _by_itself, _by_itself)
+
+
+def ucx(bench: Bench) -> list[Figure]:
+    """UCX's tag matching over Sluice, beside the same over its own shared memory."""
+    if not shutil.which("ucx_perftest"):
+        return []
+    settings = ("env", f"UCX_TLS={UCX_SLUICE_TLS}", "UCX_NET_DEVICES=sluice0:1")
+
+    def over_sluice() -> float:
+        return _ucx(
+            "tag_bw",
+            MIB,
+            5000,
+            lambda *argv: bench.tenant("b", *settings, *argv),
+            lambda *argv: bench.tenant("a", *settings, *argv),
+        )
+
+    ours, peer = _medians(bench.rounds, over_sluice, lambda: _ucx("tag_bw", MIB, 5000, _by_itself, _by_itself))
+    return [Figure("UCX tag_bw 1 MiB", ours, "GB/s", "UCX shared memory", 0.8, True, peer)]
 
 
 def bandwidth(bench: Bench) -> list[Figure]:
@@ -238,6 +273,7 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "latency": latency,
     "control": control,
     "idle": idle,
+    "ucx": ucx,
 }
 
 

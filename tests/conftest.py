@@ -8,10 +8,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sluice import shim_path
 from sluice.control.admin import ask
 
 PATIENCE = 30
@@ -101,6 +103,21 @@ def program() -> Callable[[str], Path]:
         return path.absolute()
 
     return find
+
+
+@cache
+def exported() -> dict[str, str]:
+    """Version of each symbol that the shim exports; empty where it has none, and so answers to any."""
+    text = subprocess.run(
+        ["readelf", "-W", "--dyn-syms", shim_path()], capture_output=True, text=True, check=True
+    ).stdout
+    found = {}
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) == 8 and fields[6].isdigit() and fields[4] == "GLOBAL":
+            name, _, version = fields[7].partition("@@")
+            found[name] = version
+    return found
 
 
 def listening(port: int) -> bool:

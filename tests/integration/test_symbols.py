@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import RunningRouter
+from conftest import RunningRouter, exported
 from sluice import shim_path
 from sluice.shim import LIBRARIES
 
@@ -31,21 +31,6 @@ APPLICATIONS = {
     "qperf": "--version",
     "ompi_info": "--version",
 }
-
-
-@cache
-def exported() -> dict[str, str]:
-    """Version of each exported symbol; empty where it has none, and so answers to any."""
-    text = subprocess.run(
-        ["readelf", "-W", "--dyn-syms", shim_path()], capture_output=True, text=True, check=True
-    ).stdout
-    found = {}
-    for line in text.splitlines():
-        fields = line.split()
-        if len(fields) == 8 and fields[6].isdigit() and fields[4] == "GLOBAL":
-            name, _, version = fields[7].partition("@@")
-            found[name] = version
-    return found
 
 
 @cache

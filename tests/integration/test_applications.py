@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other applications of Debian's, unmodified."""
+
+import shutil
+
+import pytest
+from conftest import RunningRouter, exported, listening, next_port, output_of, wait_until
+
+
+def need(command: str) -> None:
+    if shutil.which(command) is None:
+        pytest.skip(f"{command} is not installed")
+
+
+@pytest.mark.parametrize("test", ["rc_bw", "rc_lat", "rc_rdma_read_bw", "rc_rdma_write_bw"])
+def test_qperf(router: RunningRouter, test: str) -> None:
+    """By rdma_cm, as over every RoCE device: by itself it connects QPs by LIDs."""
+    need("qperf")
+    if "rdma_create_id" not in exported():
+        pytest.skip("built without rdma_cm")
+    port = next_port()
+    server = router.run("b", "qperf", "-lp", str(port))
+    wait_until(lambda: listening(port) or server.poll() is not None, "the server")
+    argv = ["qperf", "-lp", str(port), "-t", "1", "-cm", "1", router.status("b")["address"], test]
+    text = output_of(router.run("a", *argv))
+    server.terminate()
+    assert "bw" in text or "latency" in text, text
+    assert "failed" not in text, text
+
+
+def test_asyncwatch_waits(router: RunningRouter) -> None:
+    """It opens the device and waits for events; nothing happens to it until it is told to end."""
+    need("ibv_asyncwatch")
+    child = router.run("a", "stdbuf", "-oL", "ibv_asyncwatch")
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    assert "sluice0" in line and "async event FD" in line, line
+    child.terminate()
+    child.wait(60)
+
+
+def test_libfabric_sees_the_device(router: RunningRouter) -> None:
+    need("fi_info")
+    child = router.run("a", "fi_info", "-p", "verbs")
+    text, _ = child.communicate(timeout=60)
+    if "No data available" in text:
+        pytest.skip("libfabric's verbs provider asks rdma_cm for its devices")
+    assert "domain: sluice0" in text, text
