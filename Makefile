@@ -7,7 +7,7 @@ PYTHON ?= python3
 # meson finds ninja there, and all that runs here the command that was built.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-PACKAGES := gcc pkg-config python3-dev python3-venv libibverbs-dev perftest ibverbs-utils iproute2 \
+PACKAGES := gcc pkg-config python3-dev python3-venv libibverbs-dev librdmacm-dev perftest ibverbs-utils iproute2 \
             rdmacm-utils ucx-utils qperf python3-pyverbs libfabric-bin
 SOURCES := $(shell find csrc shim router benchmarks tests -name '*.[ch]' -o -name '*.py' -o -name '*.proto' -o -name meson.build) \
            meson.build meson.options pyproject.toml

@@ -95,7 +95,28 @@ enum sluice_op {
     SLUICE_OP_OPEN_QP,
     SLUICE_OP_RESIZE_CQ = 32,
     SLUICE_OP_OPEN_MEMORY,
-    SLUICE_OP_CLOSE_MEMORY
+    SLUICE_OP_CLOSE_MEMORY,
+
+    SLUICE_OP_CM_CREATE_CHANNEL = 128, /* rdma_cm */
+    SLUICE_OP_CM_DESTROY_CHANNEL,
+    SLUICE_OP_CM_GET_EVENT,
+    SLUICE_OP_CM_CREATE_ID,
+    SLUICE_OP_CM_DESTROY_ID,
+    SLUICE_OP_CM_MIGRATE_ID,
+    SLUICE_OP_CM_BIND,
+    SLUICE_OP_CM_RESOLVE_ADDR,
+    SLUICE_OP_CM_RESOLVE_ROUTE,
+    SLUICE_OP_CM_QUERY,
+    SLUICE_OP_CM_LISTEN,
+    SLUICE_OP_CM_CONNECT,
+    SLUICE_OP_CM_ACCEPT,
+    SLUICE_OP_CM_REJECT,
+    SLUICE_OP_CM_DISCONNECT,
+    SLUICE_OP_CM_NOTIFY,
+    SLUICE_OP_CM_SET_OPTION,
+    SLUICE_OP_CM_INIT_QP_ATTR,
+    SLUICE_OP_CM_JOIN,
+    SLUICE_OP_CM_LEAVE
 };
 
 struct sluice_header {
@@ -427,6 +448,152 @@ struct sluice_modify_qp_request {
 struct sluice_qp_reply {
     struct sluice_header header;
     struct sluice_qp_attr attr;
+};
+
+/* ---- control channel: rdma_cm ------------------------------------------- */
+
+/*
+ * An event channel is a pipe that holds one byte for each event that waits in the
+ * router; whoever has read a byte asks for the event (GET_EVENT: EAGAIN where another
+ * thread was faster, or the event's id was destroyed meanwhile). Destroying
+ * a channel destroys the ids that are on it.
+ *
+ * uid is the shim's own name for an id or a multicast membership: it comes back in events.
+ * An id that a connection request made gets its uid with ACCEPT and has no events before.
+ */
+enum {
+    SLUICE_CM_PRIVATE_DATA = 196, /* bytes: a reply's, the most that a message of the CM carries */
+    SLUICE_CM_REJECT_DATA = 148,
+    SLUICE_CM_OPTION = 8
+};
+
+struct sluice_cm_addr {
+    uint16_t family; /* AF_INET, AF_INET6; 0: none */
+    uint16_t port;   /* big-endian */
+    uint32_t scope_id;
+    uint8_t addr[16]; /* AF_INET: the first four */
+};
+
+/* What an id knows of its two ends. */
+struct sluice_cm_route {
+    struct sluice_cm_addr src;
+    struct sluice_cm_addr dst;
+    uint8_t sgid[16];
+    uint8_t dgid[16];
+    uint32_t bound; /* 1: to the device */
+    uint32_t paths; /* 1: its route is resolved */
+    uint32_t traffic_class;
+    uint32_t packet_life_time; /* 4.096 us * 2^n */
+};
+
+/* struct rdma_conn_param, with what it needs for QPs that the application made. */
+struct sluice_cm_param {
+    uint32_t qp_num;
+    uint32_t qkey;
+    uint8_t srq;
+    uint8_t responder_resources;
+    uint8_t initiator_depth;
+    uint8_t flow_control;
+    uint8_t retry_count;
+    uint8_t rnr_retry_count;
+    uint8_t private_data_len;
+    uint8_t valid; /* ACCEPT: 0 on the connecting side, which only says that it is ready */
+    uint32_t ece_vendor;
+    uint32_t ece_options;
+    uint8_t private_data[SLUICE_CM_PRIVATE_DATA];
+};
+
+struct sluice_cm_create_id_request {
+    struct sluice_header header;
+    uint64_t uid;
+    uint32_t channel;
+    uint32_t port_space; /* enum rdma_port_space */
+    uint32_t qp_type;    /* enum ibv_qp_type */
+    uint32_t reserved;
+};
+
+/* BIND (src alone), RESOLVE_ADDR. */
+struct sluice_cm_address_request {
+    struct sluice_header header;
+    uint32_t handle;
+    uint32_t timeout_ms;
+    struct sluice_cm_addr src;
+    struct sluice_cm_addr dst;
+};
+
+/* Requests with one number: MIGRATE_ID (channel), LISTEN (backlog), NOTIFY (event), INIT_QP_ATTR (state),
+ * RESOLVE_ROUTE (timeout, ms). */
+struct sluice_cm_value_request {
+    struct sluice_header header;
+    uint32_t handle;
+    uint32_t value;
+};
+
+/* CONNECT, ACCEPT. */
+struct sluice_cm_param_request {
+    struct sluice_header header;
+    uint64_t uid;
+    uint32_t handle;
+    uint32_t reserved;
+    struct sluice_cm_param param;
+};
+
+struct sluice_cm_reject_request {
+    struct sluice_header header;
+    uint32_t handle;
+    uint8_t reason; /* 0: consumer defined */
+    uint8_t private_data_len;
+    uint8_t reserved[2];
+    uint8_t private_data[SLUICE_CM_REJECT_DATA];
+};
+
+struct sluice_cm_option_request {
+    struct sluice_header header;
+    uint32_t handle;
+    uint32_t level;
+    uint32_t optname;
+    uint32_t optlen; /* up to SLUICE_CM_OPTION bytes */
+    uint8_t optval[SLUICE_CM_OPTION];
+};
+
+struct sluice_cm_join_request {
+    struct sluice_header header;
+    uint64_t uid;
+    uint32_t handle;
+    uint32_t join_flags; /* enum rdma_cm_mc_join_flags */
+    struct sluice_cm_addr addr;
+};
+
+/* DESTROY_ID, MIGRATE_ID, LEAVE: how many events GET_EVENT has given out; the shim waits until all are acknowledged. */
+struct sluice_cm_events_reply {
+    struct sluice_header header;
+    uint32_t events;
+    uint32_t reserved;
+};
+
+/* BIND, QUERY, LISTEN. */
+struct sluice_cm_route_reply {
+    struct sluice_header header;
+    struct sluice_cm_route route;
+};
+
+struct sluice_cm_qp_attr_reply {
+    struct sluice_header header;
+    uint32_t attr_mask;
+    uint32_t reserved;
+    struct sluice_qp_attr attr;
+};
+
+struct sluice_cm_event_reply {
+    struct sluice_header header;
+    uint64_t uid;
+    uint32_t handle; /* CONNECT_REQUEST: the new id; uid is the listening one's */
+    uint32_t event;  /* enum rdma_cm_event_type */
+    int32_t event_status;
+    uint32_t reserved;
+    struct sluice_cm_param param;
+    struct sluice_ah_attr ah; /* UD */
+    struct sluice_cm_route route;
 };
 
 /* ---- engine page: one per node, tenants map it read-only --------------- */

@@ -31,6 +31,7 @@ enum { WELCOME_FILES = 5 };
 struct session session = {.descriptors = -1, .control = -1, .async_events = -1};
 
 _Static_assert(sizeof(struct sluice_device_reply) <= ZMTP_MESSAGE_MAX, "the largest answer");
+_Static_assert(sizeof(struct sluice_cm_event_reply) <= ZMTP_MESSAGE_MAX, "rdma_cm's largest answer");
 _Static_assert(sizeof(struct sluice_modify_qp_request) <= ZMTP_MESSAGE_MAX, "the largest request");
 
 static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;    /* connecting */

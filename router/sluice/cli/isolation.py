@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 # linux/sched.h and sys/mount.h
@@ -75,7 +76,9 @@ def _wait_for(child: int) -> int:
     """Passes signals on to a child, reaps whatever ends, returns the child's exit code."""
 
     def forward(number: int, _frame: object) -> None:
-        os.kill(child, number)
+        # It may have ended just now.
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
 
     for number in FORWARDED:
         signal.signal(number, forward)

@@ -22,6 +22,9 @@ import zmq
 from sluice.cluster.directory import AddressError, Directory
 from sluice.cluster.join import Membership
 from sluice.cluster.links import Links
+from sluice.control.cm.manager import CommunicationManager
+from sluice.control.cm.place import ClusterLocator
+from sluice.control.cm.realm import HostRealm
 from sluice.control.connections import Gate, OpenGate
 from sluice.control.tenant import Tenant
 from sluice.engine import Engine, lib
@@ -65,6 +68,8 @@ class Router:
         if membership is not None:
             self.directory, self.links = membership.join()
         self.gate: Gate = OpenGate()
+        host = HostRealm()
+        self.cm = CommunicationManager(ClusterLocator(self.directory, host), host, self, asyncio.get_running_loop())
         self.tenants: dict[str, Tenant] = {}
         self.started = time.time()
         asyncio.get_running_loop().add_reader(self._engine.event_fd(), self._on_engine_event)
@@ -124,6 +129,7 @@ class Router:
             self.directory,
             self._context,
             self,
+            self.cm,
             self.counters,
             address,
             late_address,
@@ -205,6 +211,7 @@ class Router:
                 "weight": tenant.policy.weight or lib.SLUICE_WEIGHT_DEFAULT,
                 "processes": [session.pid for session in tenant.sessions.values()],
                 "counters": self.counters.tenant(tenant.number),
+                "rdma_cm": tenant.cm_status(),
                 "qps": [
                     {field: int(row[field]) for field in qps.dtype.names or () if field != "reserved"} for row in mine
                 ],

@@ -143,6 +143,11 @@ class Session:
             raise OSError(errno.EOPNOTSUPP, "who has connected is not known for certain (needs Linux 6.5)")
         return self._pidfd
 
+    @property
+    def connection(self) -> socket.socket:
+        """The descriptor socket."""
+        return self._connection
+
     def send_descriptor(self, cookie: int, fd: int) -> None:
         """Passes one descriptor. OSError where the process doesn't take what it is sent."""
         packet = ffi.new("struct sluice_descriptor *", {"cookie": cookie})

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import zmq
 
 from sluice.cluster.directory import Directory
+from sluice.control.cm.manager import CommunicationManager
+from sluice.control.cm.requests import TenantCm
 from sluice.control.connections import Connection, Gate
 from sluice.control.session import Session
 from sluice.control.verbs import ProtocolError, Verbs, hello_token, refusal, same_token
@@ -48,6 +51,7 @@ class Tenant:
         directory: Directory,
         context: zmq.Context[zmq.Socket[bytes]],
         gate: Gate,
+        cm: CommunicationManager,
         counters: Counters,
         address: IPv4Address | None = None,
         late_address: bool = False,
@@ -71,7 +75,8 @@ class Tenant:
         self.number = hierarchy.add_tenant(name, policy)
         self.address: IPv4Address | None = None
         self._keep = keep
-        self._verbs = Verbs(engine, directory, gate)
+        self._cm = TenantCm(cm, self.number)
+        self._verbs = Verbs(engine, directory, gate, self._cm.operations())
         self.sessions: dict[int, Session] = {}
         self._speakers: dict[bytes, Session] = {}
         self._waiting: list[tuple[bytes, bytes, Session]] = []
@@ -135,6 +140,7 @@ class Tenant:
         self.sessions.pop(session.number, None)
         self._verbs.connections.remove_session(session.number)
         self._verbs.addresses.remove_session(session.number)
+        self._cm.end_session(session)
         for identity in [identity for identity, speaker in self._speakers.items() if speaker is session]:
             del self._speakers[identity]
         log.info("tenant %s: session %d closed: %s", self.name, session.number, reason)
@@ -200,6 +206,7 @@ class Tenant:
     def _take(self, address: IPv4Address) -> None:
         self.address = address
         self._verbs.set_address(address)
+        self._cm.set_address(address)
         try:
             self._sysfs.write(VirtualDevice(address))
         except OSError as error:
@@ -216,6 +223,10 @@ class Tenant:
                 with suppress(zmq.Again):
                     self._control.send_multipart([identity, self._verbs.hello(frame, session)], zmq.NOBLOCK)
         self._waiting.clear()
+
+    def cm_status(self) -> dict[str, Any]:
+        """rdma_cm's ids, and what is listened on."""
+        return self._cm.status()
 
     def end_forbidden(self, admits: Callable[[IPv4Address, IPv4Address], bool]) -> list[Connection]:
         """Ends the connections that are admitted no longer, and returns them."""

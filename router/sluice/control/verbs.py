@@ -4,7 +4,7 @@
 import errno
 import hmac
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -16,6 +16,10 @@ from sluice.device.virtual import NAME, VirtualDevice
 from sluice.engine import Engine, ffi, lib
 
 HEADER_SIZE = ffi.sizeof("struct sluice_header")
+
+
+Operation = tuple[int, str, str, Callable[[Session, Any, Any], None]]
+"""Its number, the request's and the answer's struct, and who carries it out."""
 
 
 class ProtocolError(Exception):
@@ -36,7 +40,8 @@ def refusal(frame: bytes, error: int) -> bytes | None:
 class Verbs:
     """The verbs of one tenant's sessions."""
 
-    def __init__(self, engine: Engine, directory: Directory, gate: Gate) -> None:
+    def __init__(self, engine: Engine, directory: Directory, gate: Gate, more: Sequence[Operation] = ()) -> None:
+        """more: operations of others that come by the same channel."""
         self._engine = engine
         self._directory = directory
         self._gate = gate
@@ -44,7 +49,7 @@ class Verbs:
         self.addresses = Connections()
         """Address handles: they connect as well."""
         handle, handle_reply = "struct sluice_handle_request", "struct sluice_handle_reply"
-        table: list[tuple[int, str, str, Callable[[Session, Any, Any], None]]] = [
+        table: list[Operation] = [
             (lib.SLUICE_OP_QUERY_DEVICE, handle, "struct sluice_device_reply", self._query_device),
             (lib.SLUICE_OP_ALLOC_PD, handle, handle_reply, self._alloc_pd),
             (lib.SLUICE_OP_DEALLOC_PD, handle, handle_reply, self._dealloc_pd),
@@ -115,7 +120,7 @@ class Verbs:
                 ffi.sizeof(reply),
                 run,
             )
-            for op, request, reply, run in table
+            for op, request, reply, run in [*table, *more]
         }
 
     def set_address(self, address: IPv4Address) -> None:

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is at an address: the ports of a tenant, the ports of a network namespace, another node, or nobody."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Protocol
+
+from sluice.cluster.directory import Directory
+from sluice.control.cm.address import IP, gid_of
+from sluice.control.cm.realm import Realm
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Whose ports: a tenant's own address ("tenant", its number), or a network namespace ("realm", its key)."""
+
+    kind: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """node: None is this one; then scope says whose ports are meant."""
+
+    node: str | None
+    scope: Scope | None = None
+
+
+@dataclass(frozen=True)
+class Party:
+    """Whom ids belong to: a session, seen from outside."""
+
+    tenant: int
+    address: IPv4Address
+    realm: Realm
+
+    @property
+    def gid(self) -> bytes:
+        return gid_of(self.address)
+
+    @property
+    def own_scope(self) -> Scope:
+        return Scope("tenant", self.tenant)
+
+    @property
+    def realm_scope(self) -> Scope:
+        return Scope("realm", self.realm.key)
+
+    def scopes(self, ip: IP) -> Iterator[Scope]:
+        """Whose ports a socket bound to this address takes; none where the address isn't local."""
+        if ip.is_unspecified or ip == self.address:
+            yield self.own_scope
+        if ip.is_unspecified or self.realm.has(ip):
+            yield self.realm_scope
+
+
+class Locator(Protocol):
+    """The directory's answers to the communication manager."""
+
+    def locate(self, ip: IP, party: Party | None) -> Place | None:
+        """Who is at an address as this party sees it; None as party: as other nodes see it."""
+
+
+class ClusterLocator:
+    """The directory's tenants, here and on other nodes; then this node's network namespaces."""
+
+    def __init__(self, directory: Directory, host: Realm) -> None:
+        self._directory = directory
+        self._host = host
+
+    def locate(self, ip: IP, party: Party | None) -> Place | None:
+        tenant = self._directory.tenant_of(gid_of(ip))
+        if tenant is not None:
+            return Place(None, Scope("tenant", tenant))
+        if party is not None and party.realm.has(ip):
+            return Place(None, party.realm_scope)
+        if not ip.is_loopback and self._host.has(ip):
+            return Place(None, Scope("realm", self._host.key))
+        elsewhere = self._directory.find(ip) if isinstance(ip, IPv4Address) else None
+        return None if elsewhere is None else Place(elsewhere.node)

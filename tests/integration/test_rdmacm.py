@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unmodified applications that connect by rdma_cm: tenant b serves, tenant a connects."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import RunningRouter, next_port, output_of, wait_until
+
+
+def serving(router: RunningRouter, tenant: str, *argv: str | Path, port: int) -> "subprocess.Popen[str]":
+    """Starts a server, and waits until it listens on the port."""
+    router.ask("tenant-add", name=tenant, policy={})
+    server = router.run(tenant, *argv)
+
+    def listens() -> bool:
+        addresses = router.status(tenant)["rdma_cm"]["listening"]
+        return server.poll() is not None or any(address.endswith(f":{port}") for address in addresses)
+
+    wait_until(listens, f"{argv[0]} listens")
+    return server
+
+
+def address_of(router: RunningRouter, tenant: str) -> str:
+    router.ask("tenant-add", name=tenant, policy={})
+    return str(router.status(tenant)["address"])
+
+
+@pytest.mark.parametrize("size", [23, 64, 65535])
+@pytest.mark.parametrize("own_qp", [[], ["-q"]], ids=["qp of the id", "own qp"])
+def test_rping(router: RunningRouter, size: int, own_qp: list[str]) -> None:
+    port = next_port()
+    server = serving(router, "b", "rping", "-s", *own_qp, "-p", str(port), "-C", "10", "-V", "-S", str(size), port=port)
+    client = router.run(
+        "a", "rping", "-c", *own_qp, "-a", "127.0.0.1", "-p", str(port), "-C", "10", "-v", "-V", "-S", str(size)
+    )
+    assert output_of(client).count("ping data: ") == 10
+    output_of(server)
+
+
+def test_rping_of_several_clients(router: RunningRouter) -> None:
+    port = next_port()
+    server = serving(router, "b", "rping", "-s", "-P", "-p", str(port), port=port)
+    clients = [
+        router.run(tenant, "rping", "-c", "-a", "127.0.0.1", "-p", str(port), "-C", "5", "-v")
+        for tenant in ("a", "c", "b")
+    ]
+    for client in clients:
+        assert output_of(client).count("ping data: ") == 5
+    server.terminate()
+    output_of(server, expected=143)
+
+
+def test_by_the_tenants_own_address(router: RunningRouter) -> None:
+    port = next_port()
+    server = serving(router, "b", "rping", "-s", "-p", str(port), "-C", "2", port=port)
+    client = router.run("a", "rping", "-c", "-a", address_of(router, "b"), "-p", str(port), "-C", "2", "-v")
+    assert output_of(client).count("ping data: ") == 2
+    output_of(server)
+
+
+def test_by_ipv6_loopback(router: RunningRouter) -> None:
+    port = next_port()
+    server = serving(router, "b", "rping", "-s", "-a", "::1", "-p", str(port), "-C", "2", port=port)
+    client = router.run("a", "rping", "-c", "-a", "::1", "-p", str(port), "-C", "2", "-v")
+    assert output_of(client).count("ping data: ") == 2
+    output_of(server)
+
+
+def test_nobody_listens(router: RunningRouter) -> None:
+    client = router.run("a", "rping", "-c", "-a", "127.0.0.1", "-p", str(next_port()), "-C", "1")
+    text, _ = client.communicate(timeout=60)
+    assert client.returncode != 0
+    assert "RDMA_CM_EVENT_REJECTED, error 8" in text
+
+
+@pytest.mark.parametrize("options", [[], ["-c", "20", "-C", "3"], ["-S", "65000"], ["-t", "32"], ["-m"]])
+def test_ucmatose(router: RunningRouter, options: list[str]) -> None:
+    port = next_port()
+    server = serving(router, "b", "ucmatose", "-p", str(port), *options, port=port)
+    client = router.run("a", "ucmatose", "-p", str(port), *options, "-s", "127.0.0.1")
+    assert "return status 0" in output_of(client)
+    assert "return status 0" in output_of(server)
+
+
+@pytest.mark.parametrize("options", [[], ["-c", "10", "-C", "3"], ["-S", "4000"]])
+def test_udaddy(router: RunningRouter, options: list[str]) -> None:
+    server = serving(router, "b", "udaddy", *options, port=7174)
+    client = router.run("a", "udaddy", *options, "-s", "127.0.0.1")
+    assert "return status 0" in output_of(client)
+    assert "return status 0" in output_of(server)
+
+
+def test_mckey(router: RunningRouter) -> None:
+    group = ["-b", "127.0.0.1", "-m", "239.1.2.3"]
+    router.ask("tenant-add", name="e", policy={})
+    receiver = router.run("e", "mckey", *group)
+    # Its QP is attached when it has seen its event; what is sent before is lost, as multicast is.
+    wait_until(lambda: receiver.poll() is not None or router.status("e")["rdma_cm"]["memberships"] == 1, "it joins")
+    sender = router.run("a", "mckey", *group, "-s")
+    assert "return status 0" in output_of(sender)
+    assert "return status 0" in output_of(receiver)
+
+
+def test_perftest_of_datagrams(router: RunningRouter) -> None:
+    port = next_port()
+    options = ["-R", "-c", "UD", "-p", str(port), "-n", "200", "-F"]
+    server = serving(router, "b", "ib_send_lat", *options, port=port)
+    client = router.run("a", "ib_send_lat", *options, "127.0.0.1")
+    assert re.search(r"^ *\d+ +200 ", output_of(client), re.MULTILINE)
+    output_of(server)
+
+
+def test_endpoints(router: RunningRouter) -> None:
+    port = next_port()
+    server = serving(router, "b", "rdma_server", "-p", str(port), port=port)
+    client = router.run("a", "rdma_client", "-s", "127.0.0.1", "-p", str(port))
+    assert "rdma_client: end 0" in output_of(client)
+    assert "rdma_server: end 0" in output_of(server)
+
+
+def test_cmtime(router: RunningRouter) -> None:
+    port = next_port()
+    server = serving(router, "d", "cmtime", "-p", str(port), port=port)
+    client = router.run("a", "cmtime", "-s", "127.0.0.1", "-p", str(port), "-c", "50")
+    assert re.search(r"disconnect +: +[0-9.]+", output_of(client))
+    server.terminate()
+    output_of(server, expected=143)
+    wait_until(lambda: router.status("d")["rdma_cm"]["ids"] == 0, "the ids' end")
+
+
+def test_rsockets_are_absent(router: RunningRouter) -> None:
+    for options in ([], ["-s", "127.0.0.1"]):
+        child = router.run("a", "rstream", *options)
+        text, _ = child.communicate(timeout=60)
+        assert 0 < child.returncode < 128 or child.returncode == 255
+        assert "Function not implemented" in text
+
+
+@pytest.mark.parametrize(
+    "test", ["ib_write_bw", "ib_read_bw", "ib_send_bw", "ib_write_lat", "ib_read_lat", "ib_send_lat"]
+)
+def test_perftest(router: RunningRouter, test: str) -> None:
+    port = next_port()
+    options = ["-R", "-p", str(port), "-n", "200", "-F"]
+    server = serving(router, "b", test, *options, port=port)
+    client = router.run("a", test, *options, "127.0.0.1")
+    assert re.search(r"^ *\d+ +200 ", output_of(client), re.MULTILINE)
+    output_of(server)
+
+
+@pytest.mark.skipif(not shutil.which("fi_pingpong"), reason="fi_pingpong (libfabric-bin) is not installed")
+@pytest.mark.parametrize("provider", [("verbs", "msg"), ("verbs;ofi_rxm", "rdm")], ids=["msg", "rdm over msg"])
+def test_libfabric(router: RunningRouter, provider: tuple[str, str]) -> None:
+    options = ["-p", provider[0], "-e", provider[1], "-S", "4096", "-I", "20"]
+    port = next_port()
+    server = router.run("b", "fi_pingpong", *options, "-B", str(port))
+    # Its own handshake is over TCP.
+    wait_until(lambda: server.poll() is not None or f":{port:04X} " in tcp_table(), "fi_pingpong listens")
+    client = router.run("a", "fi_pingpong", *options, "-P", str(port), "127.0.0.1")
+    assert "=20" in output_of(client)
+    output_of(server)
+
+
+def tcp_table() -> str:
+    return "".join(Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6"))
+
+
+def test_status_shows_listeners(router: RunningRouter) -> None:
+    port = next_port()
+    server = serving(router, "d", "ucmatose", "-b", "127.0.0.1", "-p", str(port), port=port)
+    assert router.status("d")["rdma_cm"] == {
+        "ids": 1,
+        "listening": [f"127.0.0.1:{port}"],
+        "memberships": 0,
+    }
+    assert json.dumps(router.ask("status"))
+    server.terminate()
+    output_of(server, expected=143)
