@@ -38,6 +38,16 @@ static int open_context(void)
     return 0;
 }
 
+void cm_fork_child(void)
+{
+    /* All of it is the parent's; its ids are of no use here. */
+    pthread_mutex_init(&lock, NULL);
+    context = NULL;
+    pd = NULL;
+    xrcd = NULL;
+    users = 0;
+}
+
 int cm_device_get(struct rdma_cm_id *id)
 {
     pthread_mutex_lock(&lock);
@@ -59,7 +69,7 @@ int cm_device_get(struct rdma_cm_id *id)
 void cm_device_put(void)
 {
     pthread_mutex_lock(&lock);
-    if (!--users) {
+    if (users && !--users) {
         /* An application may have left MRs on it; then it stays for the next id. */
         if (xrcd && !ibv_close_xrcd(xrcd))
             xrcd = NULL;

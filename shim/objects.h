@@ -246,4 +246,7 @@ int shim_query_device_ex(struct ibv_context *context, const struct ibv_query_dev
 int shim_query_port(struct ibv_context *context, uint8_t port_num, struct ibv_port_attr *attr, size_t attr_size);
 int shim_query_rt_values(struct ibv_context *context, struct ibv_values_ex *values);
 
+/* In a forked child: rdma_cm begins anew (cm_device.c). */
+void cm_fork_child(void);
+
 #endif

@@ -264,6 +264,7 @@ static void in_child(void)
     session.dead = false;
     events_fork_child();
     memory_fork_child();
+    cm_fork_child();
     pthread_mutex_init(&open_lock, NULL);
     pthread_mutex_init(&control_lock, NULL);
     pthread_mutex_init(&command_lock, NULL);

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 import zmq
 from conftest import RunningRouter, output_of, wait_until
+from sluice.control.cm.requests import OPERATIONS
 from sluice.engine import ffi, lib
+
+ERRNOS = {0, errno.EINVAL, errno.EAGAIN, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.ENOSYS}
 
 WELCOME = ffi.sizeof("struct sluice_welcome")
 
@@ -145,6 +148,23 @@ def test_bad_handles_are_refused(intruder: Intruder) -> None:
     ):
         for handle in (0, 1, 16383, 16384, 2**32 - 1):
             assert intruder.ask(header(op, 24) + struct.pack("<II", handle, 0)) == 22
+
+
+def test_requests_of_rdma_cm(intruder: Intruder) -> None:
+    """Every field of every request at random: refused or done, never the end of the router."""
+    assert intruder.hello() == 0
+    source = random.Random(1)
+    for op, request, _, _ in OPERATIONS:
+        size = ffi.sizeof(request)
+        for _ in range(30):
+            body = bytearray(source.randbytes(size - 16))
+            # Handles and numbers that exist are small.
+            for at in range(0, len(body) - 3, 4):
+                if source.random() < 0.6:
+                    body[at : at + 4] = struct.pack("<I", source.randrange(8))
+            if op == lib.SLUICE_OP_CM_CREATE_CHANNEL and source.random() < 0.8:
+                continue
+            assert intruder.ask(header(op, size) + bytes(body)) in ERRNOS
 
 
 def test_many_who_never_greet(router: RunningRouter) -> None:

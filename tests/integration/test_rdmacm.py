@@ -2,8 +2,10 @@
 """Unmodified applications that connect by rdma_cm: tenant b serves, tenant a connects."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -180,3 +182,30 @@ def test_status_shows_listeners(router: RunningRouter) -> None:
     assert json.dumps(router.ask("status"))
     server.terminate()
     output_of(server, expected=143)
+
+
+@pytest.fixture(scope="module")
+def events() -> Path:
+    path = Path(os.environ.get("SLUICE_BUILD", "build")) / "tests/integration/rdmacm/rdmacm-events"
+    assert path.exists(), f"{path} is not built: run `make test`, or set SLUICE_BUILD"
+    return path.absolute()
+
+
+def test_every_event(router: RunningRouter, events: Path) -> None:
+    assert "every event as it should be" in output_of(router.run("a", events))
+
+
+def test_a_peer_that_is_killed(router: RunningRouter, events: Path) -> None:
+    waiting = router.run("b", events, "wait")
+    assert waiting.stdout is not None
+    port = waiting.stdout.readline().strip()
+    client = router.run("a", events, "peer", port)
+    assert waiting.stdout.readline() == "connected\n"
+    os.kill(descendants(waiting.pid)[-1], signal.SIGKILL)
+    assert "the peer is gone" in output_of(client)
+    output_of(waiting, expected=137)
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [grandchild for child in children for grandchild in descendants(child)]
