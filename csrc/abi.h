@@ -800,10 +800,12 @@ struct sluice_cq_shared {
     /*
      * Shim sets enum sluice_cq_arm, then a full fence, then polls once more;
      * the engine stores CQEs, then a full fence, then takes it and writes one
-     * struct sluice_comp_event to the channel.
+     * struct sluice_comp_event to the channel. armed_at: consumer when it was
+     * armed; CQEs polled before make no event.
      */
     uint32_t arm;
-    uint32_t reserved1[15];
+    uint32_t armed_at;
+    uint32_t reserved1[14];
 };
 
 /* What the router writes to a completion channel's pipe. */

@@ -219,6 +219,9 @@ void cq_notify_all(struct sluice_engine *engine)
             cq->solicited = false;
             continue;
         }
+        /* Polled already when it armed: it asked for what comes after. */
+        if (load_relaxed(&cq->shared->armed_at) == cq->produced)
+            continue;
         store_relaxed(&cq->shared->arm, SLUICE_CQ_UNARMED);
         cq->solicited = false;
         struct sluice_comp_event event = {.cq = cq->handle};

@@ -248,6 +248,9 @@ int shim_req_notify_cq(struct ibv_cq *public, int solicited_only)
 {
     struct shim_cq *cq = to_cq(public);
 
+    /* Stands until the event: an older arming may still owe one. */
+    if (load_relaxed(&cq->shared->arm) == SLUICE_CQ_UNARMED)
+        store_relaxed(&cq->shared->armed_at, load_relaxed(&cq->consumer));
     /* Next completion is the stronger wish: it isn't weakened by a later one for solicited ones (IBTA 11.4.2.2). */
     if (solicited_only) {
         uint32_t unarmed = SLUICE_CQ_UNARMED;
