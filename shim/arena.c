@@ -305,8 +305,20 @@ struct exchange {
     int error;
 };
 
+/*
+ * Known to glibc 2.32 and newer: no thread was made, or all have ended. Then nobody
+ * can write meanwhile, and there is nobody to hold off.
+ */
+extern char __libc_single_threaded __attribute__((weak));
+
+static bool is_alone(void)
+{
+    return &__libc_single_threaded && __libc_single_threaded;
+}
+
 static void exchange_pages(struct exchange *exchange)
 {
+    bool alone = is_alone();
     uint64_t length = exchange->end - exchange->start;
     struct guard guard = {.start = exchange->start, .length = length, .protection = exchange->protection};
     struct rlimit limit;
@@ -320,7 +332,7 @@ static void exchange_pages(struct exchange *exchange)
     /* A signal handler on this thread would wait for ourselves. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    exchange->error = guard_close(&guard, exchange->anonymous);
+    exchange->error = alone ? 0 : guard_close(&guard, exchange->anonymous);
     if (!exchange->error) {
         exchange->error = put_range(&guard, exchange->anonymous);
         /* In one step for every other thread: a fault meanwhile waits for the address space's lock. */
@@ -328,9 +340,9 @@ static void exchange_pages(struct exchange *exchange)
                                      MAP_SHARED | MAP_NORESERVE | MAP_FIXED, arena.fd,
                                      (off_t)exchange->start) == MAP_FAILED)
             exchange->error = errno == EINVAL ? EOPNOTSUPP : ENOMEM; /* part of a huge page: can't be replaced */
-        if (exchange->error)
+        if (!alone && exchange->error)
             guard_give_up(&guard);
-        else
+        else if (!alone)
             guard_open(&guard);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
