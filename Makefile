@@ -118,6 +118,10 @@ fuzz: setup
 	done
 	$(BIN)/python -m pytest -q tests/fuzz
 
+bench-kubernetes: setup
+	$(call install,$(KUBERNETES_PACKAGES))
+	PYTHONPATH=tests:tests/kubernetes $(BIN)/python benchmarks/scheduling.py
+
 lint: setup
 	$(BIN)/ruff check router tests benchmarks
 	$(BIN)/ruff format --check router tests benchmarks

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many nodes and pods, as objects only: what the scheduler sees of a large cluster."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from cluster import template
+from control_plane import ControlPlane
+from sluice.kubernetes.api import RESOURCE, Api
+from sluice.kubernetes.inventory import Nic
+from sluice.kubernetes.pod import Pod, read_pod
+from sluice.kubernetes.settings import Settings
+from sluice.kubernetes.slices import SLICES, device
+from sluice.kubernetes.watch import Watch
+
+NAMESPACE = "crowd"
+EXTENDED = "rdma.sluice.dev/bandwidth"
+AT_ONCE = 50
+"""Requests on the way to the API server."""
+
+
+def node_name(index: int) -> str:
+    return f"crowd-{index:03d}"
+
+
+def node(index: int) -> dict[str, Any]:
+    resources = {"cpu": "64", "memory": "256Gi", "pods": "250", EXTENDED: "50"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": node_name(index), "labels": {"crowd": "true"}},
+        "status": {
+            "capacity": resources,
+            "allocatable": resources,
+            "conditions": [{"type": "Ready", "status": "True", "reason": "Crowd", "message": ""}],
+        },
+    }
+
+
+def resource_slice(index: int, owner: str) -> dict[str, Any]:
+    name = node_name(index)
+    settings = Settings(name, nics=tuple(Nic(f"mlx5-{port}", 25 * 10**9, f"mlx5_{port}") for port in range(2)))
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceSlice",
+        "metadata": {
+            "name": f"{name}-rdma.sluice.dev",
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": owner}],
+        },
+        "spec": {
+            "driver": "rdma.sluice.dev",
+            "nodeName": name,
+            "pool": {"name": name, "generation": 1, "resourceSliceCount": 1},
+            "devices": [device(nic, settings) for nic in settings.nics],
+        },
+    }
+
+
+def crowd_pod(name: str, kind: str, on: str = "") -> dict[str, Any]:
+    """kind: "plain", "extended" or "claim", each with 5 Gbit/s where it can say so. on: a node; else scheduled."""
+    container: dict[str, Any] = {"name": "main", "image": "none", "resources": {"requests": {"cpu": "100m"}}}
+    spec: dict[str, Any] = {
+        "containers": [container],
+        "nodeSelector": {"crowd": "true"},
+        "tolerations": [{"operator": "Exists"}],
+        "automountServiceAccountToken": False,
+    }
+    if kind == "extended":
+        container["resources"]["limits"] = {EXTENDED: "5"}
+    if kind == "claim":
+        spec["resourceClaims"] = [{"name": "rdma", "resourceClaimTemplateName": "five"}]
+        container["resources"]["claims"] = [{"name": "rdma"}]
+    if on:
+        spec["nodeName"] = on
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name[:20]}}, "spec": spec}
+
+
+async def _all(api: Api, path: str, bodies: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    limit = asyncio.Semaphore(AT_ONCE)
+
+    async def one(body: dict[str, Any]) -> dict[str, Any]:
+        async with limit:
+            return await api.create(path, body)
+
+    return list(await asyncio.gather(*map(one, bodies)))
+
+
+class Crowd:
+    """An async context manager: its nodes and their slices, and a namespace for its pods."""
+
+    def __init__(self, plane: ControlPlane, nodes: int) -> None:
+        self._plane = plane
+        self._nodes = nodes
+
+    async def __aenter__(self) -> "Crowd":
+        self.api = await Api.connect(self._plane.kubeconfig)
+        self._plane.kubectl("create", "namespace", NAMESPACE)
+        claims = template("five", "5G") | {"metadata": {"name": "five", "namespace": NAMESPACE}}
+        self._plane.apply(claims)
+        made = await _all(self.api, "/api/v1/nodes", map(node, range(self._nodes)))
+        slices = (resource_slice(index, each["metadata"]["uid"]) for index, each in enumerate(made))
+        await _all(self.api, SLICES, slices)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.api.close()
+        self._plane.kubectl("delete", "nodes", "-l", "crowd=true", "--wait=false")
+        self._plane.kubectl("delete", "pods", "-n", NAMESPACE, "--all", "--force", "--timeout=300s")
+        self._plane.kubectl("delete", "namespace", NAMESPACE, "--timeout=120s")
+
+    async def create(self, pods: Iterable[dict[str, Any]]) -> None:
+        await _all(self.api, f"/api/v1/namespaces/{NAMESPACE}/pods", pods)
+
+    async def schedule(self, kind: str, count: int) -> float:
+        """Seconds until all of so many new pods are bound to nodes."""
+        bound: set[str] = set()
+        finished = asyncio.Event()
+
+        def changed(_old: Pod | None, new: Pod | None) -> None:
+            if new is not None and new.node:
+                bound.add(new.uid)
+                if len(bound) >= count:
+                    finished.set()
+
+        watch: Watch[Pod] = Watch(self.api, f"/api/v1/namespaces/{NAMESPACE}/pods", read_pod, changed)
+        following = asyncio.create_task(watch.run())
+        await watch.synced.wait()
+        start = time.monotonic()
+        await self.create(crowd_pod(f"{kind}-{index:05d}", kind) for index in range(count))
+        await asyncio.wait_for(finished.wait(), 600)
+        seconds = time.monotonic() - start
+        following.cancel()
+        return seconds
+
+    async def allocated(self) -> dict[tuple[str, str], int]:
+        """Gbit/s that claims have, by node and NIC."""
+        found: dict[tuple[str, str], int] = {}
+        claims, _ = await self.api.list(f"{RESOURCE}/namespaces/{NAMESPACE}/resourceclaims")
+        for claim in claims:
+            allocation = claim.get("status", {}).get("allocation") or {"devices": {"results": []}}
+            for result in allocation["devices"]["results"]:
+                key = (result["pool"], result["device"])
+                found[key] = found.get(key, 0) + int(result["consumedCapacity"]["bandwidth"].removesuffix("G"))
+        return found
+
+    def clear(self) -> None:
+        self._plane.kubectl("delete", "pods", "-n", NAMESPACE, "--all", "--force", "--timeout=300s")
+        self._plane.kubectl("delete", "resourceclaims", "-n", NAMESPACE, "--all", "--timeout=300s")
