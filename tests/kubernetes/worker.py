@@ -24,17 +24,10 @@ def restricted() -> bool:
     return subprocess.run(["sh", "-c", "echo -998 > /proc/self/oom_score_adj"], check=False, stderr=-3).returncode != 0
 
 
-def bind(source: Path, target: Path) -> list[str]:
-    return [
-        "unshare",
-        "--mount",
-        "--propagation",
-        "slave",
-        "sh",
-        "-c",
-        f'mount --bind {source} {target} && exec "$@"',
-        "sh",
-    ]
+def apart(source: Path, target: Path) -> list[str]:
+    """A mount namespace of its own for a command, in which one directory stands in another's place."""
+    script = f'mount --bind {source} {target} && exec "$@"'
+    return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh"]
 
 
 class Worker:
@@ -97,8 +90,18 @@ runtime_type = "io.containerd.runc.v2"
         (self.root / "cni" / "10.conflist").write_text(
             json.dumps({"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge]})
         )
+        # The device plugins' directory can't be moved: the kubelet sees ours in its place. What it mounts for
+        # pods, containerd must see.
+        plugins = self.kubelet_dir / "device-plugins"
+        plugins.mkdir()
+        well_known = Path("/var/lib/kubelet/device-plugins")
+        well_known.mkdir(parents=True, exist_ok=True)
         path = {"PATH": f"{folder()}:{os.environ['PATH']}"}
-        self._containerd = start([program("containerd"), "-c", config], self.root / "containerd.log", environment=path)
+        self._containerd = start(
+            [*apart(plugins, well_known), program("containerd"), "-c", config],
+            self.root / "containerd.log",
+            environment=path,
+        )
         wait_until(lambda: self._ctr("version").returncode == 0, "containerd")
         write_image(self.root / "image.tar")
         assert self._ctr("images", "import", str(self.root / "image.tar")).returncode == 0
@@ -147,14 +150,11 @@ runtime_type = "io.containerd.runc.v2"
             ["ip", "link", "set", self._link, "up"],
         ):
             subprocess.run(command, check=True)
-        # The device plugins' directory can't be moved: the kubelet sees ours in its place.
-        plugins = self.kubelet_dir / "device-plugins"
-        plugins.mkdir(parents=True, exist_ok=True)
-        well_known = Path("/var/lib/kubelet/device-plugins")
-        well_known.mkdir(parents=True, exist_ok=True)
+        assert self._containerd is not None
         self._kubelet = start(
             [
-                *bind(plugins, well_known), program("kubelet"), "--config", config, "--root-dir", self.kubelet_dir,
+                "nsenter", "--target", str(self._containerd.pid), "--mount", program("kubelet"),
+                "--config", config, "--root-dir", self.kubelet_dir,
                 "--kubeconfig", self.plane.node_kubeconfig(self.name), "--hostname-override", self.name,
                 "--node-ip", self.address,
             ],
