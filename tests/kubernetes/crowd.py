@@ -53,7 +53,7 @@ def resource_slice(index: int, owner: str) -> dict[str, Any]:
             "driver": "rdma.sluice.dev",
             "nodeName": name,
             "pool": {"name": name, "generation": 1, "resourceSliceCount": 1},
-            "devices": [device(nic, settings) for nic in settings.nics],
+            "devices": [device(nic, settings, {}) for nic in settings.nics],
         },
     }
 

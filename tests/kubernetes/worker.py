@@ -174,6 +174,7 @@ runtime_type = "io.containerd.runc.v2"
                 {
                     "node": self.name,
                     "kubeconfig": str(self.router_kubeconfig),
+                    "address": self.address,
                     "nics": self.nics,
                     "kubelet-dir": str(self.kubelet_dir),
                     "cdi-dir": str(self.cdi_dir),

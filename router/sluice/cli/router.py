@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sluice.cli.keys import default_key
-from sluice.cluster.join import Membership, host_name
+from sluice.cluster.join import Joins, Membership, host_name
 from sluice.control.admin import Admin
 from sluice.control.router import AlreadyRunning, Router
 from sluice.metrics.collector import Metrics
@@ -22,6 +22,7 @@ from sluice.policy.watch import Watch
 
 if TYPE_CHECKING:
     from sluice.kubernetes.node import KubernetesNode
+    from sluice.kubernetes.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +53,22 @@ def add_to(commands: Any, state_dir: Path) -> None:
 
 
 async def serve(options: argparse.Namespace) -> None:
-    membership = None
+    membership: Joins | None = None
+    settings = None if options.kubernetes is None else _kubernetes_settings(options.kubernetes)
+    members = None
     if options.cluster is not None:
         membership = Membership(options.cluster.absolute(), options.node, options.key.absolute())
+    elif settings is not None and settings.address is not None:
+        from sluice.kubernetes.members import KubernetesMembership
+
+        key = options.state_dir.absolute() / "node.key"
+        membership = among = KubernetesMembership(settings.node, settings.address, settings.port, key)
+        members = among.members
     capacity = Capacity(options.capacity, True) if options.capacity else None
     router = Router(options.state_dir.absolute(), membership, capacity)
+    if settings is not None and not router.hierarchy.capacity.wire:
+        # What the scheduler hands out; the NICs themselves keep the sum to it.
+        router.hierarchy.apply(Capacity(sum(nic.bandwidth_bps for nic in settings.nics), False, "its NICs"))
     watch: Watch | None = None
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -69,7 +81,12 @@ async def serve(options: argparse.Namespace) -> None:
         admin = Admin(router, stopped.set)
         async with AsyncExitStack() as parts:
             parts.callback(admin.close)
-            node = await _join_kubernetes(router, options.kubernetes, parts)
+            node = None
+            if settings is not None:
+                from sluice.kubernetes.node import join
+
+                node = await join(router, settings, members)
+                parts.push_async_callback(node.close)
             if options.http is not None:
                 parts.callback(_serve_http(router, options.http, node).close)
             log.warning("router ready: %s", router.state_dir)
@@ -80,21 +97,13 @@ async def serve(options: argparse.Namespace) -> None:
         router.close()
 
 
-async def _join_kubernetes(router: Router, file: Path | None, parts: AsyncExitStack) -> "KubernetesNode | None":
-    if file is None:
-        return None
+def _kubernetes_settings(file: Path) -> "Settings":
     try:
-        from sluice.kubernetes.node import join
+        from sluice.kubernetes import node  # noqa: F401
         from sluice.kubernetes.settings import load_settings
     except ImportError as error:
         raise ValueError(f"--kubernetes needs more: pip install 'sluice[kubernetes]' ({error})") from None
-    settings = load_settings(file)
-    if not router.hierarchy.capacity.wire:
-        # What the scheduler hands out; the NICs themselves keep the sum to it.
-        router.hierarchy.apply(Capacity(sum(nic.bandwidth_bps for nic in settings.nics) or 1, False, "its NICs"))
-    node = await join(router, settings)
-    parts.push_async_callback(node.close)
-    return node
+    return load_settings(file)
 
 
 def _serve_http(router: Router, where: str, node: "KubernetesNode | None") -> HttpServer:

@@ -4,6 +4,7 @@
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from sluice.cluster.directory import POOL, Directory
 from sluice.cluster.file import WatchedFile
@@ -14,6 +15,12 @@ from sluice.cluster.links import Links, own_node
 def host_name() -> str:
     """The host's name up to its first dot: what a node is called where nobody says otherwise."""
     return socket.gethostname().partition(".")[0].lower()
+
+
+class Joins(Protocol):
+    """How a router gets its directory and its links."""
+
+    def join(self) -> tuple[Directory, Links]: ...
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from ipaddress import IPv4Address
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import zmq
 
 from sluice.cluster.admission import DOMAIN, Admission
 from sluice.cluster.directory import Directory, Place
-from sluice.cluster.file import ClusterFileError, Node, WatchedFile
+from sluice.cluster.file import Cluster, ClusterFileError, Node
 from sluice.cluster.keys import KeyPair
 from sluice.cluster.messages import (
     MAX_FRAME,
@@ -45,6 +46,20 @@ QUEUE = 1000
 """Messages on the way to one peer."""
 MAX_PENDING = 1024
 """Requests to one peer that wait for an answer, and requests of one peer that are being worked on."""
+
+
+class Members(Protocol):
+    """Who belongs to the cluster: a cluster file, or what the Kubernetes API says. path: its name, for errors."""
+
+    @property
+    def path(self) -> Path | str: ...
+
+    @property
+    def cluster(self) -> Cluster: ...
+
+    def changed(self) -> bool:
+        """Looks again; whether cluster is another one now."""
+
 
 Handler = Callable[[str, Any], Any | Awaitable[Any]]
 
@@ -136,7 +151,7 @@ class Peer:
 class Links:
     """This router's links to all others. A Source of the directory: what the others tell of their tenants."""
 
-    def __init__(self, file: WatchedFile, key: KeyPair, directory: Directory) -> None:
+    def __init__(self, file: Members, key: KeyPair, directory: Directory) -> None:
         """Inside a running event loop. ClusterFileError: this node's key isn't the file's. OSError: the port."""
         self._file = file
         self._key = key
@@ -238,7 +253,7 @@ class Links:
         try:
             return self.peers[node]
         except KeyError:
-            raise PeerUnreachable(f"there is no node {node!r} in the cluster file") from None
+            raise PeerUnreachable(f"there is no node {node!r} in the cluster") from None
 
     def _node_of(self, key: bytes) -> str | None:
         for node in self._file.cluster.nodes.values():
@@ -270,7 +285,7 @@ class Links:
     async def _watch(self) -> None:
         while True:
             if self._file.changed():
-                log.warning("the cluster file was read again: %d nodes", len(self._file.cluster.nodes))
+                log.warning("%s: %d nodes now", self._file.path, len(self._file.cluster.nodes))
                 self._renew_peers()
             for peer in list(self.peers.values()):
                 self._start(self._ping(peer))
@@ -390,7 +405,7 @@ class Links:
         self._context.destroy(linger=0)
 
 
-def own_node(file: WatchedFile, name: str, key: KeyPair) -> Node:
+def own_node(file: Members, name: str, key: KeyPair) -> Node:
     """This node's entry. ClusterFileError where there is none, or it has another key."""
     node = file.cluster.nodes.get(name)
     if node is None:

@@ -20,7 +20,7 @@ from typing import Any
 import zmq
 
 from sluice.cluster.directory import AddressError, Directory
-from sluice.cluster.join import Membership
+from sluice.cluster.join import Joins
 from sluice.cluster.links import Links
 from sluice.control.cm.manager import CommunicationManager
 from sluice.control.cm.place import ClusterLocator
@@ -47,7 +47,7 @@ class AlreadyRunning(RuntimeError):
 class Router:
     """Make it inside a running event loop; close it there too."""
 
-    def __init__(self, state_dir: Path, membership: Membership | None = None, capacity: Capacity | None = None) -> None:
+    def __init__(self, state_dir: Path, membership: Joins | None = None, capacity: Capacity | None = None) -> None:
         """capacity: the device's, None where it is to be measured.
 
         OSError, AlreadyRunning; ClusterFileError and KeyFileError, which are ValueErrors, with a membership.

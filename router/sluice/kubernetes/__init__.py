@@ -6,8 +6,9 @@ prepare   dra.py, device_plugin.py    the kubelet asks; claim.py reads what a cl
 attach    attachments.py, state.py    one tenant per pod, on disk, all or nothing; policy.py makes its policy
 inject    cdi.py                      mounts and environment for the pod's containers
 watch     watch.py, directory.py,     who is where, who may talk to whom, and what a person reads about it
-          network_policy.py, events.py
-node.py puts them together; api.py talks to the API server, protocol.py to the kubelet.
+          network_policy.py, events.py, gate.py
+members.py finds the other nodes' routers; node.py puts all together; api.py talks to the API server, protocol.py to
+the kubelet.
 """
 
 DRIVER = "rdma.sluice.dev"

@@ -9,19 +9,22 @@ from dataclasses import replace
 from typing import Any
 
 from sluice import shim_path
+from sluice.cluster.file import Node
 from sluice.control.router import Router
-from sluice.kubernetes import device_plugin, dra
+from sluice.kubernetes import DRIVER, device_plugin, dra
 from sluice.kubernetes.api import Api
 from sluice.kubernetes.attachments import Attachments, tenant_name
 from sluice.kubernetes.cdi import install_shim
 from sluice.kubernetes.directory import PodDirectory
 from sluice.kubernetes.events import Events
 from sluice.kubernetes.gate import PolicyGate, subject_of
+from sluice.kubernetes.members import Members, attributes, read_member
 from sluice.kubernetes.parameters import FieldError
 from sluice.kubernetes.pod import Pod
 from sluice.kubernetes.settings import Settings
-from sluice.kubernetes.slices import Publisher
+from sluice.kubernetes.slices import SLICES, Publisher
 from sluice.kubernetes.state import Grant
+from sluice.kubernetes.watch import Watch
 from sluice.policy.rate import format_rate
 
 log = logging.getLogger(__name__)
@@ -30,7 +33,9 @@ log = logging.getLogger(__name__)
 class KubernetesNode:
     """start() it, close() it. All of it runs in the router's event loop."""
 
-    def __init__(self, router: Router, settings: Settings, api: Api) -> None:
+    def __init__(self, router: Router, settings: Settings, api: Api, members: Members | None = None) -> None:
+        """members: is told of the other nodes' routers."""
+        self._members = members
         self._router = router
         self.settings = settings
         self._api = api
@@ -57,7 +62,13 @@ class KubernetesNode:
         self._sweeping = asyncio.create_task(self._sweep())
         if self.settings.dra:
             await self._server.start()
-            self._spawn(Publisher(self._api, self.settings).run(), "slices")
+            more = {} if self._members is None else attributes(self._members.own)
+            self._spawn(Publisher(self._api, self.settings, more).run(), "slices")
+            if self._members is not None:
+                others: Watch[Node] = Watch(
+                    self._api, SLICES, read_member, self._members.on_slice, fieldSelector=f"spec.driver={DRIVER}"
+                )
+                self._spawn(others.run(), "members")
         if self.settings.device_plugin:
             self._spawn(self._device_server.run(), "device plugin")
 
@@ -184,9 +195,9 @@ class KubernetesNode:
         await self._api.close()
 
 
-async def join(router: Router, settings: Settings) -> KubernetesNode:
+async def join(router: Router, settings: Settings, members: Members | None) -> KubernetesNode:
     """Connects and starts. ApiError, OSError."""
     install_shim(shim_path().parent, settings.shim_dir)
-    node = KubernetesNode(router, settings, await Api.connect(settings.kubeconfig))
+    node = KubernetesNode(router, settings, await Api.connect(settings.kubeconfig), members)
     await node.start()
     return node

@@ -3,6 +3,8 @@
 
 node: worker-1              # this node's name; else the environment's NODE_NAME
 kubeconfig: /etc/…          # else the pod's service account
+address: 192.0.2.7          # where other nodes' routers reach this one; else NODE_ADDRESS; without: no links
+port: 7471                  # for that; the next one carries data
 nics: {mlx5_0: 100G}        # else what the kernel tells: RDMA devices, or the interfaces of the default route
 over-commit: 1.5            # bandwidth offered for each bit that there is; guarantees shrink with it
 request:                    # what a claim may ask for
@@ -20,11 +22,13 @@ shim-dir: /var/lib/sluice/shim
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sluice.cluster.file import DEFAULT_PORT
 from sluice.kubernetes.inventory import Nic, discover
 from sluice.kubernetes.parameters import parse_bandwidth
 
@@ -46,6 +50,8 @@ class RequestPolicy:
 class Settings:
     node: str
     kubeconfig: Path | None = None
+    address: IPv4Address | None = None
+    port: int = DEFAULT_PORT
     nics: tuple[Nic, ...] = ()
     over_commit: float = 1.0
     request: RequestPolicy = field(default_factory=RequestPolicy)
@@ -100,6 +106,19 @@ def _request(value: Any) -> RequestPolicy:
     return policy
 
 
+def _address(value: Any) -> IPv4Address:
+    try:
+        return IPv4Address(str(value))
+    except AddressValueError:
+        raise ValueError(f"{str(value)!r} is not an IPv4 address: write one as 192.0.2.7") from None
+
+
+def _port(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65535:
+        raise ValueError(f"{value!r} is not a port: write a number from 1 to 65534")
+    return value
+
+
 def _path(value: Any) -> Path:
     path = Path(str(value))
     if not path.is_absolute():
@@ -110,6 +129,8 @@ def _path(value: Any) -> Path:
 _FIELDS: dict[str, Callable[[Any], Any]] = {
     "node": str,
     "kubeconfig": _path,
+    "address": _address,
+    "port": _port,
     "nics": _nics,
     "over-commit": _ratio,
     "request": _request,
@@ -138,6 +159,8 @@ def load_settings(path: Path) -> Settings:
             values[name.replace("-", "_")] = _FIELDS[name](value)
         except ValueError as error:
             raise SettingsError(f"{path}: {name}: {error}") from None
+    if "address" not in values and os.environ.get("NODE_ADDRESS"):
+        values["address"] = _address(os.environ["NODE_ADDRESS"])
     values.setdefault("node", os.environ.get("NODE_NAME", ""))
     if not values["node"]:
         raise SettingsError(f"{path}: node: this node's name belongs here, or in the environment as NODE_NAME")

@@ -26,12 +26,14 @@ def capacity_bps(nic: Nic, settings: Settings) -> int:
     return int(nic.bandwidth_bps * settings.over_commit)
 
 
-def device(nic: Nic, settings: Settings) -> Object:
+def device(nic: Nic, settings: Settings, more: Object) -> Object:
+    """more: attributes of the node's router."""
     request = settings.request
     attributes: Object = {
         "interface": {"string": nic.interface},
         "linkLayer": {"string": nic.kind},
         "rdma": {"bool": nic.rdma},
+        **more,
     }
     if nic.numa_node >= 0:
         attributes["numaNode"] = {"int": nic.numa_node}
@@ -54,11 +56,11 @@ def device(nic: Nic, settings: Settings) -> Object:
 class Publisher:
     """Keeps the slice as it should be: who deletes or changes it finds it back."""
 
-    def __init__(self, api: Api, settings: Settings) -> None:
+    def __init__(self, api: Api, settings: Settings, more: Object) -> None:
         self._api = api
         self._settings = settings
         self._name = f"{settings.node}-{DRIVER}"
-        self._devices = [device(nic, settings) for nic in settings.nics]
+        self._devices = [device(nic, settings, more) for nic in settings.nics]
         self._disturbed = asyncio.Event()
         self._disturbed.set()
         self._watch: Watch[Any] = Watch(
