@@ -5,8 +5,7 @@ apiVersion: rdma.sluice.dev/v1
 kind: Bandwidth
 max: 20G        # ceiling in each direction; without it the NIC's own
 burst: 1Mi      # bytes at the wire's speed before the ceiling holds
-weight: 4       # share of what guarantees leave over; 1 to 1000
-group: training # tenants of one group share what they leave over
+weight: 400     # share of what guarantees leave over; 1 to 10000, 100 without it
 libc: musl      # the C library of the image: glibc (default) or musl
 preload: file   # by /etc/ld.so.preload, for images that set LD_PRELOAD themselves (default: environment)
 """
@@ -16,7 +15,6 @@ from dataclasses import dataclass, fields, replace
 
 from sluice.kubernetes import DRIVER
 from sluice.kubernetes.quantity import parse_quantity
-from sluice.policy.policy import check_name
 from sluice.policy.rate import MAX_RATE, MIN_RATE, parse_rate
 
 API_VERSION = f"{DRIVER}/v1"
@@ -54,8 +52,8 @@ def _burst(value: object) -> int:
 
 def _weight(value: object) -> int:
     text = str(value)
-    if not text.isdigit() or not 1 <= int(text) <= 1000:
-        raise ValueError(f"{text!r} is not a weight: write a whole number from 1 to 1000")
+    if not text.isdigit() or not 1 <= int(text) <= 10000:
+        raise ValueError(f"{text!r} is not a weight: write a whole number from 1 to 10000")
     return int(text)
 
 
@@ -75,7 +73,6 @@ class Parameters:
     max: int | None = None
     burst: int | None = None
     weight: int | None = None
-    group: str | None = None
     libc: str | None = None
     preload: str | None = None
 
@@ -91,7 +88,6 @@ _PARSERS: dict[str, Callable[[object], object]] = {
     "max": parse_bandwidth,
     "burst": _burst,
     "weight": _weight,
-    "group": lambda value: check_name(str(value)),
     "libc": _one_of("glibc", "musl"),
     "preload": _one_of("environment", "file"),
 }

@@ -29,8 +29,7 @@ def policy_of(shares: Iterable[Share], over_commit: float, live: Mapping[str, in
         # One share without a ceiling is a tenant without one.
         "max_bps": live.get("max", sum(one for one in ceilings if one) if all(ceilings) else 0),
         "burst": live.get("burst", max((share.parameters.burst or 0 for share in shares), default=0)),
-        "weight": live.get("weight", max((share.parameters.weight or 1 for share in shares), default=1)),
-        "group": next((share.parameters.group for share in shares if share.parameters.group), ""),
+        "weight": live.get("weight", max((share.parameters.weight or 0 for share in shares), default=0)),
     }
     if 0 < values["max_bps"] < values["min_bps"]:
         values["min_bps"] = values["max_bps"]
