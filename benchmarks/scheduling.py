@@ -28,7 +28,7 @@ async def throughput(plane: ControlPlane, pods: int, rounds: int) -> None:
         for _ in range(rounds):
             for kind in KINDS:
                 rates[kind].append(pods / await crowd.schedule(kind, pods))
-                crowd.clear()
+                await crowd.clear()
     plain = statistics.median(rates["plain"])
     for kind in KINDS:
         median = statistics.median(rates[kind])

@@ -16,6 +16,8 @@ from sluice.kubernetes.slices import SLICES, device
 from sluice.kubernetes.watch import Watch
 
 NAMESPACE = "crowd"
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+CLAIMS = f"{RESOURCE}/namespaces/{NAMESPACE}/resourceclaims"
 EXTENDED = "rdma.sluice.dev/bandwidth"
 AT_ONCE = 50
 """Requests on the way to the API server."""
@@ -105,13 +107,13 @@ class Crowd:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.clear()
+        await self.api.request("DELETE", "/api/v1/nodes", labelSelector="crowd=true")
         await self.api.close()
-        self._plane.kubectl("delete", "nodes", "-l", "crowd=true", "--wait=false")
-        self._plane.kubectl("delete", "pods", "-n", NAMESPACE, "--all", "--force", "--timeout=300s")
         self._plane.kubectl("delete", "namespace", NAMESPACE, "--timeout=120s")
 
     async def create(self, pods: Iterable[dict[str, Any]]) -> None:
-        await _all(self.api, f"/api/v1/namespaces/{NAMESPACE}/pods", pods)
+        await _all(self.api, PODS, pods)
 
     async def schedule(self, kind: str, count: int) -> float:
         """Seconds until all of so many new pods are bound to nodes."""
@@ -124,7 +126,7 @@ class Crowd:
                 if len(bound) >= count:
                     finished.set()
 
-        watch: Watch[Pod] = Watch(self.api, f"/api/v1/namespaces/{NAMESPACE}/pods", read_pod, changed)
+        watch: Watch[Pod] = Watch(self.api, PODS, read_pod, changed)
         following = asyncio.create_task(watch.run())
         await watch.synced.wait()
         start = time.monotonic()
@@ -137,7 +139,7 @@ class Crowd:
     async def allocated(self) -> dict[tuple[str, str], int]:
         """Gbit/s that claims have, by node and NIC."""
         found: dict[tuple[str, str], int] = {}
-        claims, _ = await self.api.list(f"{RESOURCE}/namespaces/{NAMESPACE}/resourceclaims")
+        claims, _ = await self.api.list(CLAIMS)
         for claim in claims:
             allocation = claim.get("status", {}).get("allocation") or {"devices": {"results": []}}
             for result in allocation["devices"]["results"]:
@@ -145,6 +147,8 @@ class Crowd:
                 found[key] = found.get(key, 0) + int(result["consumedCapacity"]["bandwidth"].removesuffix("G"))
         return found
 
-    def clear(self) -> None:
-        self._plane.kubectl("delete", "pods", "-n", NAMESPACE, "--all", "--force", "--timeout=300s")
-        self._plane.kubectl("delete", "resourceclaims", "-n", NAMESPACE, "--all", "--timeout=300s")
+    async def clear(self) -> None:
+        """Deletes the pods, and with them their claims."""
+        await self.api.request("DELETE", PODS, gracePeriodSeconds=0)
+        while (await self.api.list(PODS))[0] or (await self.api.list(CLAIMS))[0]:
+            await asyncio.sleep(0.2)

@@ -42,7 +42,16 @@ def test_routers_find_each_other(plane: ControlPlane, worker: Worker) -> None:
             }
         )
     )
-    command = [sys.executable, "-m", "sluice", "router", "--state-dir", root / "s", "--kubernetes", settings]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "sluice",
+        "router",
+        "--state-dir",
+        root / "s",
+        "--kubernetes",
+        settings,
+    ]
     second = start(command, root / "router.log")
     try:
         wait_until(lambda: peers(worker.state_dir).get("worker-2", {}).get("alive"), "the link to the second")
