@@ -4,11 +4,12 @@
 import asyncio
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from cluster import template
 from control_plane import ControlPlane
-from sluice.kubernetes.api import RESOURCE, Api
+from sluice.kubernetes.api import RESOURCE, Api, ApiError
 from sluice.kubernetes.inventory import Nic
 from sluice.kubernetes.pod import Pod, read_pod
 from sluice.kubernetes.settings import Settings
@@ -149,6 +150,8 @@ class Crowd:
 
     async def clear(self) -> None:
         """Deletes the pods, and with them their claims."""
-        await self.api.request("DELETE", PODS, gracePeriodSeconds=0)
         while (await self.api.list(PODS))[0] or (await self.api.list(CLAIMS))[0]:
+            # The server goes on deleting when the answer takes too long for us.
+            with suppress(ApiError):
+                await self.api.request("DELETE", PODS, gracePeriodSeconds=0)
             await asyncio.sleep(0.2)
