@@ -26,6 +26,7 @@ def test_a_pod_gets_what_it_asks_for(plane: ControlPlane, worker: Worker) -> Non
     said = [event["message"] for event in plane.events("one") if event["reason"] == "BandwidthGranted"]
     assert len(said) == 1
     assert "10G of mlx5-0" in said[0]
+    assert "pods may have 25G of mlx5-0, 25G of mlx5-1" in plane.kubectl("describe", "node", "worker-1")
 
     plane.kubectl("delete", "pod", "one", "--timeout=60s")
     wait_until(lambda: not worker.tenants(), "everything to be returned")

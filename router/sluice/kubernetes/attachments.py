@@ -9,7 +9,7 @@ ceiling. Pods that share a claim are one tenant, named after the first of them.
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -48,9 +48,10 @@ class _Tenant:
 
 
 class Attachments:
-    """All grants of this node."""
+    """All grants of this node. returned(): something is free again, an address among it."""
 
-    def __init__(self, router: Router, settings: Settings) -> None:
+    def __init__(self, router: Router, settings: Settings, returned: Callable[[], None]) -> None:
+        self._returned = returned
         self._router = router
         self._settings = settings
         self._state = State(router.state_dir / "grants")
@@ -168,6 +169,7 @@ class Attachments:
         # Last: who is stopped before here does it again.
         self._state.remove(uid)
         log.warning("pod %s/%s: returned what %s had", grant.namespace, grant.pod, grant.claim or "its containers")
+        self._returned()
         return True
 
     def _policy(self, entry: _Tenant) -> Policy:
@@ -188,6 +190,10 @@ class Attachments:
         running = self._router.tenants[tenant]
         if running.address is None:
             running.set_address(address)
+
+    def without_address(self) -> list[Grant]:
+        """Grants whose pods' processes wait for the pod's address."""
+        return [grant for grant in self.grants.values() if self._router.tenants[grant.tenant].address is None]
 
     def set_annotations(self, tenant: str, annotations: Mapping[str, str]) -> dict[str, int] | None:
         """Changes the rates of a running pod. Returns what holds now, None where nothing changed. FieldError."""

@@ -40,7 +40,7 @@ class KubernetesNode:
         self.settings = settings
         self._api = api
         self.events = Events(api, settings.node)
-        self.attachments = Attachments(router, settings)
+        self.attachments = Attachments(router, settings, self._on_returned)
         self.directory = PodDirectory(api, self._tenant_of, self._on_pod, self._on_rules)
         self.gate = PolicyGate(router, self.directory, self.events)
         self.plugin = dra.Plugin(api, settings, self.attachments, self.events, self.refresh)
@@ -63,7 +63,7 @@ class KubernetesNode:
         if self.settings.dra:
             await self._server.start()
             more = {} if self._members is None else attributes(self._members.own)
-            self._spawn(Publisher(self._api, self.settings, more).run(), "slices")
+            self._spawn(Publisher(self._api, self.settings, more, self.events).run(), "slices")
             if self._members is not None:
                 others: Watch[Node] = Watch(
                     self._api, SLICES, read_member, self._members.on_slice, fieldSelector=f"spec.driver={DRIVER}"
@@ -115,6 +115,11 @@ class KubernetesNode:
         for grant in list(self.attachments.grants.values()):
             if grant.devices and grant.pod_uid == pod.uid:
                 self.attachments.detach(grant.uid)
+
+    def _on_returned(self) -> None:
+        """The next pod may have got the last one's address before that was returned here."""
+        for grant in self.attachments.without_address():
+            self.refresh(grant)
 
     async def _sweep(self) -> None:
         """Once everything was read: what became of the pods of grants that an earlier router left."""

@@ -11,6 +11,7 @@ from typing import Any
 from sluice.kubernetes import DRIVER
 from sluice.kubernetes.api import RESOURCE, Api, ApiError, Object
 from sluice.kubernetes.claim import CAPACITY
+from sluice.kubernetes.events import Events, Subject
 from sluice.kubernetes.inventory import Nic
 from sluice.kubernetes.quantity import format_quantity
 from sluice.kubernetes.settings import Settings
@@ -56,7 +57,9 @@ def device(nic: Nic, settings: Settings, more: Object) -> Object:
 class Publisher:
     """Keeps the slice as it should be: who deletes or changes it finds it back."""
 
-    def __init__(self, api: Api, settings: Settings, more: Object) -> None:
+    def __init__(self, api: Api, settings: Settings, more: Object, events: Events) -> None:
+        """more: attributes of the node's router."""
+        self._events = events
         self._api = api
         self._settings = settings
         self._name = f"{settings.node}-{DRIVER}"
@@ -114,7 +117,7 @@ class Publisher:
             if error.status != 404:
                 raise
             await self._api.create(SLICES, body)
-            log.warning("published %d NICs of node %s", len(self._devices), self._settings.node)
+            self._tell(owner["uid"])
             return
         if self._as_published(found) and found["metadata"].get("ownerReferences", [{}])[0].get("uid") == owner["uid"]:
             return
@@ -122,4 +125,11 @@ class Publisher:
         body["spec"]["pool"]["generation"] = found["spec"]["pool"]["generation"] + 1
         body["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
         await self._api.replace(path, body)
-        log.warning("published %d NICs of node %s anew", len(self._devices), self._settings.node)
+        self._tell(owner["uid"])
+
+    def _tell(self, uid: str) -> None:
+        nics = self._settings.nics
+        text = ", ".join(f"{format_quantity(capacity_bps(nic, self._settings))} of {nic.name}" for nic in nics)
+        log.warning("published the bandwidth of node %s: %s", self._settings.node, text)
+        node = Subject("v1", "Node", "", self._settings.node, uid)
+        self._events.inform(node, "BandwidthPublished", "Publishing", f"pods may have {text}")
