@@ -21,7 +21,8 @@ FUZZ_SECONDS ?= 20
 # A node of tests/kubernetes; what Debian has in no current version is built from Go modules (tests/kubernetes/build.sh).
 KUBERNETES_PACKAGES := runc busybox-static openssl util-linux
 
-.PHONY: help setup demo test test-c test-sanitize test-python test-kubernetes test-vm fuzz lint bench shell docs clean
+.PHONY: help setup demo test test-c test-sanitize test-python test-kubernetes bench-kubernetes test-vm fuzz \
+        lint bench shell docs clean
 
 help:
 	@echo "make demo   set up, then see it work"
