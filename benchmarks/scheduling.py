@@ -47,9 +47,8 @@ async def directory(plane: ControlPlane, pods: int) -> None:
         seconds = time.monotonic() - start
         after = resource.getrusage(resource.RUSAGE_SELF)
         processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        memory = (after.ru_maxrss - before.ru_maxrss) / 1024
         count = len(found.pods.objects)
-        print(f"directory, read {count} pods: {seconds:.2f} s, {processor:.2f} s of CPU, {memory:.0f} MiB")
+        print(f"directory, read {count} pods: {seconds:.2f} s, {processor:.2f} s of CPU")
         before = resource.getrusage(resource.RUSAGE_SELF)
         await asyncio.sleep(10)
         after = resource.getrusage(resource.RUSAGE_SELF)

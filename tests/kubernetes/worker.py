@@ -139,6 +139,8 @@ runtime_type = "io.containerd.runc.v2"
                     "imageGCHighThresholdPercent": 100,
                     "podLogsDir": str(self.root / "logs"),
                     "nodeStatusUpdateFrequency": "2s",
+                    # The API server may not have learnt yet that a claim is this node's; then the kubelet tries again.
+                    "syncFrequency": "3s",
                     "resolvConf": "",
                 }
             )
