@@ -18,7 +18,7 @@ def test_a_pod_gets_what_it_asks_for(plane: ControlPlane, worker: Worker) -> Non
     assert f"::ffff:{address}" in device
     tenant = worker.tenant_of("one")
     assert tenant["address"] == address
-    assert tenant["max_bps"] == 20 * 10**9
+    assert (tenant["min_bps"], tenant["max_bps"], tenant["weight"]) == (10**10, 20 * 10**9, 3)
     state = worker.nic_states()["mlx5-0"]
     assert (state["capacity_bps"], state["used_bps"]) == (25 * 10**9, 10 * 10**9)
     assert [row["min_bps"] for row in state["tenants"].values()] == [10 * 10**9]

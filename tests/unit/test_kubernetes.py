@@ -107,7 +107,9 @@ def test_shares_add_up_to_one_policy() -> None:
     assert policy_of(both, 1.0, {}).max_bps == 7 * 10**9
     assert policy_of([*both, Share("c", "eth1", 10**9)], 1.0, {}).max_bps == 0
     assert policy_of(both, 1.0, {"max": 10**9}).max_bps == 10**9
-    assert policy_of(both, 2.0, {"min": 10**11}).max_bps == 7 * 10**9
+    assert policy_of(both, 2.0, {}).min_bps == 25 * 10**8
+    assert policy_of(both, 1.0, {"min": 10**9}).min_bps == 10**9
+    assert policy_of(both, 1.0, {"min": 10**11}).min_bps == 5 * 10**9
 
 
 @pytest.mark.parametrize(

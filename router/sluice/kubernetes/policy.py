@@ -2,13 +2,10 @@
 """From what a pod was granted to its tenant's policy: the only place where this is decided."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import Any
 
 from sluice.kubernetes.claim import Share
 from sluice.policy.policy import Policy
-
-_KNOWN = {field.name for field in fields(Policy)}
 
 
 def guarantee_bps(shares: Iterable[Share], over_commit: float) -> int:
@@ -33,4 +30,4 @@ def policy_of(shares: Iterable[Share], over_commit: float, live: Mapping[str, in
     }
     if 0 < values["max_bps"] < values["min_bps"]:
         values["min_bps"] = values["max_bps"]
-    return Policy(**{name: value for name, value in values.items() if name in _KNOWN})
+    return Policy(**values)
