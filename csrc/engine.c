@@ -19,6 +19,7 @@
 #include "cq.h"
 #include "memory.h"
 #include "mr.h"
+#include "net.h"
 #include "multicast.h"
 #include "node.h"
 #include "qp.h"
@@ -26,6 +27,7 @@
 #include "session.h"
 #include "srq.h"
 #include "tenant.h"
+#include "transport/tcp.h"
 #include "transport/transport.h"
 #include "worker.h"
 #include "xrc.h"
@@ -121,7 +123,7 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
     engine->srqs = sparse((SLUICE_MAX_SRQN + 1) * sizeof(*engine->srqs));
     engine->groups = sparse(GROUP_BUCKETS * sizeof(*engine->groups));
     engine->mrs = sparse(MR_MAX * sizeof(*engine->mrs));
-    engine->events.ring = sparse(SLUICE_MAX_SESSIONS * sizeof(*engine->events.ring));
+    engine->events.ring = sparse(ENGINE_EVENTS * sizeof(*engine->events.ring));
     if (!engine->tenants || !engine->sessions || !engine->live || !engine->qps || !engine->qp_generations ||
         !engine->qp_free || !engine->srqs || !engine->groups || !engine->tenant_groups || !engine->mrs || !engine->events.ring)
         goto fail;
@@ -142,8 +144,8 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
         goto fail;
     }
     copy_init();
-    if ((error = device_init(engine)) || (error = windows_open()) || (error = open_counters(engine, counters_path)) || (error = open_page(engine)) ||
-        (error = port_open(engine)) ||
+    if ((error = device_init(engine)) || (error = windows_open()) || (error = net_open(engine)) ||
+        (error = open_counters(engine, counters_path)) || (error = open_page(engine)) || (error = port_open(engine)) ||
         (error = worker_start(engine)))
         goto fail;
     *out = engine;
@@ -183,6 +185,7 @@ void sluice_engine_close(struct sluice_engine *engine)
         if (engine->tenant_groups[i])
             tenant_group_free(engine->tenant_groups[i]);
     port_close(engine);
+    net_close(engine);
     timers_free(&engine->timers);
     unmap(engine->tenants, SLUICE_MAX_TENANTS * sizeof(*engine->tenants));
     unmap(engine->tenant_groups, SLUICE_MAX_GROUPS * sizeof(*engine->tenant_groups));
@@ -194,7 +197,7 @@ void sluice_engine_close(struct sluice_engine *engine)
     unmap(engine->srqs, (SLUICE_MAX_SRQN + 1) * sizeof(*engine->srqs));
     unmap(engine->groups, GROUP_BUCKETS * sizeof(*engine->groups));
     unmap(engine->mrs, MR_MAX * sizeof(*engine->mrs));
-    unmap(engine->events.ring, SLUICE_MAX_SESSIONS * sizeof(*engine->events.ring));
+    unmap(engine->events.ring, ENGINE_EVENTS * sizeof(*engine->events.ring));
     unmap(engine->counters, COUNTERS_SIZE);
     unmap(engine->page, PAGE);
     if (engine->page_fd >= 0)
@@ -218,7 +221,7 @@ int sluice_engine_next_event(struct sluice_engine *engine, struct sluice_engine_
     worker_enter(engine);
     if (engine->events.count) {
         *event = engine->events.ring[engine->events.head];
-        engine->events.head = (engine->events.head + 1) % SLUICE_MAX_SESSIONS;
+        engine->events.head = (engine->events.head + 1) % ENGINE_EVENTS;
         engine->events.count--;
         found = 1;
     } else {
@@ -757,12 +760,40 @@ int sluice_qp_modify(struct sluice_engine *engine, uint32_t number, uint32_t han
 
     if (!qp)
         return -EINVAL;
+    bool remote = transport == SLUICE_TRANSPORT_TCP;
+    int result = -EOPNOTSUPP;
+
     /* Who is on no node is looked for here, and not found. */
-    int result = qp_modify(qp, attr, attr_mask, &transport_local,
+    if (!remote || qp->type == IBV_QPT_RC || qp->type == IBV_QPT_UC)
+        result = qp_modify(qp, attr, attr_mask, remote ? &transport_tcp : &transport_local,
                            transport == SLUICE_TRANSPORT_LOCAL ? peer_tenant : -1);
 
     *now = qp->attr;
     worker_leave_for(engine, qp->tenant);
+    return result;
+}
+
+int sluice_qp_connect(struct sluice_engine *engine, uint32_t number, uint32_t handle, int fd)
+{
+    struct qp *qp = enter_qp(engine, number, handle);
+
+    if (!qp)
+        return -EINVAL;
+    int result = tcp_attach(qp, fd);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_qp_number(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct qp *qp = enter_qp(engine, number, handle);
+
+    if (!qp)
+        return -EINVAL;
+    int result = (int)qp->qp_num;
+
+    worker_leave(engine);
     return result;
 }
 
@@ -785,7 +816,7 @@ int sluice_qp_query(struct sluice_engine *engine, uint32_t number, uint32_t hand
         return -EINVAL;
     *now = qp->attr;
     now->qp_state = now->cur_qp_state = qp->state;
-    now->sq_draining = qp->state == 4 /* IBV_QPS_SQD */ && qp->message.active;
+    now->sq_draining = qp->state == 4 /* IBV_QPS_SQD */ && (qp->message.active || qp->completed != qp->sq.head);
     worker_leave_for(engine, qp->tenant);
     return 0;
 }

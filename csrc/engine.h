@@ -150,13 +150,15 @@ struct sluice_qp_counters {
 
 /* What the engine tells the control plane. */
 enum sluice_engine_event_kind {
-    SLUICE_EVENT_SESSION_BROKEN = 1 /* garbage in its shared memory; its QPs are stopped already */
+    SLUICE_EVENT_SESSION_BROKEN = 1, /* garbage in its shared memory; its QPs are stopped already */
+    SLUICE_EVENT_QP_DISCONNECTED     /* its connection to another node broke: make another (sluice_qp_connect) */
 };
 
 struct sluice_engine_event {
     uint32_t kind;
     uint32_t session;
-    char reason[112];
+    uint32_t qp; /* handle: QP_DISCONNECTED */
+    char reason[108];
 };
 
 struct sluice_session_files {
@@ -168,7 +170,8 @@ struct sluice_session_files {
 
 enum sluice_transport_kind {
     SLUICE_TRANSPORT_NONE = 0,
-    SLUICE_TRANSPORT_LOCAL
+    SLUICE_TRANSPORT_LOCAL,
+    SLUICE_TRANSPORT_TCP
 };
 
 /*
@@ -272,6 +275,13 @@ int sluice_qp_detach(struct sluice_engine *engine, uint32_t session, uint32_t ha
 int sluice_qp_modify(struct sluice_engine *engine, uint32_t session, uint32_t handle,
                      const struct sluice_qp_attr *attr, uint32_t attr_mask,
                      uint32_t transport, int32_t peer_tenant, struct sluice_qp_attr *now);
+/*
+ * fd: a TCP connection to the router of the QP's peer, which knows for which of its QPs it is. Taken
+ * over where the result is 0. -ENOTCONN: the QP is in no state, or of no transport, to have one.
+ */
+int sluice_qp_connect(struct sluice_engine *engine, uint32_t session, uint32_t handle, int fd);
+/* Its number. */
+int sluice_qp_number(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 /* To the error state, with IBV_EVENT_QP_FATAL for the application: its connection was taken from it. */
 int sluice_qp_fail(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_qp_query(struct sluice_engine *engine, uint32_t session, uint32_t handle,

@@ -31,6 +31,7 @@ struct qp;
 struct session;
 struct srq;
 struct worker;
+struct net;
 
 /* Who is metered: a tenant, a group of them, or the whole device. */
 struct account {
@@ -115,8 +116,12 @@ struct session {
     uint32_t qp_hint, srq_hint, ah_hint; /* where to look for a free handle */
 };
 
+/* A session breaks once, a QP has one connection at a time: more can't wait. */
+enum { ENGINE_EVENTS = SLUICE_MAX_SESSIONS + SLUICE_MAX_QPS };
+
 struct sluice_engine {
     struct worker *worker;
+    struct net *net;    /* sockets of the tcp transport */
     uint64_t now; /* ns; read once a round of work */
     uint64_t commanded; /* ns; when the last command of a mailbox was carried out */
     uint64_t linger; /* ns for which an empty send queue is watched; 0: no core to spare */
@@ -168,6 +173,9 @@ uint64_t engine_random(struct sluice_engine *engine);
 
 /* Ends what a session may do, and tells the control plane why; it closes the session then. */
 void session_break(struct session *session, const char *reason);
+
+/* Tells the control plane of a QP: enum sluice_engine_event_kind. */
+void engine_tell_qp(struct qp *qp, uint32_t kind);
 
 /* Async event to the application; lost only where it has left 8,000 unread. */
 void session_async_event(struct session *session, uint32_t event_type, uint32_t element);

@@ -22,6 +22,7 @@ enum qp_wait {
     QP_WAIT_NOTHING, /* active, or no work */
     QP_WAIT_PEER,    /* nobody answers: until the transport timer gives up */
     QP_WAIT_RECEIVE, /* the responder has no receive posted: RNR */
+    QP_WAIT_TRANSPORT, /* the transport can't take more: until it can */
     QP_WAIT_COPY,    /* a thread copies the next piece: relay.h */
     QP_WAIT_RATE,    /* claim: for the ceiling at the other end */
     QP_WAIT_POST     /* watched: nothing to send, but something may come at once */
@@ -65,6 +66,9 @@ struct qp {
     int32_t peer_tenant; /* who the destination GID belongs to; -1: nobody */
     struct qp *peer;     /* local transport: found and agreeing, else NULL */
     struct srq *lacking; /* the SRQ that had no receive for the message; NULL: the peer's own queue hadn't */
+
+    uint32_t completed;  /* sends completed; those up to sq.head are on their way */
+    void *wire;          /* the transport's own: tcp's struct tcp_endpoint */
 
     struct message message;
     struct receive receive;
@@ -122,6 +126,17 @@ void qp_async_event(struct qp *qp, uint32_t event_type);
 
 /* The WQE at the head is done with. status: enum ibv_wc_status. */
 void qp_complete_send(struct qp *qp, uint32_t status);
+/*
+ * The same for the oldest that is on its way, or for the one at the head where none
+ * is. byte_len: bytes that it brought (READ, atomic).
+ */
+void qp_complete_oldest(struct qp *qp, uint32_t status, uint32_t byte_len);
+/* The message is on its way: the next one may follow. */
+void qp_sent(struct qp *qp);
+/* Copies a WQE of the send queue and checks the copy. False: garbage, the session is broken now. */
+bool qp_copy_message(struct qp *qp, uint32_t index, struct message *message);
+/* IBTA table 45: nanoseconds of an RNR NAK timer field. */
+uint64_t qp_rnr_ns(uint32_t field);
 void qp_flush_sends(struct qp *qp);
 void qp_flush_receives(struct qp *qp);
 /* What happens when the SQ may have run dry in SQD, or has something. False: nothing to do. */
@@ -142,6 +157,8 @@ void qps_of_dead_cq(struct cq *cq);
  * where arm is true.
  */
 bool qp_take_receive(struct qp *qp, struct srq *srq, bool arm);
+/* The first message that comes while the QP is in RTR tells the application (IBTA 11.6.3.1). */
+void qp_establish(struct qp *qp);
 /* Completes qp->receive. */
 void qp_complete_receive(struct qp *qp, uint32_t status, uint32_t opcode, uint32_t byte_len,
                          uint32_t wc_flags, uint32_t imm_data, bool solicited);

@@ -112,7 +112,7 @@ static void reset(struct qp *qp)
     qp->receive.active = false;
     qp->established = false;
     if (qp->shared) {
-        qp->sq.head = qp->sq.seen = load_acquire(&qp->sq.shared->producer);
+        qp->completed = qp->sq.head = qp->sq.seen = load_acquire(&qp->sq.shared->producer);
         qp->rq.head = qp->rq.seen = load_acquire(&qp->rq.shared->producer);
         store_relaxed(&qp->sq.shared->armed, 1);
         store_relaxed(&qp->rq.shared->armed, 0);
@@ -143,9 +143,7 @@ int qp_modify(struct qp *qp, const struct sluice_qp_attr *attr, uint32_t attr_ma
         qp->peer_tenant = peer_tenant;
         qp->counters->peer_qp_num = qp->attr.dest_qp_num;
         publish_state(qp, IBV_QPS_RTR);
-        if (transport)
-            transport->connect(qp);
-        break;
+        return transport ? transport->connect(qp) : 0;
     case IBV_QPS_RTS:
         publish_state(qp, IBV_QPS_RTS);
         qp_ring(qp);

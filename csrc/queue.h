@@ -57,9 +57,14 @@ bool queue_arm(struct session *session, struct queue *queue);
 bool queue_take_receive(struct session *session, struct queue *queue, uint32_t max_sge, bool arm,
                         struct receive *receive);
 
+static inline const uint8_t *queue_slot_at(const struct queue *queue, uint32_t index)
+{
+    return queue->ring + (uint64_t)(index & (queue->entries - 1)) * queue->stride;
+}
+
 static inline const uint8_t *queue_slot(const struct queue *queue)
 {
-    return queue->ring + (uint64_t)(queue->head & (queue->entries - 1)) * queue->stride;
+    return queue_slot_at(queue, queue->head);
 }
 
 #endif

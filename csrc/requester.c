@@ -83,12 +83,10 @@ static uint32_t completion_opcode(uint8_t wr_opcode)
     return wr_opcode < sizeof(opcodes) / sizeof(*opcodes) ? opcodes[wr_opcode] : IBV_WC_SEND;
 }
 
-void qp_complete_send(struct qp *qp, uint32_t status)
+/* A WQE is done with, the oldest that wasn't. wqe: its copy. */
+static void complete(struct qp *qp, const struct sluice_wqe *wqe, uint32_t status, uint32_t byte_len)
 {
-    const struct sluice_wqe *wqe = qp->message.wqe;
-
-    qp->message.active = false;
-    qp->sq.head++;
+    qp->completed++;
     if (status == IBV_WC_SUCCESS && !(wqe->flags & SLUICE_WQE_SIGNALED) && !qp->sq_sig_all)
         return;
     if (status != IBV_WC_SUCCESS && status != IBV_WC_WR_FLUSH_ERR)
@@ -97,12 +95,41 @@ void qp_complete_send(struct qp *qp, uint32_t status)
         .wr_id = wqe->wr_id,
         .status = status,
         .opcode = completion_opcode(wqe->opcode),
-        .byte_len = qp->message.total,
+        .byte_len = byte_len,
         .qp_num = qp->qp_num,
         .qp = qp->handle,
-        .tail = qp->sq.head,
+        .tail = qp->completed,
     };
     cq_push(qp->send_cq, &cqe, false);
+}
+
+void qp_complete_send(struct qp *qp, uint32_t status)
+{
+    qp->message.active = false;
+    qp->sq.head++;
+    complete(qp, qp->message.wqe, status, qp->message.total);
+}
+
+void qp_complete_oldest(struct qp *qp, uint32_t status, uint32_t byte_len)
+{
+    struct sluice_wqe wqe;
+
+    if (qp->completed == qp->sq.head) {
+        qp_complete_send(qp, status);
+        return;
+    }
+    /* The slot is still the engine's; what a tenant writes there nevertheless is its own loss. */
+    memcpy(&wqe, queue_slot_at(&qp->sq, qp->completed), sizeof(wqe));
+    complete(qp, &wqe, status, byte_len);
+    /* All that was begun before SQD is done now (IBTA 10.3.1.5). */
+    if (qp->state == IBV_QPS_SQD && qp->completed == qp->sq.head && !qp->message.active)
+        qp_next_message(qp);
+}
+
+void qp_sent(struct qp *qp)
+{
+    qp->message.active = false;
+    qp->sq.head++;
 }
 
 void qp_flush_sends(struct qp *qp)
@@ -110,6 +137,8 @@ void qp_flush_sends(struct qp *qp)
     struct session *session = qp->session;
     struct queue *queue = &qp->sq;
 
+    while (qp->completed != queue->head && !session->broken)
+        qp_complete_oldest(qp, IBV_WC_WR_FLUSH_ERR, 0);
     if (qp->message.active)
         qp_complete_send(qp, IBV_WC_WR_FLUSH_ERR);
     if (queue->entries == 0)
@@ -140,11 +169,9 @@ bool qp_reads(const struct qp *qp)
     return load_relaxed(&wqe->opcode) == IBV_WR_RDMA_READ;
 }
 
-/* Copies the WQE at the head and checks the copy. False: garbage, the session is broken now. */
-static bool take_message(struct qp *qp)
+bool qp_copy_message(struct qp *qp, uint32_t index, struct message *message)
 {
-    struct message *message = &qp->message;
-    const uint8_t *slot = queue_slot(&qp->sq);
+    const uint8_t *slot = queue_slot_at(&qp->sq, index);
     const struct sluice_wqe *wqe = (const struct sluice_wqe *)message->bytes;
     uint32_t size = sizeof(*wqe);
 
@@ -185,7 +212,7 @@ static bool take_message(struct qp *qp)
 /* ---- what next ----------------------------------------------------------- */
 
 /* IBTA table 45: the RNR NAK timer field, in units of 10 us. */
-static uint64_t rnr_ns(uint32_t field)
+uint64_t qp_rnr_ns(uint32_t field)
 {
     static const uint32_t units[32] = {65536, 1,   2,   3,   4,   6,    8,    12,   16,   24,   32,
                                        48,    64,  96,  128, 192, 256,  384,  512,  768,  1024, 1536,
@@ -230,7 +257,7 @@ static void wait_for_receive(struct qp *qp)
             return;
         }
         qp->rnr_left--;
-        timer_set(&engine->timers, &qp->timer, engine->now + rnr_ns(qp->peer->attr.min_rnr_timer));
+        timer_set(&engine->timers, &qp->timer, engine->now + qp_rnr_ns(qp->peer->attr.min_rnr_timer));
     }
     /* With 7 (for ever) no timer is needed: posting a receive rings. */
     list_remove(&qp->link);
@@ -321,6 +348,15 @@ static bool proceed(struct qp *qp, enum progress progress, uint32_t status)
             return true;
         wait_with_timeout(qp, QP_WAIT_COPY);
         return false;
+    case PROGRESS_NEXT:
+        return true;
+    case PROGRESS_SENT:
+        qp_sent(qp);
+        return true;
+    case PROGRESS_BLOCKED:
+        list_remove(&qp->link);
+        qp->wait = QP_WAIT_TRANSPORT;
+        return false;
     case PROGRESS_DROPPED:
         drop(qp);
         return true;
@@ -341,7 +377,7 @@ bool qp_next_message(struct qp *qp)
 {
     if (qp->state != IBV_QPS_RTS) {
         qp_deactivate(qp);
-        if (qp->state == IBV_QPS_SQD && !qp->drained_told) {
+        if (qp->state == IBV_QPS_SQD && !qp->drained_told && qp->completed == qp->sq.head) {
             qp->drained_told = true;
             if (qp->attr.en_sqd_async_notify)
                 qp_async_event(qp, IBV_EVENT_SQ_DRAINED);
@@ -353,7 +389,7 @@ bool qp_next_message(struct qp *qp)
             qp_deactivate(qp);
         return false;
     }
-    return take_message(qp);
+    return qp_copy_message(qp, qp->sq.head, &qp->message);
 }
 
 /* The AH that a UD message names. NULL: none of this PD. */
@@ -375,14 +411,14 @@ static enum progress carry_out(struct qp *qp, uint32_t budget, uint32_t *status)
         message->ah = find_ah(qp);
         if (message->ah)
             return message->ah->transport->send_datagram(qp, status);
-    } else if (qp->attr.max_rd_atomic || !(ANSWERED_OPCODES >> message->wqe->opcode & 1)) {
+    } else if (qp->transport->flush || qp->attr.max_rd_atomic || !(ANSWERED_OPCODES >> message->wqe->opcode & 1)) {
         return qp->transport->send(qp, budget, status);
     }
     *status = IBV_WC_LOC_QP_OP_ERR;
     return PROGRESS_FAILED;
 }
 
-void qp_send(struct qp *qp, struct allowance *allowance)
+static void send_messages(struct qp *qp, struct allowance *allowance)
 {
     uint32_t next_look = TURN_PIECE;
 
@@ -405,10 +441,10 @@ void qp_send(struct qp *qp, struct allowance *allowance)
         uint32_t peer_direction = qp_reads(qp) ? FLOW_EGRESS : FLOW_INGRESS;
         enum progress progress = carry_out(qp, allowance->bytes - allowance->moved, &status);
         /* A message that lost its receiver on the way has begun again. */
-        uint32_t bytes = qp->message.moved - (qp->message.moved < before ? 0 : before);
+        uint32_t bytes = progress == PROGRESS_NEXT ? 0 : qp->message.moved - (qp->message.moved < before ? 0 : before);
 
         allowance->moved += bytes;
-        allowance->operations += progress == PROGRESS_DONE;
+        allowance->operations += progress == PROGRESS_DONE || progress == PROGRESS_SENT;
         if (qp->peer) {
             allowance->peer = qp->peer->tenant;
             allowance->peer_moved[peer_direction] += bytes;
@@ -416,6 +452,13 @@ void qp_send(struct qp *qp, struct allowance *allowance)
         if (qp->session->broken || !proceed(qp, progress, status))
             return;
     }
+}
+
+void qp_send(struct qp *qp, struct allowance *allowance)
+{
+    send_messages(qp, allowance);
+    if (qp->transport && qp->transport->flush)
+        qp->transport->flush(qp);
 }
 
 void qp_ring(struct qp *qp)

@@ -5,6 +5,14 @@
 #include "qp.h"
 #include "srq.h"
 
+void qp_establish(struct qp *qp)
+{
+    if (qp->established)
+        return;
+    qp->established = true;
+    qp_async_event(qp, IBV_EVENT_COMM_EST);
+}
+
 bool qp_take_receive(struct qp *qp, struct srq *srq, bool arm)
 {
     struct receive *receive = &qp->receive;

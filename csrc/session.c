@@ -242,6 +242,15 @@ void session_poll(struct session *session)
 
 /* ---- the end of a session that misbehaves ------------------------------ */
 
+static void tell(struct sluice_engine *engine, const struct sluice_engine_event *event)
+{
+    if (engine->events.count == ENGINE_EVENTS)
+        return; /* can't be */
+    engine->events.ring[(engine->events.head + engine->events.count++) % ENGINE_EVENTS] = *event;
+    if (eventfd_write(engine->events.fd, 1))
+        return; /* only where it is readable already */
+}
+
 void session_break(struct session *session, const char *reason)
 {
     struct sluice_engine *engine = session->engine;
@@ -252,15 +261,18 @@ void session_break(struct session *session, const char *reason)
     for (uint32_t handle = 0; handle < SLUICE_SESSION_QPS; handle++)
         if (session->qps[handle] && session->qps[handle]->session == session)
             qp_error(session->qps[handle]);
-    if (engine->events.count == SLUICE_MAX_SESSIONS)
-        return; /* can't be: a session breaks once */
-    struct sluice_engine_event *event =
-        &engine->events.ring[(engine->events.head + engine->events.count++) % SLUICE_MAX_SESSIONS];
+    struct sluice_engine_event event = {.kind = SLUICE_EVENT_SESSION_BROKEN, .session = session->number};
 
-    *event = (struct sluice_engine_event){.kind = SLUICE_EVENT_SESSION_BROKEN, .session = session->number};
-    snprintf(event->reason, sizeof(event->reason), "%s", reason);
-    if (eventfd_write(engine->events.fd, 1))
-        return; /* only where it is readable already */
+    snprintf(event.reason, sizeof(event.reason), "%s", reason);
+    tell(engine, &event);
+}
+
+void engine_tell_qp(struct qp *qp, uint32_t kind)
+{
+    struct sluice_engine_event event = {.kind = kind, .session = qp->session->number, .qp = qp->handle};
+
+    if (!qp->session->broken)
+        tell(qp->session->engine, &event);
 }
 
 void session_async_event(struct session *session, uint32_t event_type, uint32_t element)

@@ -110,3 +110,31 @@ uint32_t spans_copy_all(const struct sluice_engine *engine, const struct spans *
         offset = spans_copy(engine, dst, src, offset, total);
     return offset;
 }
+
+bool spans_put(const struct spans *dst, uint32_t offset, const void *bytes, uint32_t length)
+{
+    const uint8_t *from = bytes;
+    uint32_t i = 0;
+
+    while (length) {
+        uint32_t piece;
+
+        while (offset >= dst->list[i].length)
+            offset -= dst->list[i++].length;
+        uint8_t *target = span_at(&dst->list[i], offset, &piece);
+
+        if (!target)
+            return false;
+        if (piece > length)
+            piece = length;
+        copy_ordered(target, from, piece);
+        from += piece;
+        offset += piece;
+        length -= piece;
+    }
+    if (__builtin_expect(window_fault, 0)) {
+        windows_repair();
+        return false;
+    }
+    return true;
+}

@@ -34,6 +34,13 @@ bool spans_add_sges(struct spans *spans, struct pd *pd, const struct sluice_sge 
 bool spans_set_remote(struct spans *spans, const struct qp *qp, struct pd *pd, uint32_t rkey, uint64_t address,
                       uint32_t length, uint32_t access);
 
+static inline void spans_clear(struct spans *spans)
+{
+    spans->count = 0;
+    spans->total = 0;
+    spans->by_process = false;
+}
+
 static inline void spans_add_host(struct spans *spans, void *host, uint32_t length)
 {
     if (length)
@@ -54,5 +61,8 @@ uint32_t spans_copy(const struct sluice_engine *engine, const struct spans *dst,
 
 /* All of two lists of one length, in one go. */
 uint32_t spans_copy_all(const struct sluice_engine *engine, const struct spans *dst, const struct spans *src);
+
+/* Stores bytes at offset, in address order, the last ones last (copy.h). False: memory could not be had. */
+bool spans_put(const struct spans *dst, uint32_t offset, const void *bytes, uint32_t length);
 
 #endif

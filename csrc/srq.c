@@ -9,6 +9,7 @@
 #include "cq.h"
 #include "qp.h"
 #include "session.h"
+#include "transport/tcp.h"
 #include "xrc.h"
 
 static int take_handle(struct session *session, struct srq *srq)
@@ -82,6 +83,7 @@ int srq_create(struct session *session, const struct sluice_create_srq_request *
     if (!srq)
         return -ENOMEM;
     srq->session = session;
+    list_init(&srq->held);
     list_init(&srq->waiting);
     int error = find_objects(srq, request);
 
@@ -129,6 +131,8 @@ static void wake_waiting(struct srq *srq)
     struct list woken;
 
     list_init(&woken);
+    while (!list_empty(&srq->held))
+        tcp_resume(list_entry(list_take(&srq->held), struct tcp_endpoint, held));
     list_splice(&woken, &srq->waiting);
     while (!list_empty(&woken))
         qp_activate(list_entry(list_take(&woken), struct qp, link));

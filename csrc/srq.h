@@ -24,6 +24,7 @@ struct srq {
     uint32_t users;  /* QPs */
     struct queue queue;
     struct sluice_srq_shared *shared;
+    struct list held;    /* struct tcp_endpoint: connections whose message found no receive here */
     struct list waiting; /* requesters whose message found no receive here */
     uint64_t offset, size;
 };

@@ -16,6 +16,7 @@
 #include "atomic.h"
 #include "clock.h"
 #include "futex.h"
+#include "net.h"
 #include "qp.h"
 #include "relay.h"
 #include "session.h"
@@ -165,7 +166,8 @@ static bool rung(const struct sluice_engine *engine)
 
 bool worker_called(const struct sluice_engine *engine)
 {
-    return load_relaxed(&engine->worker->wanted) || engine->shaper.working > 1 || rung(engine) ||
+    return load_relaxed(&engine->worker->wanted) || engine->shaper.working > 1 || !list_empty(&engine->net->ready) ||
+           rung(engine) ||
            (engine->timers.count && clock_now() >= timers_next(&engine->timers));
 }
 
@@ -216,7 +218,7 @@ static uint64_t park(struct sluice_engine *engine)
         if (engine->linger)
             keep_core(worker);
         pthread_mutex_unlock(&worker->lock);
-        futex_wait(&engine->page->parked, 1, deadline);
+        net_sleep(engine, &engine->page->parked, 1, deadline);
         pthread_mutex_lock(&worker->lock);
         engine->now = clock_now();
         slept = engine->now - start;
@@ -270,11 +272,12 @@ static void *work(void *argument)
         counted = engine->now = start;
         timers_run(&engine->timers, start);
         look_around(engine);
+        net_serve(engine);
         engine->now = clock_now();
         bool any = serve(engine, engine->now - start);
 
         cq_notify_all(engine);
-        if (any || !list_empty(&engine->watched))
+        if (any || !list_empty(&engine->watched) || !list_empty(&engine->net->ready))
             ask_for_cores(engine);
         else if (awaits_command(engine))
             spin_hint();
@@ -343,7 +346,7 @@ void worker_leave(struct sluice_engine *engine)
 {
     /* Where it sleeps it has something to look at: timers that are nearer, QPs that may send. */
     bool wake = load_relaxed(&engine->page->parked) &&
-                (engine->shaper.working || !list_empty(&engine->notify) || engine->timers.count);
+                (engine->shaper.working || !list_empty(&engine->net->ready) || !list_empty(&engine->notify) || engine->timers.count);
 
     /* Cleared first, so that a worker which is only about to sleep doesn't. */
     if (wake)

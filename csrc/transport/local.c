@@ -46,12 +46,13 @@ static struct qp *find_peer(struct qp *qp)
     return peer;
 }
 
-static void local_connect(struct qp *qp)
+static int local_connect(struct qp *qp)
 {
     struct qp *other = qp_lookup(qp->session->engine, qp->attr.dest_qp_num);
 
     if (other && other->wait == QP_WAIT_PEER && other->attr.dest_qp_num == qp->qp_num)
         qp_activate(other);
+    return 0;
 }
 
 static void local_disconnect(struct qp *qp)
@@ -384,15 +385,6 @@ static enum progress send_atomic(struct qp *qp, const struct responder *to, uint
     return PROGRESS_DONE;
 }
 
-/* The first message that comes while the QP waits for it (IBTA 11.6.3.1). */
-static void establish(struct qp *peer)
-{
-    if (peer->established)
-        return;
-    peer->established = true;
-    qp_async_event(peer, IBV_EVENT_COMM_EST);
-}
-
 static enum progress local_send(struct qp *qp, uint32_t budget, uint32_t *status)
 {
     uint8_t opcode = qp->message.wqe->opcode;
@@ -408,7 +400,7 @@ static enum progress local_send(struct qp *qp, uint32_t budget, uint32_t *status
         to.srq = peer->srq;
         to.pd = peer->pd;
         if (__builtin_expect(peer->state == IBV_QPS_RTR, 0))
-            establish(peer);
+            qp_establish(peer);
         if (qp->type == IBV_QPT_XRC_SEND && !find_xrc_srq(&to, qp->message.wqe))
             return refuse(qp, peer, status, IBV_WC_REM_INV_REQ_ERR);
     } else if (!qp_is_unreliable(qp)) {

@@ -10,7 +10,10 @@
 
 enum progress {
     PROGRESS_DONE,      /* placed at the responder: complete it */
+    PROGRESS_SENT,      /* on its way: the transport completes it later */
     PROGRESS_MORE,      /* the budget is used up, the message isn't */
+    PROGRESS_NEXT,      /* nothing moved: look again at what is at the head */
+    PROGRESS_BLOCKED,   /* no more can be taken: the transport activates the QP when it can */
     PROGRESS_NO_PEER,   /* nobody answers (yet) */
     PROGRESS_NO_RECEIVE, /* the responder has no receive posted */
     PROGRESS_DROPPED,   /* an unreliable message that nobody takes: it counts as sent */
@@ -30,8 +33,15 @@ struct transport {
     /* Sends all of a UD message to where message.ah leads. */
     enum progress (*send_datagram)(struct qp *qp, uint32_t *status);
 
-    /* The QP can respond now: whoever waits for it may go on. */
-    void (*connect)(struct qp *qp);
+    /*
+     * The end of a QP's turn: what send has gathered is handed over. NULL where
+     * messages are done when send returns; else messages may be on their way, and
+     * send lets each fail in its turn.
+     */
+    void (*flush)(struct qp *qp);
+
+    /* The QP can respond now: whoever waits for it may go on. -ENOMEM. */
+    int (*connect)(struct qp *qp);
 
     /* The QP leaves the states in which it can respond, or is destroyed. */
     void (*disconnect)(struct qp *qp);
@@ -42,6 +52,9 @@ struct transport {
 
 /* Both ends on this node: one copy from memory to memory. */
 extern const struct transport transport_local;
+
+/* The other end on another node, over kernel TCP (tcp.h). */
+extern const struct transport transport_tcp;
 
 /* Its send_datagram (datagram.c). */
 enum progress local_send_datagram(struct qp *qp, uint32_t *status);

@@ -49,6 +49,21 @@ def gid_of_address(address: IPv4Address) -> bytes:
     return GID_PREFIX + address.packed
 
 
+class Remote(Protocol):
+    """Connects QPs to peers on other nodes (connector.py)."""
+
+    def want(
+        self, session: int, handle: int, qp: int, source: IPv4Address, destination: IPv4Address, peer_qp: int
+    ) -> None:
+        """The QP is in RTR; qp and peer_qp are the numbers of the two ends."""
+
+    def forget(self, session: int, handle: int) -> None:
+        """It is connected no longer, and needn't be."""
+
+    def forget_session(self, session: int) -> None:
+        """The same for all QPs of a session."""
+
+
 class Directory:
     """Maps addresses, and the GIDs made of them, to this node's tenants and to other nodes.
 
@@ -64,6 +79,8 @@ class Directory:
         self._tenants: dict[IPv4Address, tuple[int, str]] = {}
         self._sources: list[Source] = []
         self._listeners: list[Callable[[], None]] = []
+        self.remote: Remote | None = None
+        """How QPs reach other nodes; None where there are none."""
         self.revision = 0
         """Changes whenever this node's tenants do."""
 

@@ -247,6 +247,10 @@ class Links:
             },
         }
 
+    def node(self, name: str) -> Node:
+        """How to reach a peer. PeerUnreachable where the cluster file has none of this name."""
+        return self._peer(name).node
+
     # ---- our requests --------------------------------------------------------
 
     def _peer(self, node: str) -> Peer:

@@ -19,6 +19,7 @@ from typing import Any
 
 import zmq
 
+from sluice.cluster.connector import Connector
 from sluice.cluster.directory import AddressError, Directory
 from sluice.cluster.join import Joins
 from sluice.cluster.links import Links
@@ -27,7 +28,7 @@ from sluice.control.cm.place import ClusterLocator
 from sluice.control.cm.realm import HostRealm
 from sluice.control.connections import Gate, OpenGate
 from sluice.control.tenant import Tenant
-from sluice.engine import Engine, lib
+from sluice.engine import Engine, QpDisconnected, lib
 from sluice.engine.counters import Counters
 from sluice.policy.file import load_policies
 from sluice.policy.hierarchy import Capacity, Hierarchy
@@ -65,8 +66,11 @@ class Router:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.directory = Directory()
         self.links: Links | None = None
+        self._connector: Connector | None = None
         if membership is not None:
             self.directory, self.links = membership.join()
+            self._connector = Connector(self.links, self.directory, self._engine)
+            self.directory.remote = self._connector
         self.gate: Gate = OpenGate()
         host = HostRealm()
         self.cm = CommunicationManager(ClusterLocator(self.directory, host), host, self, asyncio.get_running_loop())
@@ -94,12 +98,18 @@ class Router:
         return self._context
 
     def _on_engine_event(self) -> None:
-        for number, reason in self._engine.broken_sessions():
+        for event in self._engine.events():
+            if isinstance(event, QpDisconnected):
+                if self._connector is not None:
+                    self._connector.disconnected(event.session, event.handle)
+                continue
             for tenant in self.tenants.values():
-                session = tenant.sessions.get(number)
+                session = tenant.sessions.get(event.session)
                 if session is not None:
-                    log.warning("tenant %s: session %d (pid %d): %s", tenant.name, number, session.pid, reason)
-                    session.end(f"garbage in its shared memory: {reason}")
+                    log.warning(
+                        "tenant %s: session %d (pid %d): %s", tenant.name, event.session, session.pid, event.reason
+                    )
+                    session.end(f"garbage in its shared memory: {event.reason}")
 
     def add_tenant(
         self,
@@ -231,14 +241,21 @@ class Router:
                 for name, group in self.hierarchy.groups.items()
             },
             "tenants": tenants,
-            "cluster": None if self.links is None else self.links.status(),
+            "cluster": self._cluster_status(),
         }
+
+    def _cluster_status(self) -> dict[str, Any] | None:
+        if self.links is None or self._connector is None:
+            return None
+        return {**self.links.status(), "connections": self._connector.status()}
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._engine.event_fd())
         for tenant in self.tenants.values():
             tenant.close(keep=True)
         self.tenants.clear()
+        if self._connector is not None:
+            self._connector.close()
         if self.links is not None:
             self.links.close()
         self._engine.close()

@@ -138,8 +138,7 @@ class Tenant:
 
     def _on_end(self, session: Session, reason: str) -> None:
         self.sessions.pop(session.number, None)
-        self._verbs.connections.remove_session(session.number)
-        self._verbs.addresses.remove_session(session.number)
+        self._verbs.end_session(session.number)
         self._cm.end_session(session)
         for identity in [identity for identity, speaker in self._speakers.items() if speaker is session]:
             del self._speakers[identity]

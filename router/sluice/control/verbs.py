@@ -226,6 +226,7 @@ class Verbs:
     def _destroy_qp(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.destroy_qp(session.number, request.handle)
         self.connections.remove(session.number, request.handle)
+        self._forget_remote(session.number, request.handle)
 
     def _query_qp(self, session: Session, request: Any, reply: Any) -> None:
         self._engine.query_qp(session.number, request.handle, ffi.addressof(reply, "attr"))
@@ -239,16 +240,33 @@ class Verbs:
             raise OSError(errno.EINVAL, "the state table forbids it")
         peer = None
         destination = None
+        admitted = False
         if mask & Attr.STATE and attr.qp_state == State.RTR and kind != Type.UD:
             gid = bytes(ffi.buffer(attr.ah.dgid))
             destination = address_of(gid)
             if destination is not None and self._gate.admits(self._address, destination):
-                peer = self._directory.tenant_of(gid)
-        self._engine.modify_qp(session.number, request.handle, attr, mask, peer, now)
+                admitted, peer = True, self._directory.tenant_of(gid)
+        remote = self._directory.remote if admitted and peer is None else None
+        self._engine.modify_qp(session.number, request.handle, attr, mask, peer, now, remote is not None)
         if mask & Attr.STATE and attr.qp_state in (State.RESET, State.ERR):
             self.connections.remove(session.number, request.handle)
-        elif peer is not None and destination is not None:
+            self._forget_remote(session.number, request.handle)
+        elif destination is not None and (peer is not None or remote is not None):
             self.connections.add(session.number, request.handle, destination)
+            if remote is not None:
+                number = self._engine.qp_number(session.number, request.handle)
+                remote.want(session.number, request.handle, number, self._address, destination, attr.dest_qp_num)
+
+    def _forget_remote(self, session: int, handle: int) -> None:
+        if self._directory.remote is not None:
+            self._directory.remote.forget(session, handle)
+
+    def end_session(self, session: int) -> None:
+        """It is over: nothing of it is connected any more."""
+        self.connections.remove_session(session)
+        self.addresses.remove_session(session)
+        if self._directory.remote is not None:
+            self._directory.remote.forget_session(session)
 
     def _open_qp(self, session: Session, request: Any, reply: Any) -> None:
         self._engine.open_qp(session.number, request, reply)

@@ -63,6 +63,22 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class SessionBroken:
+    """A session whose shared memory held garbage."""
+
+    session: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class QpDisconnected:
+    """A QP whose connection to another node broke."""
+
+    session: int
+    handle: int
+
+
+@dataclass(frozen=True)
 class SessionFiles:
     """Descriptors for a session's process. engine_page stays the engine's; the rest are the caller's."""
 
@@ -100,15 +116,17 @@ class Engine:
         self.close()
 
     def event_fd(self) -> int:
-        """Readable while broken_sessions() has something to say."""
+        """Readable while events() has something to say."""
         return int(lib.sluice_engine_event_fd(self._engine))
 
-    def broken_sessions(self) -> Iterator[tuple[int, str]]:
-        """Sessions whose shared memory held garbage since the last call, with the reason."""
+    def events(self) -> Iterator[SessionBroken | QpDisconnected]:
+        """What has happened since the last call."""
         event = ffi.new("struct sluice_engine_event *")
         while lib.sluice_engine_next_event(self._engine, event):
             if event.kind == lib.SLUICE_EVENT_SESSION_BROKEN:
-                yield int(event.session), ffi.string(event.reason).decode()
+                yield SessionBroken(int(event.session), ffi.string(event.reason).decode())
+            elif event.kind == lib.SLUICE_EVENT_QP_DISCONNECTED:
+                yield QpDisconnected(int(event.session), int(event.qp))
 
     def add_tenant(self, shape: Shape) -> int:
         return checked(lib.sluice_tenant_add(self._engine, shape.to_c()))
@@ -238,14 +256,28 @@ class Engine:
         """OSError EBUSY while SRQs or QPs made through it exist."""
         checked(lib.sluice_xrcd_close(self._engine, session, handle))
 
-    def modify_qp(self, session: int, handle: int, attr: Any, mask: int, peer: int | None, now: Any) -> None:
-        """peer: the number of the tenant behind the destination GID, None where nobody has it."""
-        transport = lib.SLUICE_TRANSPORT_NONE if peer is None else lib.SLUICE_TRANSPORT_LOCAL
+    def modify_qp(
+        self, session: int, handle: int, attr: Any, mask: int, peer: int | None, now: Any, remote: bool = False
+    ) -> None:
+        """peer: the number of the tenant behind the destination GID, None where nobody here has it.
+
+        remote: it may be on another node; connect_qp gives the connection.
+        """
+        transport = lib.SLUICE_TRANSPORT_LOCAL
+        if peer is None:
+            transport = lib.SLUICE_TRANSPORT_TCP if remote else lib.SLUICE_TRANSPORT_NONE
         checked(
             lib.sluice_qp_modify(
                 self._engine, session, handle, attr, mask, transport, -1 if peer is None else peer, now
             )
         )
+
+    def connect_qp(self, session: int, handle: int, fd: int) -> None:
+        """A connection to the router of the QP's peer, which is the engine's from here on."""
+        checked(lib.sluice_qp_connect(self._engine, session, handle, fd))
+
+    def qp_number(self, session: int, handle: int) -> int:
+        return checked(lib.sluice_qp_number(self._engine, session, handle))
 
     def fail_qp(self, session: int, handle: int) -> None:
         """To the error state: its requests are flushed, the application gets IBV_EVENT_QP_FATAL."""
@@ -260,4 +292,4 @@ def measure_copy() -> int:
     return int(lib.sluice_measure_copy())
 
 
-__all__ = ["Engine", "Pair", "SessionFiles", "Shape", "Share", "checked", "ffi", "lib", "measure_copy"]
+__all__ = ["Engine", "Pair", "QpDisconnected", "SessionBroken", "SessionFiles", "Shape", "Share", "checked", "ffi", "lib", "measure_copy"]

@@ -104,7 +104,7 @@ static void receive_all(int fd, void *data, size_t size)
 
 static int meet_server(uint16_t port)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_ANY)};
     int yes = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
@@ -116,9 +116,9 @@ static int meet_server(uint16_t port)
     return fd;
 }
 
-static int meet_client(uint16_t port)
+static int meet_client(uint16_t port, const char *host)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = inet_addr(host)};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     CHECK(!connect(fd, (struct sockaddr *)&address, sizeof(address)), "nobody listens on port %u", port);
@@ -127,9 +127,11 @@ static int meet_client(uint16_t port)
 
 void pair_open(struct pair *pair, int argc, char **argv, uint64_t send_ops_flags)
 {
-    CHECK(argc >= 2, "usage: %s PORT [client]", argv[0]);
+    CHECK(argc >= 2, "usage: %s PORT [client | ADDRESS]", argv[0]);
     pair->server = argc < 3;
-    pair->socket = pair->server ? meet_server((uint16_t)atoi(argv[1])) : meet_client((uint16_t)atoi(argv[1]));
+    const char *host = pair->server || !strcmp(argv[2], "client") ? "127.0.0.1" : argv[2];
+
+    pair->socket = pair->server ? meet_server((uint16_t)atoi(argv[1])) : meet_client((uint16_t)atoi(argv[1]), host);
     end_open(&pair->own, open_device(), send_ops_flags);
     pair_exchange(pair, NULL, 0);
     end_connect(&pair->own, pair->peer.qp_num, pair->peer.gid, 7, 12);

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The worker's sockets: which of them have something to do, and how the worker
+ * sleeps on them and on its futex at once.
+ *
+ * Sockets are watched by epoll, edge-triggered. Sleeping is io_uring's: one request
+ * waits for the futex word (Linux 6.7), one for the epoll descriptor, and one
+ * system call sleeps on both. Measured against a thread of its own that sleeps in epoll_wait
+ * and wakes the futex, it saves that thread's wake-up on each message. As long
+ * as there is no connection nothing of this is used, and the worker sleeps on the
+ * futex alone.
+ */
+#ifndef SLUICE_NET_H
+#define SLUICE_NET_H
+
+#include "list.h"
+#include "node.h"
+
+/* A socket that the worker serves. Its owner keeps it in memory until net_remove. */
+struct net_socket {
+    int fd;         /* -1: none */
+    bool readable;  /* since the last look; the owner clears them when the kernel has no more */
+    bool writable;
+    bool hung_up;   /* the other side has closed */
+    struct list ready; /* in engine->net->ready while there may be something to do */
+    uint32_t id;    /* what finds the owner again: a QP's number */
+};
+
+struct net {
+    int epoll;
+    struct list ready;
+    struct list dead; /* struct tcp_endpoint */
+    uint32_t sockets;
+    uint64_t looked; /* ns: when epoll was last asked */
+    struct uring *uring;
+    struct tcp_batch *batch;
+    struct {
+        int fd;
+        uint64_t until;
+    } closing[64]; /* connections whose last frame is still on its way */
+    uint32_t closing_next, lingering;
+};
+
+int net_open(struct sluice_engine *engine);
+void net_close(struct sluice_engine *engine);
+
+/* The socket becomes non-blocking. -errno. */
+int net_add(struct sluice_engine *engine, struct net_socket *socket, int fd);
+/* Forgets it; closes it, or lets what was written arrive first (linger). */
+void net_remove(struct sluice_engine *engine, struct net_socket *socket, bool linger);
+
+/* There may be something to do for it: it is served in the next round. */
+static inline void net_wake(struct net *net, struct net_socket *socket)
+{
+    if (list_unlinked(&socket->ready))
+        list_append(&net->ready, &socket->ready);
+}
+
+/* Asks the kernel what has happened, unless it was asked just now, and serves who is ready. */
+void net_serve(struct sluice_engine *engine);
+
+/* Sleeps until the word isn't value, a socket has something, or the deadline (CLOCK_MONOTONIC ns). */
+void net_sleep(struct sluice_engine *engine, uint32_t *word, uint32_t value, uint64_t deadline);
+
+#endif

@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Connections come, break and go (tcp.h). */
+#include "tcp.h"
+
+#include <errno.h>
+#include <infiniband/verbs.h>
+#include <linux/sockios.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+
+#include "../srq.h"
+#include "../clock.h"
+
+/*
+ * The least time after which a peer counts as gone. A QP may ask for microseconds; TCP's own
+ * retransmission, by which a single lost packet is repaired, takes 200 ms.
+ */
+#define PATIENCE_NS (NS_PER_SECOND / 2)
+/* For a router that lives, as its kernel says, but doesn't answer. */
+#define ROUTER_PATIENCE_NS (30 * NS_PER_SECOND)
+/* How often the socket is asked whether its bytes move, at least. */
+#define LOOK_NS (NS_PER_SECOND / 10)
+
+static struct tcp_endpoint *endpoint_of(struct qp *qp)
+{
+    return qp->wire;
+}
+
+static bool waits_for_peer(const struct tcp_endpoint *endpoint)
+{
+    const struct qp *qp = endpoint->qp;
+
+    return qp->completed != qp->sq.head || qp->message.active;
+}
+
+/* ---- nobody answers --------------------------------------------------------- */
+
+/* IBTA 9.7.6.1.3: 4.096 us * 2^timeout a try. UINT64_MAX: for ever. */
+static uint64_t patience(const struct qp *qp)
+{
+    if (qp->attr.timeout == 0)
+        return UINT64_MAX;
+    uint64_t limit = (qp->attr.retry_cnt + 1ull) * (4096ull << qp->attr.timeout);
+
+    return limit > PATIENCE_NS ? limit : PATIENCE_NS;
+}
+
+/* More bytes than before have come to the peer's kernel: a long message is on its way. */
+static bool bytes_arrive(struct tcp_endpoint *endpoint)
+{
+    int unsent = 0;
+
+    if (endpoint->socket.fd < 0 || ioctl(endpoint->socket.fd, SIOCOUTQ, &unsent))
+        return false;
+    uint64_t arrived = endpoint->written - (uint64_t)unsent;
+    bool more = arrived != endpoint->arrived;
+
+    endpoint->arrived = arrived;
+    return more;
+}
+
+/*
+ * Its kernel takes what comes, and its router says nothing. One that is only slow, on
+ * a machine with too much to do, is waited for longer than a wire.
+ */
+static bool gives_up(const struct tcp_endpoint *endpoint, uint64_t limit)
+{
+    uint64_t silent = endpoint->qp->session->engine->now - endpoint->heard;
+
+    return silent >= ROUTER_PATIENCE_NS && silent >= limit;
+}
+
+void tcp_watch(struct tcp_endpoint *endpoint)
+{
+    struct sluice_engine *engine = endpoint->qp->session->engine;
+
+    if (endpoint->timer.place)
+        return;
+    tcp_heard(endpoint);
+    timer_set(&engine->timers, &endpoint->timer, engine->now + LOOK_NS);
+}
+
+static void on_timer(struct timer *timer)
+{
+    struct tcp_endpoint *endpoint = list_entry(timer, struct tcp_endpoint, timer);
+    struct sluice_engine *engine = endpoint->qp->session->engine;
+
+    if (!waits_for_peer(endpoint))
+        return;
+    if (endpoint->rnr && endpoint->greeted) {
+        /* It lives, and waits. Set again by what ends the waiting. */
+        if (endpoint->rnr_until != UINT64_MAX && endpoint->rnr_until <= engine->now) {
+            tcp_fail(endpoint, IBV_WC_RNR_RETRY_EXC_ERR);
+            return;
+        }
+        tcp_heard(endpoint);
+    } else if (bytes_arrive(endpoint)) {
+        endpoint->progress = engine->now;
+    }
+    uint64_t limit = patience(endpoint->qp), silent = engine->now - endpoint->progress;
+
+    if (limit != UINT64_MAX && (silent >= limit || gives_up(endpoint, limit))) {
+        tcp_fail(endpoint, IBV_WC_RETRY_EXC_ERR);
+        return;
+    }
+    if (silent >= limit / 4 && endpoint->greeted) {
+        endpoint->acknowledge = true;
+        net_wake(engine->net, &endpoint->socket);
+    }
+    uint64_t next = engine->now + LOOK_NS;
+
+    if (endpoint->rnr && endpoint->rnr_until < next)
+        next = endpoint->rnr_until;
+    timer_set(&engine->timers, timer, next);
+}
+
+/* ---- a connection ----------------------------------------------------------- */
+
+static void stop_holding(struct tcp_endpoint *endpoint)
+{
+    list_remove(&endpoint->held);
+    endpoint->receiving = TCP_HEADER;
+}
+
+static void drop(struct tcp_endpoint *endpoint)
+{
+    struct qp *qp = endpoint->qp;
+
+    net_remove(qp->session->engine, &endpoint->socket, false);
+    endpoint->greeted = endpoint->hello_due = false;
+    endpoint->source = TCP_NOTHING;
+    endpoint->sending = endpoint->sending_header = 0;
+    endpoint->start = endpoint->end = endpoint->left = 0;
+    stop_holding(endpoint);
+    /* The responder's side: what wasn't answered is asked for again. */
+    endpoint->answers_count = 0;
+    endpoint->rnr_due = endpoint->acknowledge = endpoint->losing = false;
+    endpoint->told = endpoint->expected;
+    /* The requester's: the send queue still holds all that isn't completed. */
+    endpoint->answered = endpoint->parts = endpoint->answer_offset = 0;
+    endpoint->whole = endpoint->rnr = false;
+    if (qp_is_unreliable(qp)) {
+        if (qp->message.active && qp->message.moved)
+            qp->message.dropped = true;
+    } else {
+        qp->sq.head = qp->completed;
+        qp->message.active = false;
+    }
+    if (qp->wait == QP_WAIT_TRANSPORT)
+        qp_activate(qp);
+    else if (!qp->session->broken)
+        qp_ring(qp);
+}
+
+void tcp_lost(struct tcp_endpoint *endpoint)
+{
+    drop(endpoint);
+    if (!endpoint->dead)
+        engine_tell_qp(endpoint->qp, SLUICE_EVENT_QP_DISCONNECTED);
+}
+
+int tcp_attach(struct qp *qp, int fd)
+{
+    struct tcp_endpoint *endpoint = endpoint_of(qp);
+
+    if (!endpoint || qp->transport != &transport_tcp)
+        return -ENOTCONN;
+    if (endpoint->socket.fd >= 0)
+        drop(endpoint);
+    endpoint->written = endpoint->arrived = 0;
+    endpoint->hello_due = true;
+    return net_add(qp->session->engine, &endpoint->socket, fd);
+}
+
+/* ---- what the QP says ------------------------------------------------------- */
+
+static int tcp_connect(struct qp *qp)
+{
+    struct sluice_engine *engine = qp->session->engine;
+    struct tcp_endpoint *endpoint = calloc(1, sizeof(*endpoint));
+    int error = endpoint ? timers_reserve(&engine->timers) : -ENOMEM;
+
+    if (error) {
+        free(endpoint);
+        return error;
+    }
+    endpoint->qp = qp;
+    endpoint->base = qp->sq.head;
+    endpoint->timer.fire = on_timer;
+    endpoint->socket.fd = -1;
+    endpoint->socket.id = qp->qp_num;
+    list_init(&endpoint->socket.ready);
+    list_init(&endpoint->held);
+    qp->completed = qp->sq.head;
+    qp->wire = endpoint;
+    return 0;
+}
+
+static void tcp_disconnect(struct qp *qp)
+{
+    struct sluice_engine *engine = qp->session->engine;
+    struct tcp_endpoint *endpoint = endpoint_of(qp);
+
+    if (!endpoint)
+        return;
+    list_remove(&endpoint->held);
+    timer_cancel(&engine->timers, &endpoint->timer);
+    timers_release(&engine->timers);
+    net_remove(engine, &endpoint->socket, endpoint->failed);
+    qp->wire = NULL;
+    /* Whoever called into the QP may still hold it: freed before the next round. */
+    endpoint->dead = true;
+    list_append(&engine->net->dead, &endpoint->held);
+}
+
+void tcp_bury(struct net *net)
+{
+    while (!list_empty(&net->dead))
+        free(list_entry(list_take(&net->dead), struct tcp_endpoint, held));
+}
+
+void tcp_resume(struct tcp_endpoint *endpoint)
+{
+    list_remove(&endpoint->held);
+    if (endpoint->receiving != TCP_HOLD)
+        return;
+    endpoint->socket.readable = true;
+    net_wake(endpoint->qp->session->engine->net, &endpoint->socket);
+}
+
+static void tcp_receive_posted(struct qp *qp)
+{
+    struct tcp_endpoint *endpoint = endpoint_of(qp);
+
+    if (endpoint && endpoint->receiving == TCP_HOLD)
+        tcp_resume(endpoint);
+}
+
+void tcp_serve(struct sluice_engine *engine, struct net_socket *socket)
+{
+    struct tcp_endpoint *endpoint = list_entry(socket, struct tcp_endpoint, socket);
+    struct qp *qp = endpoint->qp;
+
+    (void)engine;
+    /* What waits for a receive waits for nobody any more. */
+    if (socket->hung_up && endpoint->receiving == TCP_HOLD) {
+        tcp_lost(endpoint);
+        return;
+    }
+    /* Both may end the QP, and the connection with it. */
+    if (socket->fd < 0 || (socket->readable && !tcp_read(endpoint)) || !tcp_write(endpoint))
+        return;
+    if (qp->wait == QP_WAIT_TRANSPORT && endpoint->greeted && !endpoint->rnr && socket->writable &&
+        endpoint->source == TCP_NOTHING)
+        qp_activate(qp);
+}
+
+const struct transport transport_tcp = {
+    .name = "tcp",
+    .send = tcp_send,
+    .flush = tcp_flush,
+    .connect = tcp_connect,
+    .disconnect = tcp_disconnect,
+    .receive_posted = tcp_receive_posted,
+};

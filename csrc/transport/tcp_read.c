@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a connection reads. Headers, and payload of some hundred bytes, come through
+ * the endpoint's buffer, many in one system call. Longer payload is read to its place, by a call whose last
+ * piece is the buffer again: the end of this payload, and the header that follows.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include "tcp.h"
+
+enum { IOVS = 32 };
+
+static bool is_request(const struct tcp_frame *frame)
+{
+    return frame->kind >= TCP_WRITE && frame->kind <= TCP_FETCH_ADD;
+}
+
+/* All frames: what no peer sends. */
+static bool frame_fits(const struct tcp_endpoint *endpoint, const struct tcp_frame *frame)
+{
+    return frame->kind >= TCP_HELLO && frame->kind < TCP_KINDS && (frame->kind == TCP_HELLO) != endpoint->greeted &&
+           frame->length <= TCP_FRAME_MAX && frame->total <= 1u << 31 && frame->offset <= frame->total &&
+           frame->length <= (frame->kind == TCP_COMPARE_SWAP || frame->kind == TCP_FETCH_ADD
+                                 ? sizeof(endpoint->operands)
+                                 : frame->total - frame->offset);
+}
+
+/* The payload has come whole. */
+static bool end_frame(struct tcp_endpoint *endpoint)
+{
+    bool discarded = endpoint->receiving == TCP_DISCARD;
+
+    endpoint->receiving = TCP_HEADER;
+    if (discarded)
+        return true;
+    return is_request(&endpoint->frame) ? tcp_end_request(endpoint) : tcp_end_answer(endpoint);
+}
+
+static bool has_end(const struct tcp_frame *frame)
+{
+    return is_request(frame) || frame->kind == TCP_READ_ANSWER || frame->kind == TCP_ATOMIC_ANSWER;
+}
+
+static bool begin_frame(struct tcp_endpoint *endpoint)
+{
+    endpoint->left = endpoint->frame.length;
+    endpoint->receiving = TCP_PAYLOAD;
+    if (!(is_request(&endpoint->frame) ? tcp_begin_request(endpoint) : tcp_begin_answer(endpoint)))
+        return false;
+    if (endpoint->receiving == TCP_HOLD || endpoint->receiving == TCP_STOPPED)
+        return true;
+    if (!has_end(&endpoint->frame)) {
+        endpoint->receiving = TCP_HEADER;
+        return endpoint->frame.length == 0;
+    }
+    return endpoint->left || end_frame(endpoint);
+}
+
+/* Where the frame's payload belongs. */
+static bool place(struct tcp_endpoint *endpoint, struct spans *spans)
+{
+    switch (endpoint->frame.kind) {
+    case TCP_COMPARE_SWAP:
+    case TCP_FETCH_ADD:
+    case TCP_ATOMIC_ANSWER:
+        spans_clear(spans);
+        spans_add_host(spans, endpoint->operands, sizeof(endpoint->operands));
+        return true;
+    case TCP_READ_ANSWER:
+        return tcp_place_answer(endpoint, spans);
+    default:
+        return tcp_place(endpoint, spans);
+    }
+}
+
+static uint32_t payload_offset(const struct tcp_endpoint *endpoint)
+{
+    uint32_t done = endpoint->frame.length - endpoint->left;
+
+    return endpoint->frame.kind == TCP_COMPARE_SWAP || endpoint->frame.kind == TCP_FETCH_ADD ||
+                   endpoint->frame.kind == TCP_ATOMIC_ANSWER
+               ? done
+               : endpoint->frame.offset + done;
+}
+
+/* Payload out of the buffer. */
+static bool take_payload(struct tcp_endpoint *endpoint)
+{
+    uint32_t length = endpoint->end - endpoint->start;
+    struct spans spans;
+
+    if (length > endpoint->left)
+        length = endpoint->left;
+    if (endpoint->receiving == TCP_PAYLOAD && length) {
+        if (!place(endpoint, &spans)) {
+            if (endpoint->dead || endpoint->receiving == TCP_PAYLOAD)
+                return false;
+        } else if (!spans_put(&spans, payload_offset(endpoint), endpoint->buffer + endpoint->start, length)) {
+            tcp_no_memory(endpoint);
+            if (endpoint->dead)
+                return false;
+        }
+    }
+    endpoint->start += length;
+    endpoint->left -= length;
+    return endpoint->left || end_frame(endpoint);
+}
+
+/* Works off what the buffer holds. */
+static bool parse(struct tcp_endpoint *endpoint)
+{
+    while (!endpoint->dead && endpoint->socket.fd >= 0) {
+        uint32_t has = endpoint->end - endpoint->start;
+
+        if (endpoint->receiving == TCP_HOLD || endpoint->receiving == TCP_STOPPED)
+            break;
+        if (endpoint->receiving == TCP_HEADER) {
+            if (has < sizeof(endpoint->frame))
+                break;
+            memcpy(&endpoint->frame, endpoint->buffer + endpoint->start, sizeof(endpoint->frame));
+            endpoint->start += (uint32_t)sizeof(endpoint->frame);
+            if (!frame_fits(endpoint, &endpoint->frame) || !begin_frame(endpoint))
+                return false;
+        } else {
+            if (has == 0)
+                break;
+            if (!take_payload(endpoint))
+                return false;
+        }
+    }
+    return !endpoint->dead && endpoint->socket.fd >= 0;
+}
+
+/* Bytes read; 0: none now; -1: the connection is over; -2: memory could not be written. */
+static int64_t read_some(struct tcp_endpoint *endpoint, struct iovec *iov, uint32_t count, size_t wanted)
+{
+    struct msghdr header = {.msg_iov = iov, .msg_iovlen = count};
+    ssize_t result = recvmsg(endpoint->socket.fd, &header, MSG_DONTWAIT);
+
+    if (result > 0) {
+        tcp_heard(endpoint);
+        /* Less than asked for: there is no more, and epoll tells of what comes. */
+        if ((size_t)result < wanted)
+            endpoint->socket.readable = false;
+        return result;
+    }
+    if (result < 0 && errno == EFAULT)
+        return -2;
+    if (result < 0 && (errno == EAGAIN || errno == EINTR)) {
+        endpoint->socket.readable = false;
+        return 0;
+    }
+    return -1;
+}
+
+/* Reads payload to its place. Returns as read_some. */
+static int64_t read_bulk(struct tcp_endpoint *endpoint)
+{
+    struct iovec iov[IOVS + 1];
+    struct spans spans;
+    uint32_t count = 0, wanted = 0, direct = endpoint->left - TCP_HOLD_BACK, offset = payload_offset(endpoint), i = 0;
+
+    if (endpoint->receiving == TCP_DISCARD) {
+        iov[0] = (struct iovec){.iov_base = endpoint->buffer,
+                                .iov_len = direct < sizeof(endpoint->buffer) ? direct : sizeof(endpoint->buffer)};
+        int64_t result = read_some(endpoint, iov, 1, iov[0].iov_len);
+
+        if (result > 0)
+            endpoint->left -= (uint32_t)result;
+        return result;
+    }
+    if (!place(endpoint, &spans))
+        return endpoint->dead || endpoint->receiving == TCP_PAYLOAD ? -1 : 0;
+    while (wanted < direct && count < IOVS) {
+        uint32_t piece;
+
+        while (offset >= spans.list[i].length)
+            offset -= spans.list[i++].length;
+        uint8_t *at = span_at(&spans.list[i], offset, &piece);
+
+        if (!at)
+            return -2;
+        if (piece > direct - wanted)
+            piece = direct - wanted;
+        iov[count++] = (struct iovec){.iov_base = at, .iov_len = piece};
+        wanted += piece;
+        offset += piece;
+    }
+    uint32_t places = wanted;
+
+    if (wanted == direct) {
+        /* The end of the payload, and the next header. */
+        iov[count].iov_base = endpoint->buffer;
+        iov[count++].iov_len = TCP_HOLD_BACK + sizeof(struct tcp_frame);
+        wanted += TCP_HOLD_BACK + (uint32_t)sizeof(struct tcp_frame);
+    }
+    int64_t result = read_some(endpoint, iov, count, wanted);
+
+    if (result > 0) {
+        uint32_t placed = result < places ? (uint32_t)result : places;
+
+        endpoint->left -= placed;
+        endpoint->start = 0;
+        endpoint->end = (uint32_t)result - placed;
+    }
+    return result;
+}
+
+static int64_t fill_buffer(struct tcp_endpoint *endpoint)
+{
+    if (endpoint->start) {
+        memmove(endpoint->buffer, endpoint->buffer + endpoint->start, endpoint->end - endpoint->start);
+        endpoint->end -= endpoint->start;
+        endpoint->start = 0;
+    }
+    struct iovec iov = {.iov_base = endpoint->buffer + endpoint->end,
+                        .iov_len = sizeof(endpoint->buffer) - endpoint->end};
+    int64_t result = read_some(endpoint, &iov, 1, iov.iov_len);
+
+    if (result > 0)
+        endpoint->end += (uint32_t)result;
+    return result;
+}
+
+static bool stopped(const struct tcp_endpoint *endpoint)
+{
+    return endpoint->receiving == TCP_HOLD || endpoint->receiving == TCP_STOPPED;
+}
+
+bool tcp_read(struct tcp_endpoint *endpoint)
+{
+    uint32_t bytes = 0;
+
+    if (endpoint->receiving == TCP_HOLD && !tcp_continue_request(endpoint))
+        goto over;
+    if (!stopped(endpoint) && endpoint->start != endpoint->end && !parse(endpoint))
+        goto over;
+    while (!endpoint->dead && endpoint->socket.readable && !stopped(endpoint) && bytes < TCP_VISIT) {
+        bool bulk = endpoint->receiving != TCP_HEADER && endpoint->start == endpoint->end && endpoint->left > TCP_BULK;
+        int64_t result = bulk ? read_bulk(endpoint) : fill_buffer(endpoint);
+
+        if (result == -1)
+            goto over;
+        if (result == -2) {
+            tcp_no_memory(endpoint);
+            continue;
+        }
+        bytes += (uint32_t)result;
+        if (!parse(endpoint))
+            goto over;
+    }
+    if (endpoint->dead)
+        return false;
+    if (endpoint->socket.readable && !stopped(endpoint))
+        net_wake(endpoint->qp->session->engine->net, &endpoint->socket);
+    return true;
+
+over:
+    if (!endpoint->dead)
+        tcp_lost(endpoint);
+    return false;
+}

@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a connection writes: the rest of a frame that the socket didn't take, and what the responder owes. */
+#include <errno.h>
+#include <infiniband/verbs.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include "tcp.h"
+
+enum { ZEROES = 4096, IOVS = 64 };
+
+static const uint8_t zeroes[ZEROES];
+
+/* Appends spans' bytes [offset, offset + length) as far as there is room. False: memory could not be had. */
+static bool add_spans(struct iovec *iov, uint32_t *count, const struct spans *spans, uint32_t offset, uint32_t length)
+{
+    uint32_t i = 0;
+
+    while (length && *count < IOVS) {
+        uint32_t piece;
+
+        while (offset >= spans->list[i].length)
+            offset -= spans->list[i++].length;
+        uint8_t *at = span_at(&spans->list[i], offset, &piece);
+
+        if (!at)
+            return false;
+        if (piece > length)
+            piece = length;
+        iov[(*count)++] = (struct iovec){.iov_base = at, .iov_len = piece};
+        offset += piece;
+        length -= piece;
+    }
+    return true;
+}
+
+/* Bytes that the socket took; -2: memory could not be read. */
+static int64_t write_some(struct tcp_endpoint *endpoint, struct iovec *iov, uint32_t count)
+{
+    struct msghdr header = {.msg_iov = iov, .msg_iovlen = count};
+    ssize_t result = sendmsg(endpoint->socket.fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+    if (result >= 0) {
+        size_t wanted = 0;
+
+        for (uint32_t i = 0; i < count; i++)
+            wanted += iov[i].iov_len;
+        /* The kernel tells when there is room again, as it had less than was asked for. */
+        if ((size_t)result < wanted)
+            endpoint->socket.writable = false;
+        endpoint->written += (uint64_t)result;
+        return result;
+    }
+    if (errno == EFAULT)
+        return -2;
+    if (errno != EAGAIN && errno != EINTR)
+        tcp_broken(endpoint);
+    endpoint->socket.writable = false;
+    return 0;
+}
+
+/* Notes what was taken of header and payload. */
+static void took(struct tcp_endpoint *endpoint, uint32_t bytes)
+{
+    uint32_t of_header = bytes < endpoint->sending_header ? bytes : endpoint->sending_header;
+
+    endpoint->sending_header -= of_header;
+    endpoint->sending -= bytes - of_header;
+    if (!endpoint->sending_header && !endpoint->sending)
+        endpoint->source = TCP_NOTHING;
+}
+
+bool tcp_write_frame(struct tcp_endpoint *endpoint, enum tcp_source source, const struct tcp_frame *frame,
+                     const struct spans *spans, uint32_t offset)
+{
+    struct iovec iov[IOVS] = {{.iov_base = (void *)frame, .iov_len = sizeof(*frame)}};
+    uint32_t count = 1;
+    bool had = !frame->length || add_spans(iov, &count, spans, offset, frame->length);
+    int64_t result = had ? write_some(endpoint, iov, count) : -2;
+
+    if (result == -2) {
+        endpoint->fault = true;
+        endpoint->fault_msn = frame->msn;
+    }
+    if (result < 0)
+        return false;
+    memcpy(endpoint->header, frame, sizeof(*frame));
+    endpoint->source = source;
+    endpoint->sending_header = sizeof(*frame);
+    endpoint->sending = frame->length;
+    took(endpoint, (uint32_t)result);
+    return true;
+}
+
+/* What qp->message sends. */
+static bool request_spans(struct qp *qp, struct spans *spans)
+{
+    struct message *message = &qp->message;
+
+    spans_clear(spans);
+    if (message->wqe->opcode == IBV_WR_ATOMIC_CMP_AND_SWP || message->wqe->opcode == IBV_WR_ATOMIC_FETCH_AND_ADD) {
+        spans_add_host(spans, message->atomic, sizeof(*message->atomic));
+        return true;
+    }
+    if (message->wqe->flags & SLUICE_WQE_INLINE) {
+        spans_add_host(spans, message->inline_data, message->wqe->inline_length);
+        return true;
+    }
+    return spans_add_sges(spans, qp->pd, message->sges, message->wqe->num_sge, 0) && !spans->by_process;
+}
+
+static bool answer_spans(struct tcp_endpoint *endpoint, struct tcp_answer *answer, struct spans *spans)
+{
+    if (answer->kind == TCP_READ_ANSWER)
+        return tcp_readable(endpoint, answer->rkey, answer->addr, answer->total, spans);
+    spans_clear(spans);
+    spans_add_host(spans, &answer->value, sizeof(answer->value));
+    return true;
+}
+
+/* The rest of a frame. False: the connection is gone. */
+static bool finish_frame(struct tcp_endpoint *endpoint)
+{
+    struct iovec iov[IOVS] = {{.iov_base = endpoint->header + sizeof(struct tcp_frame) - endpoint->sending_header,
+                               .iov_len = endpoint->sending_header}};
+    uint32_t count = endpoint->sending_header ? 1 : 0;
+    struct tcp_answer *answer = &endpoint->answers[endpoint->answers_head];
+    struct qp *qp = endpoint->qp;
+    struct spans spans;
+    bool had = true;
+
+    if (endpoint->sending && endpoint->source == TCP_REQUEST) {
+        const struct tcp_frame *frame = (const struct tcp_frame *)endpoint->header;
+        uint32_t end = frame->kind > TCP_READ ? frame->length : frame->offset + frame->length;
+
+        had = qp->message.active && request_spans(qp, &spans) && spans.total >= end &&
+              add_spans(iov, &count, &spans, end - endpoint->sending, endpoint->sending);
+    } else if (endpoint->sending && endpoint->source == TCP_ANSWER) {
+        had = answer_spans(endpoint, answer, &spans) &&
+              add_spans(iov, &count, &spans, answer->kind == TCP_READ_ANSWER ? answer->offset - endpoint->sending : 0,
+                        endpoint->sending);
+    }
+    if (endpoint->sending && endpoint->source == TCP_ZEROES)
+        while (count < IOVS && (count - 1) * ZEROES < endpoint->sending)
+            iov[count++] = (struct iovec){
+                .iov_base = (void *)zeroes,
+                .iov_len = endpoint->sending - (count - 1) * ZEROES < ZEROES ? endpoint->sending - (count - 1) * ZEROES
+                                                                             : ZEROES};
+    int64_t result = had ? write_some(endpoint, iov, count) : -2;
+
+    if (result == -2 && endpoint->source == TCP_ANSWER) {
+        /* The frame has promised these bytes. What follows it says that they are none. */
+        endpoint->source = TCP_ZEROES;
+        answer->kind = TCP_NAK;
+        answer->value = IBV_WC_REM_OP_ERR;
+        endpoint->failed = true;
+        endpoint->event = IBV_EVENT_QP_ACCESS_ERR;
+        return true;
+    }
+    if (result == -2) {
+        /* A request that promised what its memory doesn't give: only breaking off takes it back. */
+        endpoint->fault = true;
+        endpoint->fault_msn = ((const struct tcp_frame *)endpoint->header)->msn;
+        tcp_lost(endpoint);
+        return false;
+    }
+    took(endpoint, (uint32_t)result);
+    return true;
+}
+
+static bool write_control(struct tcp_endpoint *endpoint, uint8_t kind, uint32_t msn, uint32_t imm)
+{
+    struct tcp_frame frame = {.kind = kind, .msn = msn, .imm = imm, .total = kind == TCP_HELLO ? TCP_VERSION : 0};
+
+    return tcp_write_frame(endpoint, TCP_CONTROL, &frame, NULL, 0);
+}
+
+/* The answer at the head is written: its frame, and another if it is long. *bytes gets what it had. */
+static bool write_answer(struct tcp_endpoint *endpoint, uint32_t *bytes)
+{
+    struct tcp_answer *answer = &endpoint->answers[endpoint->answers_head];
+    struct qp *qp = endpoint->qp;
+    uint32_t left = answer->end - answer->offset;
+    struct tcp_frame frame = {.kind = answer->kind, .msn = answer->msn, .total = answer->total};
+    struct spans spans;
+
+    if (answer->kind == TCP_NAK) {
+        frame.imm = (uint32_t)answer->value;
+        if (!tcp_write_frame(endpoint, TCP_CONTROL, &frame, NULL, 0))
+            return false;
+        endpoint->receiving = TCP_STOPPED;
+        endpoint->answers_count = 0;
+        return true;
+    }
+    frame.length = answer->kind == TCP_ATOMIC_ANSWER ? (uint32_t)sizeof(answer->value)
+                   : left < TCP_ANSWER_FRAME        ? left
+                                                     : TCP_ANSWER_FRAME;
+    frame.offset = answer->offset;
+    frame.flags = answer->kind == TCP_ATOMIC_ANSWER || left == frame.length ? TCP_LAST : 0;
+    bool fault = endpoint->fault;
+
+    if (!answer_spans(endpoint, answer, &spans) ||
+        !tcp_write_frame(endpoint, TCP_ANSWER, &frame, &spans, answer->kind == TCP_READ_ANSWER ? answer->offset : 0)) {
+        if (endpoint->socket.fd < 0)
+            return false;
+        /* The fault is the responder's, not that of a request. */
+        endpoint->fault = fault;
+        answer->kind = TCP_NAK;
+        answer->value = IBV_WC_REM_ACCESS_ERR;
+        endpoint->failed = true;
+        endpoint->event = IBV_EVENT_QP_ACCESS_ERR;
+        return true;
+    }
+    *bytes += frame.length;
+    answer->begun = frame.flags & TCP_LAST;
+    answer->offset += frame.length;
+    if (answer->kind == TCP_READ_ANSWER) {
+        qp->counters->tx_bytes += frame.length;
+        qp->tenant->counters->tx_bytes += frame.length;
+    }
+    return true;
+}
+
+/* The answer at the head is done with once all of it is in the socket. */
+static void pass_answer(struct tcp_endpoint *endpoint)
+{
+    const struct tcp_answer *answer = &endpoint->answers[endpoint->answers_head];
+
+    if (endpoint->source != TCP_NOTHING || !endpoint->answers_count || answer->kind == TCP_NAK || !answer->begun)
+        return;
+    endpoint->answers_head = (endpoint->answers_head + 1) % (TCP_ANSWERS + 1);
+    endpoint->answers_count--;
+}
+
+/* The next frame that is due. False: there is none, or the connection is gone. */
+static bool write_next(struct tcp_endpoint *endpoint, uint32_t *bytes)
+{
+    if (endpoint->hello_due) {
+        endpoint->hello_due = false;
+        return write_control(endpoint, TCP_HELLO, endpoint->expected, 0);
+    }
+    if (!endpoint->greeted)
+        return false;
+    if (endpoint->answers_count)
+        return write_answer(endpoint, bytes);
+    if (endpoint->rnr_due) {
+        endpoint->rnr_due = false;
+        endpoint->told = endpoint->expected;
+        return write_control(endpoint, TCP_RNR, endpoint->expected, endpoint->qp->attr.min_rnr_timer);
+    }
+    if (endpoint->told != endpoint->expected || endpoint->acknowledge) {
+        endpoint->acknowledge = false;
+        endpoint->told = endpoint->expected;
+        return write_control(endpoint, TCP_ACK, endpoint->expected, 0);
+    }
+    return false;
+}
+
+bool tcp_write(struct tcp_endpoint *endpoint)
+{
+    struct qp *qp = endpoint->qp;
+    uint32_t bytes = 0;
+
+    while (endpoint->socket.writable && bytes < TCP_VISIT) {
+        if (endpoint->source != TCP_NOTHING) {
+            if (!finish_frame(endpoint))
+                return false;
+        } else if (endpoint->receiving == TCP_STOPPED) {
+            /* The NAK is on its way: now the QP may end. */
+            if (endpoint->event)
+                qp_fatal(qp, endpoint->event);
+            else
+                qp_error(qp);
+            return false;
+        } else if (!write_next(endpoint, &bytes)) {
+            return endpoint->socket.fd >= 0;
+        }
+        pass_answer(endpoint);
+    }
+    if (endpoint->socket.writable)
+        net_wake(qp->session->engine->net, &endpoint->socket);
+    return true;
+}

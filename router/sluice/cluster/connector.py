@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections between nodes: each QP whose peer is elsewhere gets a TCP connection of its own.
+
+Who wants one asks the peer's router over the link (Dial). That one looks whether
+the QP that is named names this one in turn, and answers with a ticket: 32 random bytes,
+good once and for seconds. Whoever connects to the data port and says it is connected to
+that QP; everybody else gets nothing but a close. Both sides try whenever a QP has no connection;
+where they try at once, the node whose name sorts first goes on.
+"""
+
+import asyncio
+import errno
+import logging
+import secrets
+import socket
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Any
+
+from sluice.cluster.directory import Directory
+from sluice.cluster.links import Links, PeerRefused, PeerUnreachable
+from sluice.cluster.messages import Dial, Refused, Ticket
+from sluice.engine import Engine, ffi
+
+log = logging.getLogger(__name__)
+
+TICKET = 32
+"""Bytes."""
+TICKET_SECONDS = 10.0
+MAX_TICKETS = 8192
+MAX_STRANGERS = 256
+"""Connections at a time that haven't said a ticket yet."""
+SAY_SECONDS = 3.0
+CONNECT_SECONDS = 3.0
+FIRST_DELAY, LAST_DELAY = 0.02, 0.5
+"""Seconds between two tries."""
+DIALS = 64
+"""Tries at a time."""
+RTR, SQE = 2, 5
+
+
+@dataclass(eq=False)
+class Wanted:
+    """A QP of this node whose peer is elsewhere."""
+
+    session: int
+    handle: int
+    qp: int
+    source: IPv4Address
+    destination: IPv4Address
+    peer_qp: int
+    dialing: bool = False
+    connected: bool = False
+    task: "asyncio.Task[None] | None" = None
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Connector:
+    """Inside a running event loop. OSError: the data port can't be had."""
+
+    def __init__(self, links: Links, directory: Directory, engine: Engine) -> None:
+        self._links = links
+        self._directory = directory
+        self._engine = engine
+        self._wanted: dict[tuple[int, int], Wanted] = {}
+        self._by_qp: dict[int, Wanted] = {}
+        self._tickets: dict[bytes, tuple[Wanted, float]] = {}
+        self._dials = asyncio.Semaphore(DIALS)
+        self._strangers = 0
+        self.refused = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener = self._listen()
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+        links.handle(Dial, self._on_dial)
+        links.on_alive(self._on_alive)
+
+    def _listen(self) -> socket.socket:
+        me = self._links.me
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((str(me.address), me.data_port))
+            listener.listen(1024)
+        except OSError as error:
+            listener.close()
+            raise OSError(error.errno, f"{me.address}:{me.data_port}: {error.strerror}") from None
+        listener.setblocking(False)
+        return listener
+
+    # ---- what QPs want -------------------------------------------------------
+
+    def want(
+        self, session: int, handle: int, qp: int, source: IPv4Address, destination: IPv4Address, peer_qp: int
+    ) -> None:
+        self.forget(session, handle)
+        wanted = Wanted(session, handle, qp, source, destination, peer_qp)
+        self._wanted[session, handle] = wanted
+        self._by_qp[qp] = wanted
+        self._try(wanted)
+
+    def forget(self, session: int, handle: int) -> None:
+        wanted = self._wanted.pop((session, handle), None)
+        if wanted is None:
+            return
+        if self._by_qp.get(wanted.qp) is wanted:
+            del self._by_qp[wanted.qp]
+        if wanted.task is not None:
+            wanted.task.cancel()
+
+    def forget_session(self, session: int) -> None:
+        for key in [key for key in self._wanted if key[0] == session]:
+            self.forget(*key)
+
+    def disconnected(self, session: int, handle: int) -> None:
+        """The engine has lost the QP's connection."""
+        wanted = self._wanted.get((session, handle))
+        if wanted is not None:
+            wanted.connected = False
+            self._try(wanted)
+
+    def status(self) -> dict[str, int]:
+        return {
+            "wanted": len(self._wanted),
+            "connected": sum(wanted.connected for wanted in self._wanted.values()),
+            "refused": self.refused,
+        }
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("connecting failed", exc_info=task.exception())
+
+    def _alive(self, wanted: Wanted) -> bool:
+        """Whether the QP is still one that may have a connection; forgets it where it isn't."""
+        if self._wanted.get((wanted.session, wanted.handle)) is not wanted:
+            return False
+        attr = ffi.new("struct sluice_qp_attr *")
+        with suppress(OSError):
+            self._engine.query_qp(wanted.session, wanted.handle, attr)
+            if RTR <= attr.qp_state <= SQE:
+                return True
+        self.forget(wanted.session, wanted.handle)
+        return False
+
+    def _attach(self, wanted: Wanted, connection: socket.socket) -> None:
+        """Gives a connection to the engine. OSError."""
+        self._engine.connect_qp(wanted.session, wanted.handle, connection.fileno())
+        connection.detach()
+        wanted.connected = True
+
+    # ---- we connect ----------------------------------------------------------
+
+    def _try(self, wanted: Wanted) -> None:
+        if wanted.task is None:
+            wanted.task = self._start(self._keep_trying(wanted))
+        else:
+            wanted.hurry.set()
+
+    def _on_alive(self, node: str) -> None:
+        for wanted in self._wanted.values():
+            if not wanted.connected:
+                wanted.hurry.set()
+
+    async def _keep_trying(self, wanted: Wanted) -> None:
+        delay = FIRST_DELAY
+        try:
+            while not wanted.connected and self._alive(wanted):
+                try:
+                    async with self._dials:
+                        await self._dial(wanted)
+                except PeerRefused as error:
+                    log.debug("QP %d: %s", wanted.qp, error)
+                except OSError as error:
+                    log.info("QP %d has no connection to %s: %s", wanted.qp, wanted.destination, error)
+                if wanted.connected:
+                    return
+                wanted.hurry.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(wanted.hurry.wait(), delay)
+                delay = min(2 * delay, LAST_DELAY)
+        finally:
+            wanted.task = None
+
+    async def _dial(self, wanted: Wanted) -> None:
+        place = self._directory.find(wanted.destination)
+        if place is None or place.node == self._links.me.name:
+            raise PeerUnreachable(f"no node is known to have the address {wanted.destination}")
+        node = self._links.node(place.node)
+        wanted.dialing = True
+        try:
+            request = Dial(str(wanted.source), wanted.qp, str(wanted.destination), wanted.peer_qp)
+            answer = await self._links.request(place.node, request)
+            if not isinstance(answer, Ticket) or wanted.connected:
+                return
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+                connection.setblocking(False)
+                loop = asyncio.get_running_loop()
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await loop.sock_connect(connection, (str(node.address), node.data_port))
+                    await loop.sock_sendall(connection, answer.ticket)
+                if self._alive(wanted) and not wanted.connected:
+                    self._attach(wanted, connection)
+        except TimeoutError:
+            raise PeerUnreachable(f"{node.address}:{node.data_port} did not answer") from None
+        finally:
+            wanted.dialing = False
+
+    # ---- others connect ------------------------------------------------------
+
+    def _on_dial(self, node: str, dial: Dial) -> Ticket | Refused:
+        wanted = self._by_qp.get(dial.destination_qp)
+        if (
+            wanted is None
+            or str(wanted.source) != dial.destination
+            or str(wanted.destination) != dial.source
+            or wanted.peer_qp != dial.source_qp
+            or not self._alive(wanted)
+        ):
+            return Refused(errno.EAGAIN, f"no QP {dial.destination_qp} of {dial.destination} waits for it")
+        place = self._directory.find(wanted.destination)
+        if place is None or place.node != node:
+            return Refused(errno.EACCES, f"{dial.source} is not known to be of node {node}")
+        if wanted.dialing and self._links.me.name < node:
+            return Refused(errno.EALREADY, "this side is connecting")
+        self._drop_old_tickets()
+        if len(self._tickets) >= MAX_TICKETS:
+            return Refused(errno.EAGAIN, "too many connections are being made")
+        ticket = secrets.token_bytes(TICKET)
+        self._tickets[ticket] = (wanted, asyncio.get_running_loop().time() + TICKET_SECONDS)
+        return Ticket(ticket)
+
+    def _drop_old_tickets(self) -> None:
+        now = asyncio.get_running_loop().time()
+        # In the order in which they were given: the oldest are first.
+        for ticket in [ticket for ticket, (_, until) in self._tickets.items() if until < now]:
+            del self._tickets[ticket]
+
+    def _accept(self) -> None:
+        with suppress(BlockingIOError, OSError):
+            while True:
+                connection, (address, _) = self._listener.accept()
+                if self._strangers >= MAX_STRANGERS:
+                    connection.close()
+                    continue
+                connection.setblocking(False)
+                self._strangers += 1
+                self._start(self._hear(connection, address))
+
+    async def _hear(self, connection: socket.socket, address: str) -> None:
+        """A ticket, or a close."""
+        loop = asyncio.get_running_loop()
+        said = b""
+        try:
+            with connection:
+                with suppress(TimeoutError, OSError):
+                    async with asyncio.timeout(SAY_SECONDS):
+                        while len(said) < TICKET:
+                            data = await loop.sock_recv(connection, TICKET - len(said))
+                            if not data:
+                                break
+                            said += data
+                wanted, until = self._tickets.pop(said, (None, 0.0))
+                if wanted is None or until < loop.time():
+                    self.refused += 1
+                    if self.refused & (self.refused - 1) == 0:
+                        log.warning("refused a connection from %s to the data port (%d so far)", address, self.refused)
+                    return
+                if self._alive(wanted):
+                    with suppress(OSError):
+                        self._attach(wanted, connection)
+        finally:
+            self._strangers -= 1
+
+    def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        asyncio.get_running_loop().remove_reader(self._listener.fileno())
+        self._listener.close()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real applications between two nodes, and what happens when the wire or a router goes away."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import next_port, output_of, wait_until
+from network import Cluster, made
+
+Program = Callable[[str], Path]
+
+TOOLS = [
+    ["ib_write_bw", "-a"],
+    ["ib_write_bw", "-q", "4", "-l", "8", "-s", "64"],
+    ["ib_write_bw", "-b"],
+    ["ib_write_lat", "-s", "8"],
+    ["ib_read_bw", "-a"],
+    ["ib_read_bw", "-b"],
+    ["ib_read_lat"],
+    ["ib_send_bw", "-a"],
+    ["ib_send_bw", "-b", "-e"],
+    ["ib_send_lat", "-s", "8"],
+    ["ib_atomic_bw"],
+    ["ib_atomic_lat"],
+    ["ib_write_bw", "-c", "UC"],
+    ["ib_send_bw", "-c", "UC"],
+]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    yield from made("alpha", "beta")
+
+
+def pair(cluster: Cluster, *argv: str, port: int) -> "tuple[subprocess.Popen[str], subprocess.Popen[str]]":
+    """Server on beta, client on alpha."""
+    server = cluster["beta"].run("server", *argv, "-p", str(port))
+    wait_until(lambda: cluster["beta"].listening(port) or server.poll() is not None, "the server")
+    return server, cluster["alpha"].run("client", *argv, "-p", str(port), cluster["beta"].address)
+
+
+@pytest.mark.parametrize("argv", TOOLS, ids=" ".join)
+def test_perftest(cluster: Cluster, argv: list[str]) -> None:
+    server, client = pair(cluster, *argv, "-n", "104", port=next_port())
+    text = output_of(client)
+    output_of(server)
+    assert "Failed" not in text and "Completion with error" not in text
+
+
+@pytest.mark.parametrize("options", [[], ["-e"], ["-n", "2000", "-s", "65536"]], ids=str)
+def test_rc_pingpong(cluster: Cluster, options: list[str]) -> None:
+    server, client = pair(cluster, "ibv_rc_pingpong", "-g", "0", *options, port=next_port())
+    assert "usec/iter" in output_of(client)
+    output_of(server)
+
+
+def test_every_byte(cluster: Cluster, program: Program) -> None:
+    port = next_port()
+    server = cluster["beta"].run("server", program("bytes"), str(port))
+    wait_until(lambda: cluster["beta"].listening(port) or server.poll() is not None, "the server")
+    client = cluster["alpha"].run("client", program("bytes"), str(port), cluster["beta"].address)
+    assert "every byte right" in output_of(client)
+    output_of(server)
+
+
+def test_an_address_is_given_once_in_the_cluster(cluster: Cluster) -> None:
+    holder = cluster["alpha"].run("holder", "cat", options=("--ip", "10.9.0.1"))
+    wait_until(lambda: cluster["beta"].ask("status")["cluster"]["peers"]["alpha"]["tenants"], "news of alpha")
+    wait_until(
+        lambda: (
+            "10.9.0.1" in cluster["alpha"].ask("status")["tenants"].get("holder", {}).get("address", "")
+            and "belongs to tenant 'holder' of node 'alpha'"
+            in cluster["beta"].run("thief", "true", options=("--ip", "10.9.0.1")).communicate(timeout=30)[0]
+        ),
+        "a refusal",
+    )
+    holder.communicate("", timeout=30)
+
+
+STRANGER = """
+import socket
+for text in (bytes(64), b""):
+    with socket.create_connection(("{address}", 7472), timeout=30) as stranger:
+        stranger.sendall(text)
+        try:
+            assert stranger.recv(1) == b""
+        except ConnectionResetError:
+            pass  # what it said was unread
+"""
+
+
+def test_a_stranger_gets_nothing_but_a_close(cluster: Cluster) -> None:
+    alpha, beta = cluster["alpha"], cluster["beta"]
+    refused = alpha.ask("status")["cluster"]["connections"]["refused"]
+    subprocess.run(beta.inside(sys.executable, "-c", STRANGER.format(address=alpha.address)), check=True, timeout=60)
+    wait_until(lambda: alpha.ask("status")["cluster"]["connections"]["refused"] == refused + 2, "refusals")
+    assert "refused a connection from 192.0.2.2" in alpha.logged()
