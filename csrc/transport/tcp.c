@@ -18,6 +18,8 @@
 #define PATIENCE_NS (NS_PER_SECOND / 2)
 /* For a router that lives, as its kernel says, but doesn't answer. */
 #define ROUTER_PATIENCE_NS (30 * NS_PER_SECOND)
+/* How long unreliable messages wait for a connection. */
+#define UNREACHABLE_NS (3 * NS_PER_SECOND)
 /* How often the socket is asked whether its bytes move, at least. */
 #define LOOK_NS (NS_PER_SECOND / 10)
 
@@ -59,6 +61,12 @@ static bool bytes_arrive(struct tcp_endpoint *endpoint)
     return more;
 }
 
+bool tcp_unreachable(const struct tcp_endpoint *endpoint)
+{
+    return !endpoint->greeted && endpoint->timer.place &&
+           endpoint->qp->session->engine->now - endpoint->heard >= UNREACHABLE_NS;
+}
+
 /*
  * Its kernel takes what comes, and its router says nothing. One that is only slow, on
  * a machine with too much to do, is waited for longer than a wire.
@@ -96,6 +104,12 @@ static void on_timer(struct timer *timer)
         tcp_heard(endpoint);
     } else if (bytes_arrive(endpoint)) {
         endpoint->progress = engine->now;
+    }
+    if (qp_is_unreliable(endpoint->qp)) {
+        timer_set(&engine->timers, timer, engine->now + LOOK_NS);
+        if (tcp_unreachable(endpoint) && endpoint->qp->wait == QP_WAIT_TRANSPORT)
+            qp_activate(endpoint->qp);
+        return;
     }
     uint64_t limit = patience(endpoint->qp), silent = engine->now - endpoint->progress;
 

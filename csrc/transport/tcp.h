@@ -167,6 +167,9 @@ static inline void tcp_heard(struct tcp_endpoint *endpoint)
     endpoint->heard = endpoint->progress = endpoint->qp->session->engine->now;
 }
 
+/* There has been no connection for so long that unreliable messages needn't wait for one. */
+bool tcp_unreachable(const struct tcp_endpoint *endpoint);
+
 /* Starts the timer that ends with IBV_WC_RETRY_EXC_ERR where nothing moves. */
 void tcp_watch(struct tcp_endpoint *endpoint);
 
