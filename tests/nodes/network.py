@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nodes of a cluster as network namespaces of this machine, joined by a bridge and veth pairs. Needs root."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from sluice.cluster import keys
 from sluice.control.admin import RouterAbsent, ask
 
 NETWORK = "192.0.2"
+_clusters = itertools.count()
 
 
 def _ip(*arguments: str) -> None:
@@ -131,8 +133,9 @@ class Cluster:
     """Nodes by name: alpha, beta, …"""
 
     def __init__(self, *names: str) -> None:
-        self.prefix = f"sl{os.getpid() % 100000}"
-        self.bridge = f"{self.prefix}b"
+        # A namespace goes away some time after it was deleted, with its devices: names are not used again.
+        self.prefix = f"sl{os.getpid() % 100000}{chr(ord('a') + next(_clusters) % 26)}"
+        self.bridge = f"{self.prefix}0"
         self.dir = Path(tempfile.mkdtemp(prefix="sluice-", dir="/tmp"))
         self.file = self.dir / "cluster.yaml"
         _ip("link", "add", self.bridge, "type", "bridge")

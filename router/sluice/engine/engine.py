@@ -292,4 +292,16 @@ def measure_copy() -> int:
     return int(lib.sluice_measure_copy())
 
 
-__all__ = ["Engine", "Pair", "QpDisconnected", "SessionBroken", "SessionFiles", "Shape", "Share", "checked", "ffi", "lib", "measure_copy"]
+__all__ = [
+    "Engine",
+    "Pair",
+    "QpDisconnected",
+    "SessionBroken",
+    "SessionFiles",
+    "Shape",
+    "Share",
+    "checked",
+    "ffi",
+    "lib",
+    "measure_copy",
+]

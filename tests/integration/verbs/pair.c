@@ -129,12 +129,13 @@ void pair_open(struct pair *pair, int argc, char **argv, uint64_t send_ops_flags
 {
     CHECK(argc >= 2, "usage: %s PORT [client | ADDRESS]", argv[0]);
     pair->server = argc < 3;
+    const char *timeout = getenv("PAIR_TIMEOUT");
     const char *host = pair->server || !strcmp(argv[2], "client") ? "127.0.0.1" : argv[2];
 
     pair->socket = pair->server ? meet_server((uint16_t)atoi(argv[1])) : meet_client((uint16_t)atoi(argv[1]), host);
     end_open(&pair->own, open_device(), send_ops_flags);
     pair_exchange(pair, NULL, 0);
-    end_connect(&pair->own, pair->peer.qp_num, pair->peer.gid, 7, 12);
+    end_connect(&pair->own, pair->peer.qp_num, pair->peer.gid, 7, timeout ? (uint8_t)atoi(timeout) : 12);
     pair_meet(pair);
 }
 

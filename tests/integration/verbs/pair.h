@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Two processes with one RC connection: they meet over TCP on the loopback
- * address, exchange what a connection needs, and wait for each other between
+ * Two processes with one RC connection: they meet over TCP, exchange what a connection needs, and wait for each other between
  * steps. Any failure ends the program with a message.
  */
 #ifndef SLUICE_TEST_PAIR_H
@@ -57,7 +56,7 @@ void qp_open(struct end *end, uint64_t send_ops_flags);
 void end_connect(struct end *end, uint32_t qp_num, union ibv_gid gid, uint8_t rnr_retry, uint8_t timeout);
 void end_close(struct end *end);
 
-/* arguments: PORT of the server, or PORT and "client". */
+/* arguments: PORT of the server, or PORT and "client" (this host) or an address. PAIR_TIMEOUT: the QP's timeout, else 12. */
 void pair_open(struct pair *pair, int argc, char **argv, uint64_t send_ops_flags);
 /* Exchanges addresses. */
 void pair_exchange(struct pair *pair, const void *addr, uint32_t rkey);
