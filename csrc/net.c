@@ -185,19 +185,23 @@ void net_serve(struct sluice_engine *engine)
     }
 }
 
-void net_sleep(struct sluice_engine *engine, uint32_t *word, uint32_t value, uint64_t deadline)
+bool net_prepare(struct sluice_engine *engine, uint32_t *word)
 {
     struct net *net = engine->net;
 
     if (net->sockets && !net->uring)
         net->uring = uring_open(word, net->epoll);
-    /* From then on always: its request for the word stays with the kernel, and would take another sleeper's wake-up. */
-    if (net->uring) {
-        uring_sleep(net->uring, value, deadline);
+    return net->sockets && !net->uring;
+}
+
+void net_sleep(struct sluice_engine *engine, uint32_t *word, uint32_t value, uint64_t deadline, bool naps)
+{
+    /* Once made always: its request for the word stays with the kernel, and would take another sleeper's wake-up. */
+    if (engine->net->uring) {
+        uring_sleep(engine->net->uring, value, deadline);
         return;
     }
-    if (net->sockets) {
-        /* This kernel can't sleep on both: naps between two looks. */
+    if (naps) {
         uint64_t nap = clock_now() + NAP_NS;
 
         deadline = deadline < nap ? deadline : nap;

@@ -217,8 +217,10 @@ static uint64_t park(struct sluice_engine *engine)
         engine->header->worker_parks++;
         if (engine->linger)
             keep_core(worker);
+        bool naps = net_prepare(engine, &engine->page->parked);
+
         pthread_mutex_unlock(&worker->lock);
-        net_sleep(engine, &engine->page->parked, 1, deadline);
+        net_sleep(engine, &engine->page->parked, 1, deadline, naps);
         pthread_mutex_lock(&worker->lock);
         engine->now = clock_now();
         slept = engine->now - start;
