@@ -59,7 +59,7 @@ static inline void net_wake(struct net *net, struct net_socket *socket)
 /* Asks the kernel what has happened, unless it was asked just now, and serves who is ready. */
 void net_serve(struct sluice_engine *engine);
 
-/* Before net_sleep, while the worker still owns the engine. True: this kernel can't sleep on both, so naps it must be. */
+/* Before net_sleep, while the worker still owns the engine. True: this kernel can't sleep on both, so naps. */
 bool net_prepare(struct sluice_engine *engine, uint32_t *word);
 /* Sleeps until the word isn't value, a socket has something, or the deadline (CLOCK_MONOTONIC ns). */
 void net_sleep(struct sluice_engine *engine, uint32_t *word, uint32_t value, uint64_t deadline, bool naps);

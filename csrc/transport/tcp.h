@@ -173,7 +173,14 @@ bool tcp_unreachable(const struct tcp_endpoint *endpoint);
 /* Starts the timer that ends with IBV_WC_RETRY_EXC_ERR where nothing moves. */
 void tcp_watch(struct tcp_endpoint *endpoint);
 
-/* requester (tcp_send.c) */
+/* requester (tcp_send.c, tcp_answers.c) */
+/* enum ibv_wr_opcode: READ and atomics, which bring something back. */
+static inline bool tcp_wants_answer(uint8_t opcode)
+{
+    return opcode >= 4 /* IBV_WR_RDMA_READ */ && opcode <= 6 /* IBV_WR_ATOMIC_FETCH_AND_ADD */;
+}
+
+
 enum progress tcp_send(struct qp *qp, uint32_t budget, uint32_t *status);
 /* Hands over what tcp_send has gathered. */
 void tcp_flush(struct qp *qp);
