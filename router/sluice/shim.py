@@ -8,13 +8,13 @@ from sluice import shim_path
 
 LIBRARIES = shim_path().parent
 """libsluice.so, and the names under which applications look for it (shim/meson.build)."""
-PRELOAD = ("libsluice.so",)
-"""What is preloaded. Its SONAME is libibverbs.so.1, so that the real one isn't loaded at all."""
+PRELOAD = ("libsluice.so", "librdmacm.so.1")
+"""What is preloaded, as far as it was built. The first has the SONAME libibverbs.so.1: no real one is loaded."""
 
 
 def preload(libraries: Path = LIBRARIES) -> str:
     """A value for LD_PRELOAD, and a line for /etc/ld.so.preload."""
-    return ":".join(str(libraries / name) for name in PRELOAD)
+    return ":".join(str(libraries / name) for name in PRELOAD if (libraries / name).exists())
 
 
 def with_shim(environment: Mapping[str, str], libraries: Path = LIBRARIES) -> dict[str, str]:

@@ -2,6 +2,7 @@
 """How a process gets the shim: preloaded, searched first, linked."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -128,6 +129,18 @@ def test_linked_statically(tenant_dir: Path, tmp_path: Path) -> None:
     subprocess.run(["cc", "-o", program, source, *flags.split()], check=True)
     assert "ibverbs" not in run("ldd", program)
     assert run(program, SLUICE_TENANT_DIR=tenant_dir) == LINKED
+
+
+def test_musl(tenant_dir: Path, tmp_path: Path) -> None:
+    """A program and a shim without glibc, as in Alpine's images."""
+    if shutil.which("musl-gcc") is None or not (LIBRARIES / "libsluice-musl.so").exists():
+        pytest.skip("musl-tools is not installed")
+    multiarch = subprocess.run(["gcc", "-print-multiarch"], capture_output=True, text=True, check=True).stdout.strip()
+    headers = ["-idirafter", "/usr/include", "-idirafter", f"/usr/include/{multiarch}"]
+    (tmp_path / "libibverbs.so.1").symlink_to(LIBRARIES / "libsluice-musl.so")
+    source, program = Path(__file__).parent / "ways/linked.c", tmp_path / "linked"
+    subprocess.run(["musl-gcc", *headers, "-o", program, source, tmp_path / "libibverbs.so.1"], check=True)
+    assert run(program, LD_LIBRARY_PATH=tmp_path, SLUICE_TENANT_DIR=tenant_dir) == LINKED
 
 
 def test_pyverbs(router: RunningRouter) -> None:
