@@ -445,10 +445,10 @@ static void send_messages(struct qp *qp, struct allowance *allowance)
 
         allowance->moved += bytes;
         allowance->operations += progress == PROGRESS_DONE || progress == PROGRESS_SENT;
-        if (qp->peer) {
+        if (!allowance->peer && qp->peer) /* found just now */
             allowance->peer = qp->peer->tenant;
+        if (allowance->peer)
             allowance->peer_moved[peer_direction] += bytes;
-        }
         if (qp->session->broken || !proceed(qp, progress, status))
             return;
     }

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "turn.h"
 
+#include <infiniband/verbs.h>
+
 #include "account.h"
+#include "ah.h"
 #include "clock.h"
 #include "qp.h"
 #include "session.h"
@@ -20,11 +23,39 @@ enum flow turn_flow(const struct qp *qp)
     return tenant->told_apart && qp_reads(qp) ? FLOW_INGRESS : FLOW_EGRESS;
 }
 
+/* Who is at the other end of the message at hand. NULL: nobody, several, or not of this node. */
+static struct tenant *destination(const struct qp *qp)
+{
+    if (qp->peer)
+        return qp->peer->tenant;
+    if (qp->type != IBV_QPT_UD)
+        return NULL;
+    const struct ah *ah = ah_find(qp->session, qp->message.wqe->ah);
+
+    return ah && !ah->group ? ah_tenant(qp->session->engine, ah) : NULL;
+}
+
+static void charge_peer(struct allowance *allowance)
+{
+    for (uint32_t direction = 0; direction < DIRECTIONS; direction++) {
+        if (allowance->peer_moved[direction] && allowance->peer->limited[direction] && !allowance->peer->shape.wire_only)
+            account_charge(&allowance->peer->account, direction, allowance->peer_moved[direction]);
+        allowance->peer_moved[direction] = 0;
+        allowance->admitted[direction] = false;
+    }
+}
+
 bool turn_admits(struct allowance *allowance, struct qp *qp)
 {
-    struct tenant *peer = qp->peer ? qp->peer->tenant : NULL;
+    struct tenant *peer = destination(qp);
     uint32_t direction = qp_reads(qp) ? FLOW_EGRESS : FLOW_INGRESS;
 
+    if (peer != allowance->peer) {
+        /* Datagrams go to one tenant after the other. */
+        if (allowance->peer)
+            charge_peer(allowance);
+        allowance->peer = peer;
+    }
     if (!peer || !peer->limited[direction] || allowance->admitted[direction] || peer->shape.wire_only)
         return true;
     struct lane *lane = account_lane(&peer->account, direction, &qp->claim);
@@ -123,9 +154,8 @@ bool turn_take(struct sluice_engine *engine)
         if (list_empty(active))
             entity_set_work(turn.leaf, turn.flow, false);
         shaper_charge(&engine->shaper, &turn, allowance.moved, allowance.operations, ns, engine->now);
-        for (uint32_t direction = 0; direction < DIRECTIONS; direction++)
-            if (allowance.peer_moved[direction] && allowance.peer->limited[direction])
-                account_charge(&allowance.peer->account, direction, allowance.peer_moved[direction]);
+        if (allowance.peer)
+            charge_peer(&allowance);
         return true;
     }
     return false;

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from conftest import RunningRouter, listening, next_port, wait_until
+from conftest import RunningRouter, listening, next_port, output_of, wait_until
 
 
 @pytest.fixture(params=["ib_write_bw", "ib_read_bw"])
@@ -53,3 +53,63 @@ def test_ceilings(router: RunningRouter, traffic: str) -> None:
     assert throttled[traffic == "rx_bytes"] > 0
     router.ask("policy-set", name="a", policy={"max": "none"})
     wait_until(lambda: rate(router, traffic) > 1.1e10, "full speed")
+
+
+@pytest.fixture
+def to_b(router: RunningRouter) -> Iterator[str]:
+    """Endless WRITEs of tenant c to tenant b."""
+    port = next_port()
+    argv = ["ib_write_bw", "-p", str(port), "--run_infinitely", "-D", "1", "-s", "65536"]
+    server = router.run("b", *argv)
+    wait_until(lambda: listening(port) or server.poll() is not None, "the server")
+    client = router.run("c", *argv, "127.0.0.1")
+    wait_until(lambda: "c" in router.ask("status")["tenants"], "the tenant")
+    wait_until(lambda: router.status("c")["counters"]["tx_bytes"] > 0, "traffic")
+    yield "tx_bytes"
+    client.terminate()
+    server.terminate()
+    client.wait(60)
+    server.wait(60)
+    router.ask("policy-set", name="b", policy={"max": "none"})
+
+
+def received(router: RunningRouter, bps: float) -> bool:
+    first = router.ask("status")
+    deadline = time.monotonic() + 1
+    wait_until(lambda: time.monotonic() >= deadline, "time")
+    second = router.ask("status")
+    moved = [status["tenants"]["b"]["counters"]["rx_bytes"] for status in (first, second)]
+    return 8e9 * (moved[1] - moved[0]) / (second["time_ns"] - first["time_ns"]) == pytest.approx(bps, rel=0.02)
+
+
+def test_the_receivers_ceiling_holds_too(router: RunningRouter, to_b: str) -> None:
+    router.ask("policy-set", name="b", policy={"max-ingress": "300Mbps"})
+    wait_until(partial(received, router, 3e8), "the receiver's ceiling")
+    counters = router.status("c")["counters"]
+    assert counters["throttled_ns"][router.ask("status")["limits"].index("peer")] > 0
+    assert counters["errors"] == 0
+    router.ask("policy-set", name="b", policy={"max-ingress": "none", "scope": "wire", "max": "1Mbps"})
+    wait_until(lambda: not received(router, 1e6), "traffic within the node, which no rate of b's is about")
+    router.ask("policy-set", name="b", policy={"scope": "none"})
+
+
+def test_a_groups_ceiling_and_operations(router: RunningRouter, to_b: str) -> None:
+    router.ask("group-set", name="team", policy={"max": "400Mbps"})
+    router.ask("policy-set", name="c", policy={"group": "team"})
+    wait_until(partial(received, router, 4e8), "the group's ceiling")
+    router.ask("policy-set", name="c", policy={"group": "none", "max-ops": "1000"})
+    router.ask("group-remove", name="team")
+    wait_until(partial(received, router, 8 * 65536 * 1000), "1,000 operations a second")
+    router.ask("policy-set", name="c", policy={"max-ops": "none", "max-engine": "none"})
+
+
+def test_objects_beyond_a_limit_are_refused_and_told(router: RunningRouter) -> None:
+    router.ask("tenant-add", name="few", policy={"max-qps": "1"})
+    text = output_of(router.run("few", "ib_write_bw", "-q", "2", "-p", str(next_port())), 1)
+    assert "Unable to create QP" in text or "Cannot allocate memory" in text, text
+    status = router.ask("status")
+    counters = status["tenants"]["few"]["counters"]
+    assert (
+        status["limits"][counters["last_refused"] - 1] == "qps"
+        and counters["refused"][counters["last_refused"] - 1] > 0
+    )

@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Isolation under attack: a victim with a guarantee beside attackers, and how exact rates and shares are.
+
+    make bench-isolation                         everything, as tables (about four minutes)
+    benchmarks/isolation/isolation.py --json     the same for machines
+    benchmarks/isolation/isolation.py attacks    only some parts: attacks, rates, shares, cost, decisions
+
+All load comes from load.c, which sleeps between completions: on a machine with few
+cores, applications that spin would measure each other. The victim is measured alone
+first, then beside each attack, in one run of one router.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cffi
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from local import Bench, _free_port, _wait_for_listener
+from sluice.cli.temporary import temporary_router
+from sluice.control.admin import ask
+from sluice.engine.counters import Counters
+from sluice.policy.rate import format_rate, format_size
+
+BUILD = Path(os.environ.get("SLUICE_BUILD", "build"))
+LOAD = BUILD / "benchmarks/load"
+GUARANTEE = 5 * 10**9
+SECONDS = 2.0
+
+
+@dataclass
+class Load:
+    """What a tenant does: load.c's arguments."""
+
+    kind: str
+    size: int
+    depth: int
+    qps: int = 1
+
+
+@dataclass
+class Attack:
+    """Attackers, each a tenant; toward: who is at the other end, None for a tenant of the attacker's own."""
+
+    name: str
+    load: Load
+    attackers: int = 1
+    toward: str | None = None
+
+
+ATTACKS = [
+    Attack("bandwidth hog, 1 MiB on 16 QPs", Load("write", 1 << 20, 16, 16)),
+    Attack("small-message flood, 8 B", Load("write", 8, 1024, 8), 2),
+    Attack("READ flood out of the victim's node", Load("read", 1 << 20, 16, 4), 2, "victim-peer"),
+    Attack("incast, 8 tenants on the victim's peer", Load("write", 65536, 32), 8, "victim-peer"),
+    Attack("MR storm, 64 KiB", Load("mr", 65536, 1), 2),
+    Attack("QP storm", Load("qp", 8, 1), 2),
+    Attack("completion-event storm", Load("events", 8, 256, 4), 2),
+    Attack("atomic flood on one word", Load("atomic", 8, 1024, 4), 2),
+]
+
+
+class Runner:
+    """Starts loads as tenants; they are connected before any starts."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    @contextmanager
+    def ready(self, tenant: str, peer: str, load: Load, seconds: float) -> Iterator["subprocess.Popen[str]"]:
+        port = str(_free_port())
+        server = self._bench.tenant(peer, str(LOAD), port)
+        _wait_for_listener(int(port), server)
+        arguments = [load.kind, str(load.size), str(load.depth), str(load.qps), str(seconds)]
+        client = self._bench.tenant(tenant, str(LOAD), port, "client", *arguments, stdin=subprocess.PIPE)
+        assert client.stdout is not None
+        line = client.stdout.readline()
+        if line.strip() != "ready":
+            raise RuntimeError(f"{tenant}: {line}{client.communicate()[0]}")
+        try:
+            yield client
+        finally:
+            client.communicate(timeout=60)
+            server.communicate(timeout=60)
+
+
+def _start(client: "subprocess.Popen[str]") -> None:
+    assert client.stdin is not None
+    client.stdin.write("\n")
+    client.stdin.flush()
+
+
+def _result(client: "subprocess.Popen[str]") -> dict[str, float]:
+    assert client.stdout is not None
+    fields = client.stdout.readline().split()
+    return dict(zip(fields[::2], map(float, fields[1::2]), strict=True))
+
+
+@contextmanager
+def _attackers(runner: Runner, attack: Attack | None, seconds: float) -> Iterator[None]:
+    with ExitStack() as stack:
+        clients = []
+        for number in range(attack.attackers if attack else 0):
+            assert attack is not None
+            peer = attack.toward or f"attacker{number}-peer"
+            clients.append(stack.enter_context(runner.ready(f"attacker{number}", peer, attack.load, seconds)))
+        for client in clients:
+            _start(client)
+        yield
+        for client in clients:
+            _result(client)
+
+
+@dataclass
+class Victim:
+    """bps: of WRITEs of 64 KiB. The rest: microseconds of a WRITE of 8 B."""
+
+    attack: str
+    bps: float
+    p50: float
+    p99: float
+    p999: float
+
+
+def _victim(runner: Runner, attack: Attack | None) -> Victim:
+    measured: list[dict[str, float]] = []
+    for load in (Load("write", 65536, 16), Load("latency", 8, 1)):
+        with runner.ready("victim", "victim-peer", load, SECONDS) as victim, _attackers(runner, attack, SECONDS + 0.8):
+            time.sleep(0.3)
+            _start(victim)
+            measured.append(_result(victim))
+    bandwidth, latency = measured
+    return Victim(
+        attack.name if attack else "alone",
+        8 * bandwidth["bytes"] / SECONDS,
+        latency["p50"],
+        latency["p99"],
+        latency["p999"],
+    )
+
+
+def attacks(bench: Bench) -> list[Victim]:
+    runner = Runner(bench)
+    ask(bench.state_dir, "tenant-add", name="victim", policy={"min": f"{GUARANTEE}bps"})
+    found = [_victim(runner, None)]
+    for attack in ATTACKS:
+        print(f"  {attack.name}", file=sys.stderr, flush=True)
+        found.append(_victim(runner, attack))
+    ask(bench.state_dir, "policy-set", name="victim", policy={"min": "none"})
+    return found
+
+
+@dataclass
+class Error:
+    """Of a ceiling, in windows: by milliseconds, the mean and the worst of |measured/asked - 1|."""
+
+    bps: float
+    size: int
+    mean: dict[int, float] = field(default_factory=dict)
+    worst: dict[int, float] = field(default_factory=dict)
+    above: dict[int, float] = field(default_factory=dict)
+
+
+WINDOWS_MS = {10: 0.05, 100: 0.01, 1000: 0.005}
+
+
+def _samples(counters: Counters, number: int, seconds: float) -> tuple[list[int], list[int]]:
+    """When (ns) and how many bytes had been sent; readings that were interrupted are left out."""
+    times, values = [], []
+    row = counters.tenants[number : number + 1]["tx_bytes"]
+    end = time.monotonic_ns() + int(seconds * 1e9)
+    while (before := time.monotonic_ns()) < end:
+        value = int(row[0])
+        after = time.monotonic_ns()
+        if after - before < 20_000:
+            times.append((before + after) // 2)
+            values.append(value)
+        time.sleep(0.001)
+    return times, values
+
+
+def _window_errors(times: list[int], values: list[int], bps: float, error: Error) -> None:
+    for ms in WINDOWS_MS:
+        off = []
+        for index in range(len(times)):
+            until = bisect_left(times, times[index] + ms * 10**6)
+            if until == len(times):
+                break
+            span = times[until] - times[index]
+            # A reading that came late makes the window longer; far too late, another one.
+            if span <= ms * 1.2e6:
+                off.append(8e9 * (values[until] - values[index]) / span / bps - 1)
+        if off:
+            error.mean[ms] = statistics.mean(map(abs, off))
+            error.worst[ms] = max(map(abs, off))
+            error.above[ms] = max(off)
+
+
+def rates(bench: Bench) -> list[Error]:
+    runner = Runner(bench)
+    counters = Counters(bench.state_dir / "counters")
+    ask(bench.state_dir, "tenant-add", name="shaped", policy={})
+    errors = []
+    for bps in (10**7, 10**8, 10**9, 5 * 10**9, 2 * 10**10):
+        for size in (64, 4096, 65536, 8 << 20):
+            # 64 B at 20 Gb/s would be 39 million messages a second: no machine of this size makes them.
+            if bps / 8 / size > 4e6:
+                continue
+            ask(bench.state_dir, "policy-set", name="shaped", policy={"max": f"{bps}bps"})
+            depth = 4 if size > 1 << 20 else 64 if size > 1024 else 512
+            with runner.ready("shaped", "shaped-peer", Load("write", size, depth), 2.6) as client:
+                number = _number_of(bench, counters, client, "shaped")
+                time.sleep(0.3)
+                error = Error(bps, size)
+                _window_errors(*_samples(counters, number, 2.1), bps, error)
+                _result(client)
+            errors.append(error)
+    ask(bench.state_dir, "policy-set", name="shaped", policy={"max": "none"})
+    return errors
+
+
+def _number_of(bench: Bench, counters: Counters, client: "subprocess.Popen[str]", name: str) -> int:
+    """Starts the load; the tenant's row is the one whose bytes grow."""
+    before = counters.tenants["tx_bytes"].copy()
+    _start(client)
+    while True:
+        grown = counters.tenants["tx_bytes"] - before
+        if grown.max() > 0:
+            return int(grown.argmax())
+        time.sleep(0.01)
+
+
+@dataclass
+class Shares:
+    """Bytes per second of tenants that want all they can get; jain: of the shares divided by the weights."""
+
+    weights: list[int]
+    bps: list[float]
+    jain: float
+
+
+def shares(bench: Bench) -> list[Shares]:
+    runner = Runner(bench)
+    found = []
+    for weights in ([100] * 4, [100, 200, 400]):
+        with ExitStack() as stack:
+            clients = []
+            for number, weight in enumerate(weights):
+                name = f"share{number}"
+                ask(bench.state_dir, "tenant-add", name=name, policy={"weight": str(weight)})
+                load = Load("write", 1 << 20, 64, 8)
+                clients.append(stack.enter_context(runner.ready(name, f"{name}-peer", load, 2 * SECONDS)))
+            for client in clients:
+                _start(client)
+            time.sleep(0.5)
+            first = ask(bench.state_dir, "status")
+            time.sleep(SECONDS)
+            second = ask(bench.state_dir, "status")
+            for client in clients:
+                _result(client)
+        ns = second["time_ns"] - first["time_ns"]
+        bps = []
+        for number in range(len(weights)):
+            sent = [status["tenants"][f"share{number}"]["counters"]["tx_bytes"] for status in (first, second)]
+            bps.append(8e9 * (sent[1] - sent[0]) / ns)
+        even = [rate / weight for rate, weight in zip(bps, weights, strict=True)]
+        jain = sum(even) ** 2 / (len(even) * sum(value * value for value in even))
+        found.append(Shares(weights, bps, jain))
+    return found
+
+
+@dataclass
+class Cost:
+    """bps of WRITEs of 64 KiB and messages per second of 8 B, by what the shaper has to do meanwhile."""
+
+    shaper: str
+    bps: float
+    messages: float
+
+
+def cost(bench: Bench) -> list[Cost]:
+    runner = Runner(bench)
+
+    def measure() -> tuple[float, float]:
+        values = []
+        for load in (Load("write", 65536, 64, 2), Load("write", 8, 4096, 4)):
+            with runner.ready("costed", "costed-peer", load, 1.0) as client:
+                _start(client)
+                values.append(_result(client))
+        return 8 * values[0]["bytes"], values[1]["operations"]
+
+    policy = {"min": "1Mbps", "max": "10Tbps", "weight": "200", "max-ops": "1000M"}
+    stages: list[tuple[str, int]] = [("idle", 0), ("1 tenant", 1), ("10 tenants", 10), ("1,000 tenants", 1000)]
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in stages}
+    for _ in range(bench.rounds):
+        made = 1
+        for name, count in stages:
+            lifted = dict.fromkeys(policy, "none")
+            if count == 0:
+                ask(bench.state_dir, "tenant-add", name="costed", policy={})
+                ask(bench.state_dir, "policy-set", name="costed", policy=lifted)
+            else:
+                ask(bench.state_dir, "policy-set", name="costed", policy=policy)
+            for number in range(made, count):
+                ask(bench.state_dir, "tenant-add", name=f"other{number}", policy=policy)
+            made = max(made, count)
+            rounds[name].append(measure())
+        for number in range(1, made):
+            ask(bench.state_dir, "tenant-remove", name=f"other{number}")
+    return [
+        Cost(name, statistics.median(a for a, _ in values), statistics.median(b for _, b in values))
+        for name, values in rounds.items()
+    ]
+
+
+@dataclass
+class Decision:
+    tenants: int
+    ns: float
+
+
+def decisions(_bench: Bench) -> list[Decision]:
+    """Time of a decision and its charge, all tenants with guarantees and work, in the simulation of the tests."""
+    ffi = cffi.FFI()
+    header = (Path(__file__).parents[2] / "tests/unit/simulation.h").read_text()
+    ffi.cdef(
+        "struct sluice_share { uint64_t min_bps[2]; uint64_t max_bps[2]; uint64_t burst[2]; uint64_t weight; };"
+        + "\n".join(line for line in header[header.index("*/", 40) + 2 :].splitlines() if not line.startswith("#"))
+    )
+    lib: Any = ffi.dlopen(str((BUILD / "tests/unit/libsimulation.so").absolute()))
+    found = []
+    for count in (1, 10, 100, 1000, 10000):
+        simulation = lib.simulation_open(count, 10**11, 0, 10**12, 10**9)
+        share = ffi.new("struct sluice_share *", {"min_bps": (100000, 100000), "weight": 100})
+        for number in range(count):
+            lib.simulation_tenant(simulation, -1, share, 0, 0)
+            lib.simulation_demand(simulation, number, 0, 65536, 100)
+        lib.simulation_run(simulation, 20 * 10**6)
+        lib.simulation_reset(simulation)
+        start = time.perf_counter_ns()
+        lib.simulation_run(simulation, 200 * 10**6)
+        found.append(Decision(count, (time.perf_counter_ns() - start) / lib.simulation_turns(simulation)))
+        lib.simulation_close(simulation)
+    return found
+
+
+PARTS: dict[str, Callable[[Bench], list[Any]]] = {
+    "attacks": attacks,
+    "rates": rates,
+    "shares": shares,
+    "cost": cost,
+    "decisions": decisions,
+}
+
+
+def _bar(value: float, full: float, width: int = 24) -> str:
+    return "█" * max(0, min(width, round(width * value / full)))
+
+
+def _show(part: str, rows: list[Any]) -> None:
+    print(f"\n{part}, {os.cpu_count()} cores")
+    if part == "attacks":
+        alone = rows[0]
+        print(f"{'':<40}{'rate':>9}{'of min':>8}{'p50':>8}{'p99':>8}{'p99.9':>9} us{'p99/alone':>11}")
+        for row in rows:
+            ratio = row.p99 / alone.p99
+            kept = "  kept" if row.bps >= 0.97 * GUARANTEE and ratio <= 2 else "  NOT KEPT"
+            print(
+                f"{row.attack:<40}{format_rate(row.bps):>9}{row.bps / GUARANTEE:>8.2f}{row.p50:>8.1f}{row.p99:>8.1f}"
+                f"{row.p999:>9.1f}   {ratio:>11.2f}{kept}  {_bar(row.bps / GUARANTEE, 4, 16)}"
+            )
+    elif part == "rates":
+        print(f"{'ceiling':>9}{'size':>8}" + "".join(f"{f'{ms} ms: mean/worst/above':>30}" for ms in WINDOWS_MS))
+        for row in rows:
+            cells = "".join(
+                f"{100 * row.mean[ms]:>14.2f}{100 * row.worst[ms]:>7.2f}{100 * row.above[ms]:>7.2f} %"
+                if ms in row.mean
+                else f"{'-':>30}"
+                for ms in WINDOWS_MS
+            )
+            print(f"{format_rate(row.bps):>9}{format_size(row.size):>8}{cells}")
+    elif part == "shares":
+        for row in rows:
+            print(f"weights {row.weights}: {', '.join(map(format_rate, row.bps))}; Jain {row.jain:.4f}")
+    elif part == "cost":
+        idle = rows[0]
+        for row in rows:
+            print(
+                f"{row.shaper:<16}{format_rate(row.bps):>9}{100 * (row.bps / idle.bps - 1):>+8.1f} %"
+                f"{row.messages / 1e6:>9.2f} M/s{100 * (row.messages / idle.messages - 1):>+8.1f} %"
+            )
+    else:
+        for row in rows:
+            print(f"{row.tenants:>6} tenants{row.ns:>8.0f} ns")
+
+
+def _draw(results: dict[str, list[Any]], folder: Path) -> None:
+    """SVG files, where matplotlib is installed: pip install sluice[bench]."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if "attacks" in results:
+        rows = results["attacks"]
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4), sharey=True)
+        names = [row.attack for row in rows]
+        left.barh(names, [row.bps / 1e9 for row in rows])
+        left.axvline(GUARANTEE / 1e9, color="black")
+        left.set_xlabel("the victim's Gbit/s; line: its guarantee")
+        right.barh(names, [row.p99 for row in rows])
+        right.axvline(2 * rows[0].p99, color="black")
+        right.set_xlabel("the victim's p99 in us; line: twice alone")
+        left.invert_yaxis()
+        figure.tight_layout()
+        figure.savefig(folder / "attacks.svg")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], epilog=f"Parts: {', '.join(PARTS)}."
+    )
+    arguments.add_argument("--json", action="store_true", help="for machines")
+    arguments.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw (needs matplotlib)")
+    arguments.add_argument("--rounds", type=int, default=3, help="of the cost (default: %(default)s)")
+    arguments.add_argument("parts", nargs="*", metavar="PART", help="default: all")
+    options = arguments.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        arguments.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    results: dict[str, list[Any]] = {}
+    with temporary_router() as state_dir:
+        bench = Bench(state_dir, options.rounds)
+        for name, part in PARTS.items():
+            if options.parts and name not in options.parts:
+                continue
+            print(f"{name} …", file=sys.stderr, flush=True)
+            results[name] = part(bench)
+            if not options.json:
+                _show(name, results[name])
+    if options.json:
+        print(
+            json.dumps(
+                {"cores": os.cpu_count()} | {name: [asdict(row) for row in rows] for name, rows in results.items()}
+            )
+        )
+    if options.plots:
+        _draw(results, options.plots)
+
+
+if __name__ == "__main__":
+    main()
