@@ -221,6 +221,10 @@ static void use_objects(struct qp *qp, int by)
 int qp_create(struct session *session, const struct sluice_create_qp_request *request,
               struct sluice_create_qp_reply *reply)
 {
+    if (!tenant_may_have(session->tenant, SLUICE_LIMIT_QPS, session->tenant->counters->qps, 1,
+                         session->tenant->shape.max_qps))
+        return -ENOMEM;
+
     struct qp *qp = aligned_alloc(64, (sizeof(*qp) + 63) & ~63ul);
 
     if (!qp)
