@@ -139,17 +139,15 @@ static void look_around(struct sluice_engine *engine)
 /*
  * Turns, until it is time to look around again: soon, where that is quick, and
  * where there are a thousand sessions to look at, when it will cost no more than a
- * part of what was done since. False: there was none to take.
+ * part of what was done since. False: there is none to take.
  */
 static bool serve(struct sluice_engine *engine, uint64_t looked_ns)
 {
     uint64_t enough = engine->now + LOOK_SHARE * looked_ns;
-    bool any = false;
 
     do {
         if (!turn_take(engine))
-            return any;
-        any = true;
+            return false;
         cq_notify_all(engine);
         timers_run(&engine->timers, engine->now);
     } while (engine->now < enough && !load_relaxed(&engine->worker->wanted));
@@ -276,10 +274,10 @@ static void *work(void *argument)
         look_around(engine);
         net_serve(engine);
         engine->now = clock_now();
-        bool any = serve(engine, engine->now - start);
+        bool more = serve(engine, engine->now - start);
 
         cq_notify_all(engine);
-        if (any || !list_empty(&engine->watched) || !list_empty(&engine->net->ready))
+        if (more || !list_empty(&engine->watched) || !list_empty(&engine->net->ready))
             ask_for_cores(engine);
         else if (awaits_command(engine))
             spin_hint();
