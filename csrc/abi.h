@@ -31,7 +31,7 @@
 #endif
 
 enum {
-    SLUICE_ABI_VERSION = 3,
+    SLUICE_ABI_VERSION = 4,
 
     SLUICE_SEGMENT_SHIFT = 32,  /* log2 of a session's segment, bytes */
     SLUICE_ARENA_SHIFT = 47,    /* log2 of the arena, bytes: user addresses */
@@ -93,6 +93,8 @@ enum sluice_op {
     SLUICE_OP_OPEN_XRCD,
     SLUICE_OP_CLOSE_XRCD,
     SLUICE_OP_OPEN_QP,
+    SLUICE_OP_OPEN_CONTEXT, /* the answer comes with a descriptor: its async event pipe, read end */
+    SLUICE_OP_CLOSE_CONTEXT, /* destroys what was made in it */
     SLUICE_OP_RESIZE_CQ = 32,
     SLUICE_OP_OPEN_MEMORY,
     SLUICE_OP_CLOSE_MEMORY,
@@ -128,8 +130,8 @@ struct sluice_header {
 
 /*
  * The first thing on the descriptor socket (AF_UNIX SOCK_SEQPACKET), from the
- * router, with four descriptors: engine page, segment, arena, async event pipe
- * (read end); and a fifth, /dev/userfaultfd, where has_userfaultfd is 1.
+ * router, with three descriptors: engine page, segment, arena; and a fourth,
+ * /dev/userfaultfd, where has_userfaultfd is 1.
  * The socket stays open as long as the session lives.
  */
 struct sluice_welcome {
@@ -167,7 +169,8 @@ struct sluice_hello_reply {
  * Handles name objects of one session. Those of PDs, channels and CQs are never
  * 0 and not used again soon; a QP's and an SRQ's is its bit in the doorbell.
  *
- * Any request about one object, or about the whole device (handle 0).
+ * Any request about one object, or about the whole device (handle 0). ALLOC_PD's is
+ * the context.
  */
 struct sluice_handle_request {
     struct sluice_header header;
@@ -234,7 +237,7 @@ struct sluice_create_cq_request {
     uint32_t cqe;     /* asked for; the ring gets the next power of two */
     uint32_t channel; /* handle, or 0 */
     uint32_t flags;   /* enum sluice_cq_flag */
-    uint32_t reserved;
+    uint32_t context; /* handle: gets its async events */
 };
 
 struct sluice_create_cq_reply {
@@ -375,6 +378,8 @@ struct sluice_open_xrcd_request {
     uint64_t ino;
     int32_t fd;      /* -1: a domain that nobody else finds */
     uint32_t oflags; /* enum sluice_xrcd_flag */
+    uint32_t context;
+    uint32_t reserved;
 };
 
 enum sluice_xrcd_flag {
@@ -814,7 +819,7 @@ struct sluice_comp_event {
     uint32_t reserved;
 };
 
-/* What the router writes to the async event pipe. */
+/* What the router writes to a context's async event pipe. */
 struct sluice_async_event {
     uint32_t event_type; /* enum ibv_event_type */
     uint32_t element;    /* the QP's number, the CQ's or SRQ's handle, or the port's number */

@@ -82,9 +82,17 @@ int ah_destroy(struct session *session, uint32_t handle)
     return 0;
 }
 
-void ah_free_all(struct session *session)
+void ah_free_of(struct session *session, const struct context *context)
 {
-    for (uint32_t handle = 1; session->ah_count; handle++)
-        if (session->ahs[handle])
-            ah_free(session, session->ahs[handle]);
+    uint32_t left = session->ah_count;
+
+    for (uint32_t handle = 1; left; handle++) {
+        struct ah *ah = session->ahs[handle];
+
+        if (!ah)
+            continue;
+        left--;
+        if (!context || ah->pd->context == context)
+            ah_free(session, ah);
+    }
 }

@@ -25,7 +25,8 @@ struct ah {
 int ah_create(struct session *session, const struct sluice_create_ah_request *request, const uint8_t sgid[16],
               const struct transport *transport, int32_t peer_tenant);
 int ah_destroy(struct session *session, uint32_t handle);
-void ah_free_all(struct session *session);
+/* Those of a context; NULL: all. */
+void ah_free_of(struct session *session, const struct context *context);
 
 /* NULL: there is none with this handle. */
 static inline struct ah *ah_find(const struct session *session, uint32_t handle)

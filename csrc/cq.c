@@ -8,6 +8,7 @@
 
 #include "atomic.h"
 #include "clock.h"
+#include "context.h"
 #include "qp.h"
 #include "tenant.h"
 
@@ -30,9 +31,11 @@ static uint32_t entries_for(uint32_t cqe)
 int cq_create(struct session *session, const struct sluice_create_cq_request *request,
               struct sluice_create_cq_reply *reply)
 {
+    struct context *context = context_find(session, request->context);
     struct channel *channel = NULL;
 
-    if (request->cqe == 0 || request->cqe > SLUICE_MAX_CQE || (request->flags & ~(uint32_t)SLUICE_CQ_IGNORE_OVERRUN))
+    if (!context || request->cqe == 0 || request->cqe > SLUICE_MAX_CQE ||
+        (request->flags & ~(uint32_t)SLUICE_CQ_IGNORE_OVERRUN))
         return -EINVAL;
     uint32_t entries = entries_for(request->cqe);
 
@@ -70,6 +73,7 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
         .ring_offset = (uint64_t)ring,
         .shared = (struct sluice_cq_shared *)(session->segment.base + offset),
         .ring = (struct sluice_cqe *)(session->segment.base + ring),
+        .context = context,
         .channel = channel,
     };
     list_init(&cq->notify);
@@ -160,7 +164,7 @@ static bool has_room(struct cq *cq)
 static void overrun(struct cq *cq)
 {
     cq->overrun = true;
-    session_async_event(cq->session, IBV_EVENT_CQ_ERR, cq->handle);
+    context_event(cq->context, IBV_EVENT_CQ_ERR, cq->handle);
     qps_of_dead_cq(cq);
 }
 

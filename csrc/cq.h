@@ -19,6 +19,7 @@ struct cq {
     uint64_t offset, ring_offset; /* in the segment */
     struct sluice_cq_shared *shared;
     struct sluice_cqe *ring;
+    struct context *context;
     struct channel *channel; /* or NULL */
     struct list notify;      /* in engine->notify */
     struct list link;

@@ -15,6 +15,7 @@
 #include "account.h"
 #include "ah.h"
 #include "clock.h"
+#include "context.h"
 #include "copy.h"
 #include "cq.h"
 #include "memory.h"
@@ -419,18 +420,43 @@ int sluice_session_async_event(struct sluice_engine *engine, uint32_t number, ui
 
     if (!session)
         return -EINVAL;
-    session_async_event(session, event_type, element);
+    for (struct list *link = session->contexts.next; link != &session->contexts; link = link->next)
+        context_event(list_entry(link, struct context, link), event_type, element);
     worker_leave_for(engine, session->tenant);
     return 0;
 }
 
-int sluice_pd_alloc(struct sluice_engine *engine, uint32_t number)
+int sluice_context_open(struct sluice_engine *engine, uint32_t number, int *read_fd)
 {
     struct session *session = enter_session(engine, number);
 
     if (!session)
         return -EINVAL;
-    int result = pd_alloc(session);
+    int result = context_open(session, read_fd);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_context_close(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = context_close(session, handle);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_pd_alloc(struct sluice_engine *engine, uint32_t number, uint32_t context)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    int result = pd_alloc(session, context);
 
     worker_leave_for(engine, session->tenant);
     return result;
@@ -727,14 +753,15 @@ int sluice_ah_sever(struct sluice_engine *engine, uint32_t number, uint32_t hand
     return ah ? 0 : -EINVAL;
 }
 
-int sluice_xrcd_open(struct sluice_engine *engine, uint32_t number, int has_inode, uint64_t dev, uint64_t ino,
-                     uint32_t flags)
+int sluice_xrcd_open(struct sluice_engine *engine, uint32_t number, uint32_t context, int has_inode, uint64_t dev,
+                     uint64_t ino, uint32_t flags)
 {
     struct session *session = enter_session(engine, number);
 
     if (!session)
         return -EINVAL;
-    int result = xrcd_open(session, has_inode, dev, ino, flags & SLUICE_XRCD_CREATE, flags & SLUICE_XRCD_EXCL);
+    int result = xrcd_open(session, context, has_inode, dev, ino, flags & SLUICE_XRCD_CREATE,
+                           flags & SLUICE_XRCD_EXCL);
 
     worker_leave(engine);
     return result;

@@ -163,9 +163,8 @@ struct sluice_engine_event {
 
 struct sluice_session_files {
     int engine_page; /* owned by the engine: dup before closing */
-    int segment;     /* these three are the caller's to close */
+    int segment;     /* these two are the caller's to close */
     int arena;
-    int async_events;
 };
 
 enum sluice_transport_kind {
@@ -221,8 +220,9 @@ int sluice_session_open(struct sluice_engine *engine, uint32_t tenant, struct sl
 /* Destroys all it has; peers' next messages find nobody. */
 int sluice_session_close(struct sluice_engine *engine, uint32_t session);
 
-/* Return the handle. */
-int sluice_pd_alloc(struct sluice_engine *engine, uint32_t session);
+/* Return the handle. context: whose async events are those of what is made with it. */
+int sluice_context_open(struct sluice_engine *engine, uint32_t session, int *read_fd);
+int sluice_pd_alloc(struct sluice_engine *engine, uint32_t session, uint32_t context);
 int sluice_channel_create(struct sluice_engine *engine, uint32_t session, int *read_fd);
 int sluice_cq_create(struct sluice_engine *engine, uint32_t session,
                      const struct sluice_create_cq_request *request, struct sluice_create_cq_reply *reply);
@@ -244,8 +244,11 @@ int sluice_ah_create(struct sluice_engine *engine, uint32_t session, const struc
  * dev and ino are used where has_inode is not 0; flags: enum sluice_xrcd_flag.
  * -EAGAIN: no such domain, and it isn't to be created.
  */
-int sluice_xrcd_open(struct sluice_engine *engine, uint32_t session, int has_inode, uint64_t dev, uint64_t ino,
-                     uint32_t flags);
+int sluice_xrcd_open(struct sluice_engine *engine, uint32_t session, uint32_t context, int has_inode, uint64_t dev,
+                     uint64_t ino, uint32_t flags);
+
+/* Destroys what was made in it; what only others use stays. */
+int sluice_context_close(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 
 /* -EBUSY while something uses the object; -EINVAL where there is none. */
 int sluice_pd_dealloc(struct sluice_engine *engine, uint32_t session, uint32_t handle);
@@ -289,7 +292,7 @@ int sluice_qp_query(struct sluice_engine *engine, uint32_t session, uint32_t han
 /* Its enum ibv_qp_type. */
 int sluice_qp_type(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 
-/* Writes an async event (enum ibv_event_type) to the session. */
+/* Writes an async event (enum ibv_event_type) to all contexts of the session. */
 int sluice_session_async_event(struct sluice_engine *engine, uint32_t session,
                                uint32_t event_type, uint32_t element);
 

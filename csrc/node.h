@@ -24,6 +24,7 @@
 #include "window.h"
 
 struct ah;
+struct context;
 struct cq;
 struct group;
 struct mr;
@@ -72,6 +73,7 @@ struct tenant {
 
 struct pd {
     struct session *session;
+    struct context *context;
     uint32_t handle;
     uint32_t users; /* QPs, SRQs, AHs, MRs and windows */
     struct list link;
@@ -104,16 +106,16 @@ struct session {
     bool broken;   /* its shared memory held garbage: nothing of it is read any more */
     struct segment segment;
     struct memory arena;
-    int async_fd;
     uint32_t next_handle; /* starts anywhere: what a forked child has of its parent's session fits nothing of its own */
     uint32_t memory_count;
-    struct list pds, channels, cqs, mrs, mws, memories, xrcds;
+    uint32_t context_count;
+    struct list contexts, pds, channels, cqs, mrs, mws, memories, xrcds;
     struct list command; /* in tenant->active[FLOW_CONTROL] while the mailbox waits */
     struct qp **qps; /* SLUICE_SESSION_QPS, by handle */
     struct srq **srqs; /* SLUICE_SESSION_SRQS, by handle */
     struct ah **ahs;   /* SLUICE_SESSION_AHS, by handle */
     uint32_t ah_count;
-    uint32_t qp_hint, srq_hint, ah_hint; /* where to look for a free handle */
+    uint32_t qp_hint, srq_hint, ah_hint; /* where to look for a free handle; they start anywhere as well */
 };
 
 /* A session breaks once, a QP has one connection at a time: more can't wait. */
@@ -177,7 +179,10 @@ void session_break(struct session *session, const char *reason);
 /* Tells the control plane of a QP: enum sluice_engine_event_kind. */
 void engine_tell_qp(struct qp *qp, uint32_t kind);
 
-/* Async event to the application; lost only where it has left 8,000 unread. */
-void session_async_event(struct session *session, uint32_t event_type, uint32_t element);
+/*
+ * A pipe whose two ends are separate open files, so that the engine's end is
+ * non-blocking whatever the application does with its own. Returns 0 or a negative errno.
+ */
+int pipe_open(int *read_fd, int *write_fd);
 
 #endif

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "atomic.h"
+#include "context.h"
 #include "multicast.h"
 #include "mw.h"
 #include "relay.h"
@@ -312,12 +313,19 @@ struct qp *qp_lookup(struct sluice_engine *engine, uint32_t qp_num)
     return qp && qp->qp_num == qp_num ? qp : NULL;
 }
 
+struct context *qp_context(const struct qp *qp, const struct session *session, uint32_t handle)
+{
+    return qp->pd ? qp->pd->context : qp_share_find(qp, session, handle)->opened->context;
+}
+
 void qp_async_event(struct qp *qp, uint32_t event_type)
 {
-    if (list_empty(&qp->shares)) {
-        session_async_event(qp->session, event_type, qp->qp_num);
-        return;
+    if (qp->pd && !qp->session->broken)
+        context_event(qp->pd->context, event_type, qp->qp_num);
+    for (struct list *link = qp->shares.next; link != &qp->shares; link = link->next) {
+        const struct qp_share *share = list_entry(link, struct qp_share, link);
+
+        if (!share->session->broken)
+            context_event(share->opened->context, event_type, qp->qp_num);
     }
-    for (struct list *link = qp->shares.next; link != &qp->shares; link = link->next)
-        session_async_event(list_entry(link, struct qp_share, link)->session, event_type, qp->qp_num);
 }

@@ -121,6 +121,9 @@ void qp_wait_for_rate(struct qp *qp);
 /* Looks at a watched QP's send queue. */
 void qp_watch(struct qp *qp);
 
+/* The context in which the session has it under this handle. */
+struct context *qp_context(const struct qp *qp, const struct session *session, uint32_t handle);
+
 /* Async event to whoever has the QP. */
 void qp_async_event(struct qp *qp, uint32_t event_type);
 

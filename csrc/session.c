@@ -12,6 +12,7 @@
 
 #include "ah.h"
 #include "atomic.h"
+#include "context.h"
 #include "futex.h"
 #include "memory.h"
 #include "mr.h"
@@ -21,11 +22,7 @@
 #include "xrc.h"
 #include "tenant.h"
 
-/*
- * The two ends of a pipe are separate open files, so the engine's end is
- * non-blocking whatever the application does with its own.
- */
-static int open_pipe(int *read_fd, int *write_fd)
+int pipe_open(int *read_fd, int *write_fd)
 {
     int fds[2];
 
@@ -61,8 +58,6 @@ static void free_memory(struct session *session)
 {
     segment_close(&session->segment);
     arena_close(&session->arena.view);
-    if (session->async_fd >= 0)
-        close(session->async_fd);
     free(session->qps);
     free(session->srqs);
     free(session->ahs);
@@ -72,17 +67,21 @@ static void free_memory(struct session *session)
 int session_open(struct tenant *tenant, struct sluice_session_files *files)
 {
     struct session *session = calloc(1, sizeof(*session));
-    int async_read = -1, error = -ENOMEM;
+    int error = -ENOMEM;
 
     if (!session)
         return -ENOMEM;
     session->engine = tenant->engine;
     session->tenant = tenant;
-    session->segment.fd = session->arena.view.fd = session->async_fd = -1;
+    session->segment.fd = session->arena.view.fd = -1;
     session->next_handle = (uint32_t)(engine_random(tenant->engine) >> 34) + 1;
+    session->qp_hint = (uint32_t)(engine_random(tenant->engine) >> 34) % SLUICE_SESSION_QPS;
+    session->srq_hint = (uint32_t)(engine_random(tenant->engine) >> 34) % SLUICE_SESSION_SRQS;
+    session->ah_hint = (uint32_t)(engine_random(tenant->engine) >> 34) % SLUICE_SESSION_AHS;
     session->arena.session = session;
     session->arena.writable = true;
     session->arena.view.used = &tenant->windows;
+    list_init(&session->contexts);
     list_init(&session->pds);
     list_init(&session->channels);
     list_init(&session->cqs);
@@ -95,14 +94,12 @@ int session_open(struct tenant *tenant, struct sluice_session_files *files)
     session->srqs = calloc(SLUICE_SESSION_SRQS, sizeof(struct srq *));
     session->ahs = calloc(SLUICE_SESSION_AHS, sizeof(struct ah *));
     if (!session->qps || !session->srqs || !session->ahs || (error = segment_open(&session->segment)) ||
-        (error = arena_open(&session->arena.view)) ||
-        (error = open_pipe(&async_read, &session->async_fd)))
+        (error = arena_open(&session->arena.view)))
         goto fail;
 
     files->engine_page = tenant->engine->page_fd;
     files->segment = fcntl(session->segment.fd, F_DUPFD_CLOEXEC, 3);
     files->arena = fcntl(session->arena.view.fd, F_DUPFD_CLOEXEC, 3);
-    files->async_events = async_read;
     if (files->segment < 0 || files->arena < 0) {
         error = -errno;
         goto fail_files;
@@ -119,7 +116,6 @@ fail_files:
         close(files->segment);
     if (files->arena >= 0)
         close(files->arena);
-    close(async_read);
 fail:
     free_memory(session);
     return error;
@@ -138,7 +134,7 @@ void session_free(struct session *session)
         if (session->srqs[handle])
             srq_free(session->srqs[handle]);
     xrcd_close_all(session);
-    ah_free_all(session);
+    ah_free_of(session, NULL);
     while (!list_empty(&session->mws))
         mr_free(engine, list_entry(session->mws.next, struct mr, link));
     while (!list_empty(&session->mrs))
@@ -151,6 +147,8 @@ void session_free(struct session *session)
         channel_destroy(session, list_entry(session->channels.next, struct channel, link)->handle);
     while (!list_empty(&session->pds))
         pd_dealloc(session, list_entry(session->pds.next, struct pd, link)->handle);
+    while (!list_empty(&session->contexts))
+        context_free(list_entry(session->contexts.next, struct context, link));
 
     list_remove(&session->command);
     engine->sessions[session->number] = NULL;
@@ -275,23 +273,17 @@ void engine_tell_qp(struct qp *qp, uint32_t kind)
         tell(qp->session->engine, &event);
 }
 
-void session_async_event(struct session *session, uint32_t event_type, uint32_t element)
-{
-    struct sluice_async_event event = {.event_type = event_type, .element = element};
-
-    if (!session->broken && write(session->async_fd, &event, sizeof(event)) < 0)
-        return; /* the application has left 8,000 events unread */
-}
-
 /* ---- protection domains and completion channels ------------------------ */
 
-int pd_alloc(struct session *session)
+int pd_alloc(struct session *session, uint32_t context)
 {
-    struct pd *pd = calloc(1, sizeof(*pd));
+    struct context *of = context_find(session, context);
+    struct pd *pd = of ? calloc(1, sizeof(*pd)) : NULL;
 
     if (!pd)
-        return -ENOMEM;
+        return of ? -ENOMEM : -EINVAL;
     pd->session = session;
+    pd->context = of;
     pd->handle = session->next_handle++;
     list_init(&pd->link);
     list_append(&session->pds, &pd->link);
@@ -325,7 +317,7 @@ int channel_create(struct session *session, int *read_fd)
 
     if (!channel)
         return -ENOMEM;
-    int error = open_pipe(read_fd, &channel->fd);
+    int error = pipe_open(read_fd, &channel->fd);
 
     if (error) {
         free(channel);

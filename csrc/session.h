@@ -19,7 +19,7 @@ void session_command(struct session *session);
 bool session_rung(const struct session *session);
 
 /* Return the handle or a negative errno. */
-int pd_alloc(struct session *session);
+int pd_alloc(struct session *session, uint32_t context);
 struct pd *pd_find(struct session *session, uint32_t handle);
 int pd_dealloc(struct session *session, uint32_t handle);
 int channel_create(struct session *session, int *read_fd);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "atomic.h"
+#include "context.h"
 #include "cq.h"
 #include "qp.h"
 #include "session.h"
@@ -180,7 +181,7 @@ static void check_limit(struct srq *srq)
     if (queue_waiting(srq->session, &srq->queue) >= srq->limit || srq->session->broken)
         return;
     srq->limit = 0;
-    session_async_event(srq->session, IBV_EVENT_SRQ_LIMIT_REACHED, srq->handle);
+    context_event(srq->pd->context, IBV_EVENT_SRQ_LIMIT_REACHED, srq->handle);
 }
 
 bool srq_take(struct srq *srq, bool arm, struct receive *receive)

@@ -5,6 +5,7 @@
 #include <infiniband/verbs.h>
 #include <stdlib.h>
 
+#include "context.h"
 #include "qp.h"
 #include "srq.h"
 
@@ -21,11 +22,15 @@ static struct xrcd *find_inode(struct tenant *tenant, uint64_t dev, uint64_t ino
     return NULL;
 }
 
-int xrcd_open(struct session *session, bool has_inode, uint64_t dev, uint64_t ino, bool create, bool exclusive)
+int xrcd_open(struct session *session, uint32_t context, bool has_inode, uint64_t dev, uint64_t ino, bool create,
+              bool exclusive)
 {
+    struct context *of = context_find(session, context);
     struct tenant *tenant = session->tenant;
     struct xrcd *xrcd = has_inode ? find_inode(tenant, dev, ino) : NULL;
 
+    if (!of)
+        return -EINVAL;
     if (has_inode && !xrcd && !create)
         return -EAGAIN;
     if (xrcd && create && exclusive)
@@ -50,6 +55,7 @@ int xrcd_open(struct session *session, bool has_inode, uint64_t dev, uint64_t in
     xrcd->opens++;
     tenant->xrcd_opens++;
     opened->xrcd = xrcd;
+    opened->context = of;
     opened->handle = session->next_handle++;
     list_init(&opened->link);
     list_append(&session->xrcds, &opened->link);
@@ -62,6 +68,14 @@ struct opened_xrcd *xrcd_find(struct session *session, uint32_t handle)
         if (list_entry(link, struct opened_xrcd, link)->handle == handle)
             return list_entry(link, struct opened_xrcd, link);
     return NULL;
+}
+
+bool xrcd_is_open_in(const struct xrcd *xrcd, struct session *session)
+{
+    for (struct list *link = session->xrcds.next; link != &session->xrcds; link = link->next)
+        if (list_entry(link, struct opened_xrcd, link)->xrcd == xrcd)
+            return true;
+    return false;
 }
 
 static void close_opened(struct opened_xrcd *opened)
@@ -129,7 +143,7 @@ int qp_share_add(struct qp *qp, struct session *session, struct opened_xrcd *ope
     return handle;
 }
 
-static struct qp_share *find_share(struct qp *qp, const struct session *session, uint32_t handle)
+struct qp_share *qp_share_find(const struct qp *qp, const struct session *session, uint32_t handle)
 {
     for (struct list *link = qp->shares.next; link != &qp->shares; link = link->next) {
         struct qp_share *share = list_entry(link, struct qp_share, link);
@@ -142,7 +156,7 @@ static struct qp_share *find_share(struct qp *qp, const struct session *session,
 
 void qp_share_close(struct qp *qp, struct session *session, uint32_t handle)
 {
-    struct qp_share *share = find_share(qp, session, handle);
+    struct qp_share *share = qp_share_find(qp, session, handle);
 
     share->opened->users--;
     list_remove(&share->link);

@@ -23,6 +23,7 @@ struct xrcd {
 /* A session's handle of a domain. */
 struct opened_xrcd {
     struct xrcd *xrcd;
+    struct context *context;
     uint32_t handle;
     uint32_t users; /* SRQs and QPs made through it */
     struct list link;
@@ -41,10 +42,14 @@ struct qp_share {
  * exclusive: O_CREAT, O_EXCL. -EAGAIN: there is none and create isn't set (as the
  * kernel's uverbs); -EINVAL: there is one and exclusive is.
  */
-int xrcd_open(struct session *session, bool has_inode, uint64_t dev, uint64_t ino, bool create, bool exclusive);
+int xrcd_open(struct session *session, uint32_t context, bool has_inode, uint64_t dev, uint64_t ino, bool create,
+              bool exclusive);
 /* -EBUSY while SRQs or QPs made through this handle exist. */
 int xrcd_close(struct session *session, uint32_t handle);
 struct opened_xrcd *xrcd_find(struct session *session, uint32_t handle);
+
+/* Whether the session has it open. */
+bool xrcd_is_open_in(const struct xrcd *xrcd, struct session *session);
 
 /* The session ends: closes what it has open. */
 void xrcd_close_all(struct session *session);
@@ -52,6 +57,8 @@ void xrcd_close_all(struct session *session);
 /* The SRQ is about to go: receives that were taken from it are dropped. */
 void xrcd_forget_srq(struct xrcd *xrcd, struct srq *srq);
 
+/* The session's handle of the QP. */
+struct qp_share *qp_share_find(const struct qp *qp, const struct session *session, uint32_t handle);
 /* The session has the QP under a handle from now on. */
 int qp_share_add(struct qp *qp, struct session *session, struct opened_xrcd *opened);
 /* It closes the handle: frees the QP with the last one. */

@@ -35,11 +35,25 @@ void cqs_fork_child(void)
     cqs = NULL;
 }
 
+void cqs_forget_context(struct ibv_context *context)
+{
+    pthread_mutex_lock(&objects_lock);
+    for (struct shim_cq **link = &cqs; *link;)
+        if ((*link)->cq.context == context)
+            *link = (*link)->next;
+        else
+            link = &(*link)->next;
+    pthread_mutex_unlock(&objects_lock);
+}
+
 static struct shim_cq *create(struct ibv_context *context, uint32_t cqe, void *cq_context,
                               struct ibv_comp_channel *channel, uint32_t comp_vector, uint32_t flags)
 {
     struct sluice_create_cq_request request = {
-        .cqe = cqe, .channel = channel ? ((struct shim_channel *)channel)->handle : 0};
+        .cqe = cqe,
+        .channel = channel ? ((struct shim_channel *)channel)->handle : 0,
+        .context = to_context(context)->handle,
+    };
     struct sluice_create_cq_reply reply;
 
     if (cqe == 0 || cqe > SLUICE_MAX_CQE || comp_vector >= (uint32_t)context->num_comp_vectors) {

@@ -76,9 +76,9 @@ EXPORT int ibv_get_device_index(struct ibv_device *public)
 
 EXPORT struct ibv_context *ibv_open_device(struct ibv_device *public)
 {
-    struct shim_context *context;
+    struct sluice_handle_request request = {0};
+    struct sluice_handle_reply reply;
     int async_fd;
-
     /* Also in a forked child, with the list that its parent got. */
     int error = session_open();
 
@@ -86,15 +86,17 @@ EXPORT struct ibv_context *ibv_open_device(struct ibv_device *public)
         errno = error;
         return NULL;
     }
-    context = calloc(1, sizeof(*context));
+    struct shim_context *context = calloc(1, sizeof(*context));
+
     if (!context)
         return NULL;
-    /* All contexts read from one pipe; each closes a descriptor of its own. */
-    async_fd = fcntl(session.async_events, F_DUPFD_CLOEXEC, 3);
-    if (async_fd < 0) {
+    error = session_call_fd(SLUICE_OP_OPEN_CONTEXT, &request, sizeof(request), &reply, sizeof(reply), &async_fd);
+    if (error) {
         free(context);
+        errno = error;
         return NULL;
     }
+    context->handle = reply.handle;
     struct verbs_context *verbs = &context->verbs;
 
     /* What stays NULL the inlines of verbs.h answer with EOPNOTSUPP. */
@@ -134,9 +136,13 @@ EXPORT struct ibv_context *ibv_open_device(struct ibv_device *public)
 
 EXPORT int ibv_close_device(struct ibv_context *public)
 {
-    struct shim_context *context =
-        (struct shim_context *)((char *)public - offsetof(struct shim_context, verbs.context));
+    struct shim_context *context = to_context(public);
 
+    /* The router destroys what the application has left; a router that is gone has done so. */
+    session_call_handle(SLUICE_OP_CLOSE_CONTEXT, context->handle, NULL);
+    qps_forget_context(public);
+    srqs_forget_context(public);
+    cqs_forget_context(public);
     close(public->async_fd);
     free(context);
     return 0;

@@ -42,6 +42,7 @@ struct shim_device {
 
 /* The verbs_context with all operations of the header that we were built with. */
 struct shim_context {
+    uint32_t handle;
     struct verbs_context verbs; /* its last member is the ibv_context that the application holds */
 };
 
@@ -142,6 +143,11 @@ static inline void cq_unlock(struct shim_cq *cq)
         spinlock_unlock(&cq->lock);
 }
 
+static inline struct shim_context *to_context(struct ibv_context *context)
+{
+    return (struct shim_context *)((char *)context - offsetof(struct shim_context, verbs.context));
+}
+
 static inline struct shim_cq *to_cq(struct ibv_cq *cq)
 {
     return (struct shim_cq *)cq;
@@ -154,6 +160,11 @@ static inline struct shim_qp *to_qp(struct ibv_qp *qp)
 
 /* QPs by handle, so that polling can free their slots; NULL where there is none. */
 extern struct shim_qp *qps[SLUICE_SESSION_QPS];
+
+/* The objects of a context that is closed: they are in no list any more, and the application's pointers lead nowhere. */
+void qps_forget_context(struct ibv_context *context);
+void cqs_forget_context(struct ibv_context *context);
+void srqs_forget_context(struct ibv_context *context);
 
 /* Guards the lists and tables of objects, not the data path. */
 extern pthread_mutex_t objects_lock;

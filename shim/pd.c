@@ -13,7 +13,7 @@ EXPORT struct ibv_pd *ibv_alloc_pd(struct ibv_context *context)
 
     if (!pd)
         return NULL;
-    error = session_call_handle(SLUICE_OP_ALLOC_PD, 0, &pd->handle);
+    error = session_call_handle(SLUICE_OP_ALLOC_PD, to_context(context)->handle, &pd->handle);
     if (error) {
         free(pd);
         errno = error;

@@ -19,6 +19,15 @@ struct shim_qp *qp_by_number(uint32_t qp_num)
     return NULL;
 }
 
+void qps_forget_context(struct ibv_context *context)
+{
+    pthread_mutex_lock(&objects_lock);
+    for (uint32_t handle = 0; handle < SLUICE_SESSION_QPS; handle++)
+        if (qps[handle] && qps[handle]->base.qp.context == context)
+            store_relaxed(&qps[handle], NULL);
+    pthread_mutex_unlock(&objects_lock);
+}
+
 static void queue_init(struct shim_queue *queue, struct sluice_queue_shared *shared, uint64_t ring, uint32_t entries,
                        uint32_t stride, uint32_t max_sge)
 {

@@ -26,9 +26,9 @@
 #include "zmtp.h"
 
 #define SEGMENT_SIZE (1ull << SLUICE_SEGMENT_SHIFT)
-enum { WELCOME_FILES = 5 };
+enum { WELCOME_FILES = 4 };
 
-struct session session = {.descriptors = -1, .control = -1, .async_events = -1};
+struct session session = {.descriptors = -1, .control = -1};
 
 _Static_assert(sizeof(struct sluice_device_reply) <= ZMTP_MESSAGE_MAX, "the largest answer");
 _Static_assert(sizeof(struct sluice_cm_event_reply) <= ZMTP_MESSAGE_MAX, "rdma_cm's largest answer");
@@ -151,7 +151,6 @@ static void undo(void)
 {
     close_file(&session.control);
     close_file(&session.descriptors);
-    close_file(&session.async_events);
     if (session.segment) {
         munmap(session.segment, SEGMENT_SIZE);
         munmap(session.page, sizeof(*session.page));
@@ -251,7 +250,6 @@ static void in_child(void)
     sluice_arena_fork_child();
     close_file(&session.control);
     close_file(&session.descriptors);
-    close_file(&session.async_events);
     if (session.open) {
         session.open = false;
         /* The application may still hold queues: what it posts there goes nowhere. */
@@ -304,7 +302,7 @@ static int connect_session(const char *directory)
 
     if (got < 0)
         error = (int)-got;
-    else if (got != sizeof(welcome) || count != 4 + (welcome.has_userfaultfd ? 1u : 0u))
+    else if (got != sizeof(welcome) || count != 3 + (welcome.has_userfaultfd ? 1u : 0u))
         error = EPROTO;
     else if (welcome.abi_version != SLUICE_ABI_VERSION) {
         session_debug("the router speaks version %u, this library %u", welcome.abi_version, SLUICE_ABI_VERSION);
@@ -318,8 +316,7 @@ static int connect_session(const char *directory)
     }
     close(files[0]);
     close(files[1]);
-    session.async_events = files[3];
-    error = sluice_arena_open(files[2], welcome.has_userfaultfd ? files[4] : -1);
+    error = sluice_arena_open(files[2], welcome.has_userfaultfd ? files[3] : -1);
     if (!error)
         error = greet_router(directory, &welcome);
     if (error) {

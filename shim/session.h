@@ -20,7 +20,6 @@ struct session {
     struct sluice_engine_page *page; /* read-only */
     int descriptors;           /* AF_UNIX SOCK_SEQPACKET */
     int control;               /* zmq */
-    int async_events;          /* pipe, read end */
     char device[SLUICE_NAME];
     uint64_t node_guid;        /* big-endian */
 };
@@ -36,7 +35,7 @@ int session_open(void);
  */
 int session_call(uint16_t op, void *request, uint16_t request_size, void *reply, uint16_t reply_size);
 
-/* The same for CREATE_CHANNEL, whose answer comes with a descriptor. */
+/* The same for CREATE_CHANNEL and OPEN_CONTEXT, whose answer comes with a descriptor. */
 int session_call_fd(uint16_t op, void *request, uint16_t request_size, void *reply, uint16_t reply_size, int *fd);
 
 /* The same with a descriptor that goes with the request (-1: none). */

@@ -78,6 +78,22 @@ static struct ibv_srq *create(struct ibv_context *context, struct ibv_pd *pd, st
     return &srq->srq;
 }
 
+void srqs_fork_child(void)
+{
+    srqs = NULL;
+}
+
+void srqs_forget_context(struct ibv_context *context)
+{
+    pthread_mutex_lock(&objects_lock);
+    for (struct shim_srq **link = &srqs; *link;)
+        if ((*link)->srq.context == context)
+            *link = (*link)->next;
+        else
+            link = &(*link)->next;
+    pthread_mutex_unlock(&objects_lock);
+}
+
 EXPORT struct ibv_srq *ibv_create_srq(struct ibv_pd *pd, struct ibv_srq_init_attr *attr)
 {
     return create(pd->context, pd, NULL, NULL, attr->srq_context, &attr->attr);

@@ -11,7 +11,7 @@
 struct ibv_xrcd *shim_open_xrcd(struct ibv_context *context, struct ibv_xrcd_init_attr *attr)
 {
     const uint32_t needed = IBV_XRCD_INIT_ATTR_FD | IBV_XRCD_INIT_ATTR_OFLAGS;
-    struct sluice_open_xrcd_request request = {.fd = attr->fd};
+    struct sluice_open_xrcd_request request = {.fd = attr->fd, .context = to_context(context)->handle};
     struct sluice_handle_reply reply;
     struct stat status;
 

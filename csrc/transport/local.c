@@ -11,6 +11,7 @@
 #include "../relay.h"
 #include "../spans.h"
 #include "../srq.h"
+#include "../xrc.h"
 #include "transport.h"
 
 /* Who answers a message: the QP at the other end, and where it takes receives and checks keys. */
@@ -76,13 +77,33 @@ static void local_receive_posted(struct qp *qp)
         qp_activate(other);
 }
 
-/* The SRQ that an XRC message names, where it is of the responder's domain and alive. */
+static bool takes_receive(uint8_t opcode)
+{
+    return opcode == IBV_WR_SEND || opcode == IBV_WR_SEND_WITH_IMM || opcode == IBV_WR_SEND_WITH_INV ||
+           opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
+}
+
+/*
+ * The SRQ that an XRC message names, where it is of the responder's domain and alive;
+ * its PD checks the keys. What takes no receive needs no SRQ: then the key's own PD
+ * does, where its process has the domain open.
+ */
 static bool find_xrc_srq(struct responder *to, const struct sluice_wqe *wqe)
 {
-    to->srq = srq_lookup(to->qp->session->engine, wqe->remote_srqn);
-    if (!to->srq || to->srq->xrcd != to->qp->xrcd || to->srq->session->broken || to->srq->cq->overrun)
+    struct sluice_engine *engine = to->qp->session->engine;
+    struct srq *srq = srq_lookup(engine, wqe->remote_srqn);
+
+    if (srq && srq->xrcd == to->qp->xrcd && !srq->session->broken && !srq->cq->overrun) {
+        to->srq = srq;
+        to->pd = srq->pd;
+        return true;
+    }
+    if (takes_receive(wqe->opcode))
         return false;
-    to->pd = to->srq->pd;
+    const struct mr *mr = mr_at(engine, wqe->rkey);
+
+    if (mr && xrcd_is_open_in(to->qp->xrcd, mr->pd->session))
+        to->pd = mr->pd;
     return true;
 }
 
@@ -153,8 +174,11 @@ static bool resolve_payload(struct qp *qp, struct spans *src, uint32_t *status)
 static bool resolve_remote(const struct responder *to, const struct sluice_wqe *wqe, uint32_t length, uint32_t access,
                            struct spans *spans)
 {
-    return (to->qp->attr.qp_access_flags & access) &&
-           spans_set_remote(spans, to->qp, to->pd, wqe->rkey, wqe->remote_addr, length, access);
+    if (!(to->qp->attr.qp_access_flags & access))
+        return false;
+    if (!to->pd && length) /* XRC, and nobody has the key */
+        return false;
+    return spans_set_remote(spans, to->qp, to->pd, wqe->rkey, wqe->remote_addr, length, access);
 }
 
 static void count_sent(struct qp *qp, struct qp *peer, uint32_t bytes)

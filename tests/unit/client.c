@@ -64,8 +64,10 @@ void open_client(struct client *client)
     client->memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(mmap(client->memory, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, files.arena,
                (off_t)(uintptr_t)client->memory) == client->memory);
-    int pd = sluice_pd_alloc(engine, client->session);
+    int async_events, context = sluice_context_open(engine, client->session, &async_events);
+    int pd = sluice_pd_alloc(engine, client->session, (uint32_t)context);
 
+    cq_request.context = (uint32_t)context;
     CHECK(pd > 0 && sluice_cq_create(engine, client->session, &cq_request, &cq) == 0);
     struct sluice_create_qp_request qp_request = {
         .pd = (uint32_t)pd, .send_cq = cq.handle, .recv_cq = cq.handle, .qp_type = IBV_QPT_RC,
@@ -87,7 +89,7 @@ void open_client(struct client *client)
         .addr = (uintptr_t)client->memory, .iova = (uintptr_t)client->memory, .length = MEMORY});
     close(files.segment);
     close(files.arena);
-    close(files.async_events);
+    close(async_events);
 }
 
 void close_client(struct client *client)

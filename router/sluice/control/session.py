@@ -52,7 +52,7 @@ class Session:
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         self.pid, self.uid, _ = struct.unpack("3i", credentials)
         self.number, files = engine.open_session(tenant)
-        owned = [files.segment, files.arena, files.async_events]
+        owned = [files.segment, files.arena]
         try:
             self._welcome([files.engine_page, *owned])
             self._watch()

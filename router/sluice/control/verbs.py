@@ -51,6 +51,8 @@ class Verbs:
         handle, handle_reply = "struct sluice_handle_request", "struct sluice_handle_reply"
         table: list[Operation] = [
             (lib.SLUICE_OP_QUERY_DEVICE, handle, "struct sluice_device_reply", self._query_device),
+            (lib.SLUICE_OP_OPEN_CONTEXT, handle, handle_reply, self._open_context),
+            (lib.SLUICE_OP_CLOSE_CONTEXT, handle, handle_reply, self._close_context),
             (lib.SLUICE_OP_ALLOC_PD, handle, handle_reply, self._alloc_pd),
             (lib.SLUICE_OP_DEALLOC_PD, handle, handle_reply, self._dealloc_pd),
             (lib.SLUICE_OP_CREATE_CHANNEL, handle, handle_reply, self._create_channel),
@@ -167,17 +169,28 @@ class Verbs:
     def _query_device(self, _session: Session, _request: Any, reply: Any) -> None:
         self._device.describe(reply)
 
-    def _alloc_pd(self, session: Session, _request: Any, reply: Any) -> None:
-        reply.handle = self._engine.alloc_pd(session.number)
+    def _open_context(self, session: Session, request: Any, reply: Any) -> None:
+        reply.handle, fd = self._engine.open_context(session.number)
+        self._send_descriptor(session, request.header.cookie, fd)
+
+    def _close_context(self, session: Session, request: Any, _reply: Any) -> None:
+        self._engine.close_context(session.number, request.handle)
+
+    def _alloc_pd(self, session: Session, request: Any, reply: Any) -> None:
+        reply.handle = self._engine.alloc_pd(session.number, request.handle)
 
     def _dealloc_pd(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.dealloc_pd(session.number, request.handle)
 
     def _create_channel(self, session: Session, request: Any, reply: Any) -> None:
         reply.handle, fd = self._engine.create_channel(session.number)
+        self._send_descriptor(session, request.header.cookie, fd)
+
+    def _send_descriptor(self, session: Session, cookie: int, fd: int) -> None:
+        """Sends it and closes it. ProtocolError where the process doesn't take what it is sent."""
         try:
             # Before the answer, so that who has the answer finds it.
-            session.send_descriptor(request.header.cookie, fd)
+            session.send_descriptor(cookie, fd)
         except OSError as error:
             raise ProtocolError(f"the descriptor socket is not read: {error.strerror}") from None
         finally:
@@ -308,7 +321,7 @@ class Verbs:
         inode = None
         if request.fd >= 0:
             inode = session.inode_of(request.fd) or (request.dev, request.ino)
-        reply.handle = self._engine.open_xrcd(session.number, inode, request.oflags)
+        reply.handle = self._engine.open_xrcd(session.number, request.context, inode, request.oflags)
 
     def _close_xrcd(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.close_xrcd(session.number, request.handle)

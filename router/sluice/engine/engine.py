@@ -85,7 +85,6 @@ class SessionFiles:
     engine_page: int
     segment: int
     arena: int
-    async_events: int
 
 
 def checked(result: int) -> int:
@@ -159,13 +158,23 @@ class Engine:
     def open_session(self, tenant: int) -> tuple[int, SessionFiles]:
         files = ffi.new("struct sluice_session_files *")
         session = checked(lib.sluice_session_open(self._engine, tenant, files))
-        return session, SessionFiles(files.engine_page, files.segment, files.arena, files.async_events)
+        return session, SessionFiles(files.engine_page, files.segment, files.arena)
 
     def close_session(self, session: int) -> None:
         checked(lib.sluice_session_close(self._engine, session))
 
-    def alloc_pd(self, session: int) -> int:
-        return checked(lib.sluice_pd_alloc(self._engine, session))
+    def open_context(self, session: int) -> tuple[int, int]:
+        """The handle, and the read end of its async event pipe, which is the caller's to close."""
+        fd = ffi.new("int *")
+        handle = checked(lib.sluice_context_open(self._engine, session, fd))
+        return handle, int(fd[0])
+
+    def close_context(self, session: int, handle: int) -> None:
+        """Destroys what was made in it."""
+        checked(lib.sluice_context_close(self._engine, session, handle))
+
+    def alloc_pd(self, session: int, context: int) -> int:
+        return checked(lib.sluice_pd_alloc(self._engine, session, context))
 
     def dealloc_pd(self, session: int, handle: int) -> None:
         checked(lib.sluice_pd_dealloc(self._engine, session, handle))
@@ -247,10 +256,10 @@ class Engine:
         """It leads nowhere from now on."""
         checked(lib.sluice_ah_sever(self._engine, session, handle))
 
-    def open_xrcd(self, session: int, inode: tuple[int, int] | None, flags: int) -> int:
+    def open_xrcd(self, session: int, context: int, inode: tuple[int, int] | None, flags: int) -> int:
         """inode: device and number, None for a private domain. flags: enum sluice_xrcd_flag."""
         dev, ino = inode or (0, 0)
-        return checked(lib.sluice_xrcd_open(self._engine, session, inode is not None, dev, ino, flags))
+        return checked(lib.sluice_xrcd_open(self._engine, session, context, inode is not None, dev, ino, flags))
 
     def close_xrcd(self, session: int, handle: int) -> None:
         """OSError EBUSY while SRQs or QPs made through it exist."""

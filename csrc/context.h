@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Contexts: what ibv_open_device gives. Async events about an object go to the
+ * context in which it was made, so that two libraries of one process don't take
+ * each other's.
+ */
+#ifndef SLUICE_CONTEXT_H
+#define SLUICE_CONTEXT_H
+
+#include "node.h"
+
+enum { SESSION_CONTEXTS = 1024 };
+
+struct context {
+    uint32_t handle;
+    int fd; /* write end of the pipe; -1: closed, but something that others use is still its own */
+    struct list link;
+};
+
+/* Returns the handle or a negative errno. *read_fd is the caller's. */
+int context_open(struct session *session, int *read_fd);
+/* Destroys what was made in it. -EINVAL. */
+int context_close(struct session *session, uint32_t handle);
+/* All its objects are gone. */
+void context_free(struct context *context);
+/* One that is open, or NULL. */
+struct context *context_find(struct session *session, uint32_t handle);
+
+/* Async event to the application; lost only where it has left 8,000 unread. */
+void context_event(const struct context *context, uint32_t event_type, uint32_t element);
+
+#endif
