@@ -9,7 +9,7 @@
 
 #include "node.h"
 
-enum { SESSION_CONTEXTS = 1024 };
+enum { SESSION_CONTEXTS = 256 };
 
 struct context {
     uint32_t handle;

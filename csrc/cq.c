@@ -11,6 +11,7 @@
 #include "context.h"
 #include "qp.h"
 #include "tenant.h"
+#include "srq.h"
 
 #define BAD_CONSUMER "a completion queue's consumer index is ahead of what was produced"
 
@@ -166,6 +167,7 @@ static void overrun(struct cq *cq)
     cq->overrun = true;
     context_event(cq->context, IBV_EVENT_CQ_ERR, cq->handle);
     qps_of_dead_cq(cq);
+    srqs_of_dead_cq(cq);
 }
 
 void cq_push(struct cq *cq, const struct sluice_cqe *cqe, bool solicited)

@@ -199,6 +199,16 @@ bool srq_take(struct srq *srq, bool arm, struct receive *receive)
     return taken && !srq->session->broken;
 }
 
+void srqs_of_dead_cq(struct cq *cq)
+{
+    for (uint32_t handle = 0; handle < SLUICE_SESSION_SRQS; handle++) {
+        struct srq *srq = cq->session->srqs[handle];
+
+        if (srq && srq->cq == cq)
+            context_event(srq->pd->context, IBV_EVENT_SRQ_ERR, handle);
+    }
+}
+
 void srq_ring(struct srq *srq)
 {
     wake_waiting(srq);

@@ -47,6 +47,9 @@ int srq_set_limit(struct srq *srq, uint32_t limit);
  */
 bool srq_take(struct srq *srq, bool arm, struct receive *receive);
 
+/* The CQ of XRC SRQs died: the application is told. */
+void srqs_of_dead_cq(struct cq *cq);
+
 /* Its doorbell rang. */
 void srq_ring(struct srq *srq);
 

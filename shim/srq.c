@@ -122,11 +122,9 @@ EXPORT int ibv_modify_srq(struct ibv_srq *public, struct ibv_srq_attr *attr, int
     struct sluice_modify_srq_request request = {.handle = self(public)->handle, .limit = attr->srq_limit};
     struct sluice_handle_reply reply;
 
-    if (attr_mask & ~(IBV_SRQ_MAX_WR | IBV_SRQ_LIMIT))
+    /* IBV_SRQ_MAX_WR: as a device without IBV_DEVICE_SRQ_RESIZE. */
+    if (attr_mask & ~IBV_SRQ_LIMIT)
         return EINVAL;
-    /* As a device without IBV_DEVICE_SRQ_RESIZE. */
-    if (attr_mask & IBV_SRQ_MAX_WR)
-        return EOPNOTSUPP;
     if (!attr_mask)
         return 0;
     return session_call(SLUICE_OP_MODIFY_SRQ, &request, sizeof(request), &reply, sizeof(reply));

@@ -145,6 +145,13 @@ def test_bad_handles_are_refused(intruder: Intruder) -> None:
         lib.SLUICE_OP_DESTROY_CQ,
         lib.SLUICE_OP_DESTROY_QP,
         lib.SLUICE_OP_QUERY_QP,
+        lib.SLUICE_OP_DESTROY_SRQ,
+        lib.SLUICE_OP_QUERY_SRQ,
+        lib.SLUICE_OP_MODIFY_SRQ,
+        lib.SLUICE_OP_DESTROY_AH,
+        lib.SLUICE_OP_CLOSE_XRCD,
+        lib.SLUICE_OP_CLOSE_CONTEXT,
+        lib.SLUICE_OP_ALLOC_PD,
     ):
         for handle in (0, 1, 16383, 16384, 2**32 - 1):
             assert intruder.ask(header(op, 24) + struct.pack("<II", handle, 0)) == 22
@@ -165,6 +172,42 @@ def test_requests_of_rdma_cm(intruder: Intruder) -> None:
             if op == lib.SLUICE_OP_CM_CREATE_CHANNEL and source.random() < 0.8:
                 continue
             assert intruder.ask(header(op, size) + bytes(body)) in ERRNOS
+
+
+def whole(name: str, op: int, filling: bytes) -> bytes:
+    """A request of the right size that is filled with the same bytes."""
+    size = ffi.sizeof(f"struct {name}")
+    return header(op, size) + (filling * size)[: size - ffi.sizeof("struct sluice_header")]
+
+
+@pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\x01\0\0\0", b"\0\0\0\x80", b"\x7f"], ids=bytes.hex)
+def test_requests_full_of_nonsense_are_refused(intruder: Intruder, filling: bytes) -> None:
+    assert intruder.hello() == 0
+    for name, op in (
+        ("sluice_create_cq_request", lib.SLUICE_OP_CREATE_CQ),
+        ("sluice_create_qp_request", lib.SLUICE_OP_CREATE_QP),
+        ("sluice_open_qp_request", lib.SLUICE_OP_OPEN_QP),
+        ("sluice_modify_qp_request", lib.SLUICE_OP_MODIFY_QP),
+        ("sluice_create_srq_request", lib.SLUICE_OP_CREATE_SRQ),
+        ("sluice_create_ah_request", lib.SLUICE_OP_CREATE_AH),
+        ("sluice_mcast_request", lib.SLUICE_OP_ATTACH_MCAST),
+        ("sluice_mcast_request", lib.SLUICE_OP_DETACH_MCAST),
+        ("sluice_open_xrcd_request", lib.SLUICE_OP_OPEN_XRCD),
+    ):
+        assert intruder.ask(whole(name, op, filling)) != 0, name
+
+
+def test_contexts_have_an_end(intruder: Intruder) -> None:
+    """Each is a pipe of the router's: one process gets so many and no more."""
+    assert intruder.hello() == 0
+    request = header(lib.SLUICE_OP_OPEN_CONTEXT, 24) + bytes(8)
+    statuses = []
+    for _ in range(257):
+        statuses.append(intruder.ask(request))
+        if statuses[-1] == 0:
+            _, files, _, _ = socket.recv_fds(intruder.descriptors, 64, 1)
+            os.close(files[0])
+    assert statuses == [0] * 256 + [24]
 
 
 def test_many_who_never_greet(router: RunningRouter) -> None:
