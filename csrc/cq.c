@@ -10,8 +10,8 @@
 #include "clock.h"
 #include "context.h"
 #include "qp.h"
-#include "tenant.h"
 #include "srq.h"
+#include "tenant.h"
 
 #define BAD_CONSUMER "a completion queue's consumer index is ahead of what was produced"
 

@@ -434,7 +434,7 @@ int sluice_context_open(struct sluice_engine *engine, uint32_t number, int *read
         return -EINVAL;
     int result = context_open(session, read_fd);
 
-    worker_leave(engine);
+    worker_leave_for(engine, session->tenant);
     return result;
 }
 
@@ -446,7 +446,7 @@ int sluice_context_close(struct sluice_engine *engine, uint32_t number, uint32_t
         return -EINVAL;
     int result = context_close(session, handle);
 
-    worker_leave(engine);
+    worker_leave_for(engine, session->tenant);
     return result;
 }
 

@@ -78,11 +78,6 @@ static struct ibv_srq *create(struct ibv_context *context, struct ibv_pd *pd, st
     return &srq->srq;
 }
 
-void srqs_fork_child(void)
-{
-    srqs = NULL;
-}
-
 void srqs_forget_context(struct ibv_context *context)
 {
     pthread_mutex_lock(&objects_lock);

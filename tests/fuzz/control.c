@@ -13,6 +13,9 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t left);
 
+/* Where the handles of each kind start: PDs, CQs and the like; QPs; SRQs; AHs. */
+static uint32_t bases[4];
+
 /* Small numbers name objects; now and then something else. */
 static uint32_t handle(const uint8_t **data, size_t *left)
 {
@@ -20,7 +23,7 @@ static uint32_t handle(const uint8_t **data, size_t *left)
     uint32_t word;
 
     if (byte < 250)
-        return byte % 24;
+        return bases[byte % 4] + byte / 4 % 24;
     fuzz_take(data, left, &word, sizeof(word));
     return word;
 }
@@ -31,6 +34,7 @@ static void create_cq(uint32_t session, const uint8_t **data, size_t *left)
     struct sluice_create_cq_reply reply;
 
     fuzz_take(data, left, &request, sizeof(request));
+    request.context = handle(data, left);
     request.channel = handle(data, left);
     if (request.cqe > 4096 && request.cqe <= SLUICE_MAX_CQE)
         request.cqe %= 4096; /* large ones are right, only slow */
@@ -151,8 +155,8 @@ static void shared_queues(uint32_t session, const uint8_t **data, size_t *left)
         sluice_srq_query(fuzz_engine, session, handle(data, left), &reply);
         break;
     case 4:
-        sluice_xrcd_open(fuzz_engine, session, fuzz_byte(data, left) & 1, fuzz_byte(data, left) % 3, fuzz_byte(data, left) % 3,
-                         fuzz_byte(data, left) % 4);
+        sluice_xrcd_open(fuzz_engine, session, handle(data, left), fuzz_byte(data, left) & 1, fuzz_byte(data, left) % 3,
+                         fuzz_byte(data, left) % 3, fuzz_byte(data, left) % 4);
         break;
     case 5:
         sluice_xrcd_close(fuzz_engine, session, handle(data, left));
@@ -171,9 +175,9 @@ static void step(struct fuzz_session *one, const uint8_t **data, size_t *left)
     struct sluice_qp_attr now;
     int fd;
 
-    switch (fuzz_byte(data, left) % 19) {
+    switch (fuzz_byte(data, left) % 21) {
     case 0:
-        sluice_pd_alloc(fuzz_engine, session);
+        sluice_pd_alloc(fuzz_engine, session, handle(data, left));
         break;
     case 1:
         if (sluice_channel_create(fuzz_engine, session, &fd) >= 0)
@@ -236,6 +240,13 @@ static void step(struct fuzz_session *one, const uint8_t **data, size_t *left)
     case 18:
         datagrams(session, data, left);
         break;
+    case 19:
+        if (sluice_context_open(fuzz_engine, session, &fd) >= 0)
+            close(fd);
+        break;
+    case 20:
+        sluice_context_close(fuzz_engine, session, handle(data, left));
+        break;
     }
 }
 
@@ -244,7 +255,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t left)
     struct fuzz_session session;
 
     fuzz_begin();
-    fuzz_open(&session, IBV_QPT_RC, false);
+    fuzz_open(&session, IBV_QPT_RC, true);
+    bases[0] = session.context;
+    bases[1] = session.qp;
+    bases[2] = session.srq_layout.handle;
+    bases[3] = session.ah;
     while (left > 0)
         step(&session, &data, &left);
     fuzz_close(&session);

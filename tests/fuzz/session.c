@@ -88,14 +88,17 @@ void fuzz_open(struct fuzz_session *session, uint32_t qp_type, bool with_srq)
     session->number = (uint32_t)number;
     session->descriptors[0] = files.segment;
     session->descriptors[1] = files.arena;
-    session->descriptors[2] = files.async_events;
     session->segment = mmap(NULL, 1ull << SLUICE_SEGMENT_SHIFT, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
                             files.segment, 0);
     MUST(session->segment != MAP_FAILED);
     session->memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     MUST(mmap(session->memory, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, files.arena,
               (off_t)(uintptr_t)session->memory) == session->memory);
-    int pd = sluice_pd_alloc(fuzz_engine, session->number);
+    int context = sluice_context_open(fuzz_engine, session->number, &session->descriptors[2]);
+
+    MUST(context > 0);
+    session->context = cq.context = (uint32_t)context;
+    int pd = sluice_pd_alloc(fuzz_engine, session->number, session->context);
 
     MUST(pd > 0);
     session->pd = (uint32_t)pd;

@@ -16,7 +16,7 @@
 enum { ENTRIES = 16, MEMORY = 1 << 16 };
 
 struct fuzz_session {
-    uint32_t number, pd, cq, qp, qp_num, qp_type, key, ah;
+    uint32_t number, context, pd, cq, qp, qp_num, qp_type, key, ah;
     int descriptors[3]; /* segment, arena, async events */
     uint8_t *memory;    /* MEMORY bytes, registered */
     struct sluice_segment *segment;

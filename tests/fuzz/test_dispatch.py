@@ -57,9 +57,14 @@ class Dispatch(RuleBasedStateMachine):
         self.sessions: list[Process] = []
         for _ in range(2):
             number, files = self.engine.open_session(tenant)
-            self.files += [files.segment, files.arena, files.async_events]
+            self.files += [files.segment, files.arena]
             self.sessions.append(Process(number))
-        self.other_pd = self.engine.alloc_pd(self.sessions[1].number)
+        self.contexts = []
+        for process in self.sessions:
+            context, fd = self.engine.open_context(process.number)
+            self.contexts.append(context)
+            self.files.append(fd)
+        self.other_pd = self.engine.alloc_pd(self.sessions[1].number, self.contexts[1])
 
     def send(self, frame: bytes) -> bytes | None:
         try:
@@ -101,11 +106,15 @@ class Dispatch(RuleBasedStateMachine):
 
     @rule()
     def pd(self) -> None:
-        self.request("sluice_handle_request", lib.SLUICE_OP_ALLOC_PD, {})
+        self.request("sluice_handle_request", lib.SLUICE_OP_ALLOC_PD, {"handle": self.contexts[0]})
 
     @rule(cqe=st.integers(0, 300), channel=st.integers(0, 4))
     def cq(self, cqe: int, channel: int) -> None:
-        self.request("sluice_create_cq_request", lib.SLUICE_OP_CREATE_CQ, {"cqe": cqe, "channel": channel})
+        self.request(
+            "sluice_create_cq_request",
+            lib.SLUICE_OP_CREATE_CQ,
+            {"cqe": cqe, "channel": channel, "context": self.contexts[0]},
+        )
 
     @rule(pd=handles, send_cq=handles, recv_cq=handles, kind=st.sampled_from([2, 3, 4, 9, 10, 77]), wr=words, sge=words)
     def qp(self, pd: int, send_cq: int, recv_cq: int, kind: int, wr: int, sge: int) -> None:
@@ -144,7 +153,7 @@ class Dispatch(RuleBasedStateMachine):
         if hasattr(self, "other_pd"):
             number = self.sessions[1].number
             self.engine.dealloc_pd(number, self.other_pd)
-            self.other_pd = self.engine.alloc_pd(number)
+            self.other_pd = self.engine.alloc_pd(number, self.contexts[1])
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):

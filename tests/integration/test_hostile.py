@@ -176,8 +176,8 @@ def test_requests_of_rdma_cm(intruder: Intruder) -> None:
 
 def whole(name: str, op: int, filling: bytes) -> bytes:
     """A request of the right size that is filled with the same bytes."""
-    size = ffi.sizeof(f"struct {name}")
-    return header(op, size) + (filling * size)[: size - ffi.sizeof("struct sluice_header")]
+    size = int(ffi.sizeof(f"struct {name}"))
+    return header(op, size) + (filling * size)[: size - int(ffi.sizeof("struct sluice_header"))]
 
 
 @pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\x01\0\0\0", b"\0\0\0\x80", b"\x7f"], ids=bytes.hex)
