@@ -193,6 +193,12 @@ bool srq_take(struct srq *srq, bool arm, struct receive *receive)
         receive->srq = srq;
         /* Pairs with the shim's acquire: the slot was copied before it is used again. */
         store_release(&srq->shared->consumer, srq->queue.head);
+        /*
+         * Whoever found a receive at the second look of queue_arm has taken the doorbell
+         * from those who wait: they look for themselves.
+         */
+        if (!list_empty(&srq->waiting))
+            wake_waiting(srq);
     }
     if (srq->limit)
         check_limit(srq);
