@@ -5,10 +5,9 @@
  *
  * Sockets are watched by epoll, edge-triggered. Sleeping is io_uring's: one request
  * waits for the futex word (Linux 6.7), one for the epoll descriptor, and one
- * system call sleeps on both. Measured against a thread of its own that sleeps in epoll_wait
- * and wakes the futex, it saves that thread's wake-up on each message. As long
- * as there is no connection nothing of this is used, and the worker sleeps on the
- * futex alone.
+ * system call sleeps on both. A thread of its own that sleeps in epoll_wait and
+ * wakes the futex would be a second wake-up on each message. As long as there is
+ * no connection nothing of this is used, and the worker sleeps on the futex alone.
  */
 #ifndef SLUICE_NET_H
 #define SLUICE_NET_H

@@ -51,6 +51,10 @@ WORK_REQUESTS = (
 ).split()
 
 
+ROUTER_REFUSES = {"ibv_reg_dmabuf_mr": "EOPNOTSUPP: the router is asked, and no transport of this release can"}
+"""What the shim passes on and the router answers."""
+
+
 def versions() -> dict[str, str]:
     """Each exported function and its symbol version."""
     found = {}
@@ -101,7 +105,7 @@ def main() -> None:
     for title, prefix in (("libibverbs", "IBVERBS"), ("librdmacm", "RDMACM")):
         print(f"## {title}\n\n| function | symbol version | answer |\n| --- | --- | --- |")
         for name in sorted(name for name, version in known.items() if version.startswith(prefix)):
-            print(f"| `{name}` | {known[name]} | {answer(exported.get(name))} |")
+            print(f"| `{name}` | {known[name]} | {ROUTER_REFUSES.get(name) or answer(exported.get(name))} |")
         print()
     print("## Inline functions of verbs.h\n\n| function | answer |\n| --- | --- |")
     for operation, verbs in sorted(OPERATIONS.items(), key=lambda item: item[1]):
