@@ -33,7 +33,7 @@ PERFTEST = [
     ["ib_send_bw", "--use-srq", "-q", "8", "-b"],
     ["ib_send_lat", "--use-srq"],
     ["ib_send_bw", "-c", "UC", "--use-srq"],
-    ["ib_send_bw", "-c", "UD", "--use-srq", "-q", "2"],
+    ["ib_send_bw", "-c", "UD", "--use-srq"],
 ]
 
 PINGPONG = [
