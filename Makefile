@@ -21,13 +21,14 @@ FUZZ_SECONDS ?= 20
 # A node of tests/kubernetes; what Debian has in no current version is built from Go modules (tests/kubernetes/build.sh).
 KUBERNETES_PACKAGES := runc busybox-static openssl util-linux
 
-.PHONY: help setup demo test test-c test-sanitize test-python test-kubernetes bench-kubernetes test-vm fuzz \
+.PHONY: help setup demo test test-c test-sanitize test-python test-kubernetes test-kubernetes-scale bench-kubernetes test-vm fuzz \
         lint bench bench-isolation shell docs clean
 
 help:
 	@echo "make demo   set up, then see it work"
 	@echo "make test   set up, then all tests"
 	@echo "make test-kubernetes  tests against a real Kubernetes, built from source the first time (10 minutes)"
+	@echo "make test-kubernetes-scale  the same with 1,000 pods"
 	@echo "make test-vm  the conformance suite on a kernel RDMA device in a virtual machine, and through a router there"
 	@echo "make fuzz   each fuzzer for FUZZ_SECONDS ($(FUZZ_SECONDS))"
 	@echo "make setup  set up: system packages, virtual environment, $(BIN)/sluice"
@@ -95,7 +96,11 @@ test-python: setup build/build.ninja
 
 test-kubernetes: setup
 	$(call install,$(KUBERNETES_PACKAGES))
-	timeout 3000 $(BIN)/python -m pytest -q tests/kubernetes
+	timeout 3000 $(BIN)/python -m pytest -q tests/kubernetes --ignore tests/kubernetes/test_scale.py
+
+test-kubernetes-scale: setup
+	$(call install,$(KUBERNETES_PACKAGES))
+	timeout 3000 $(BIN)/python -m pytest -q tests/kubernetes/test_scale.py
 
 test-vm: setup build/build.ninja
 	$(call install,$(VM_PACKAGES))
