@@ -142,11 +142,10 @@ static bool finish_frame(struct tcp_endpoint *endpoint)
                         endpoint->sending);
     }
     if (endpoint->sending && endpoint->source == TCP_ZEROES)
-        while (count < IOVS && (count - 1) * ZEROES < endpoint->sending)
+        for (uint32_t placed = 0; count < IOVS && placed < endpoint->sending; placed += ZEROES)
             iov[count++] = (struct iovec){
                 .iov_base = (void *)zeroes,
-                .iov_len = endpoint->sending - (count - 1) * ZEROES < ZEROES ? endpoint->sending - (count - 1) * ZEROES
-                                                                             : ZEROES};
+                .iov_len = endpoint->sending - placed < ZEROES ? endpoint->sending - placed : ZEROES};
     int64_t result = had ? write_some(endpoint, iov, count) : -2;
 
     if (result == -2 && endpoint->source == TCP_ANSWER) {
