@@ -110,6 +110,8 @@ test-vm: setup build/build.ninja
 	$(BIN)/python tests/vm/compare.py build/vm/bare-one-process.json build/vm/local-one-tenant.json \
 	  build/vm/local-two-tenants.json
 
+# Leaks are looked for by the unit tests, which close what they open: sessions that live on between two inputs are found
+# through tables that LeakSanitizer doesn't search (mmap).
 fuzz: setup
 	$(call install,$(FUZZ_PACKAGES))
 	[ -e build-fuzz/build.ninja ] || CC=clang $(BIN)/meson setup build-fuzz --buildtype=debugoptimized \
@@ -118,7 +120,7 @@ fuzz: setup
 	@for name in $(FUZZERS); do \
 	  mkdir -p build-fuzz/corpus-$$name && \
 	  echo "fuzzing $$name for $(FUZZ_SECONDS) s" && \
-	  { build-fuzz/tests/fuzz/fuzz-$$name -max_total_time=$(FUZZ_SECONDS) -max_len=1024 -timeout=120 \
+	  { build-fuzz/tests/fuzz/fuzz-$$name -max_total_time=$(FUZZ_SECONDS) -max_len=1024 -timeout=120 -detect_leaks=0 \
 	      -artifact_prefix=build-fuzz/$$name- build-fuzz/corpus-$$name tests/fuzz/corpus/$$name \
 	      > build-fuzz/$$name.log 2>&1 || { tail -n 60 build-fuzz/$$name.log; exit 1; }; } && \
 	  tail -n 1 build-fuzz/$$name.log; \
