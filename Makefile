@@ -120,7 +120,7 @@ fuzz: setup
 	@for name in $(FUZZERS); do \
 	  mkdir -p build-fuzz/corpus-$$name && \
 	  echo "fuzzing $$name for $(FUZZ_SECONDS) s" && \
-	  { build-fuzz/tests/fuzz/fuzz-$$name -max_total_time=$(FUZZ_SECONDS) -max_len=1024 -timeout=120 -detect_leaks=0 \
+	  { ASAN_OPTIONS=detect_leaks=0 build-fuzz/tests/fuzz/fuzz-$$name -max_total_time=$(FUZZ_SECONDS) -max_len=1024 -timeout=120 \
 	      -artifact_prefix=build-fuzz/$$name- build-fuzz/corpus-$$name tests/fuzz/corpus/$$name \
 	      > build-fuzz/$$name.log 2>&1 || { tail -n 60 build-fuzz/$$name.log; exit 1; }; } && \
 	  tail -n 1 build-fuzz/$$name.log; \
