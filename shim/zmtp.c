@@ -2,13 +2,18 @@
 #include "zmtp.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 
 enum { MORE = 1, LONG = 2, COMMAND = 4 };
+
+/* Most answers are here sooner than a core that went idle meanwhile would be awake again. */
+#define SPIN_NS 150000
 
 static int send_all(int fd, const void *data, size_t size)
 {
@@ -66,11 +71,29 @@ static int send_frame(int fd, uint8_t flags, const void *data, size_t size)
     return send_all(fd, frame, header + size);
 }
 
+/* Returns early where something has come; that it has is for the receive to find. */
+static void spin(int fd)
+{
+    struct timespec start, now;
+    uint8_t byte;
+
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    do {
+        if (recv(fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK) >= 0 || errno != EAGAIN)
+            return;
+        /* The router may be waiting for this very core. */
+        sched_yield();
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while ((now.tv_sec - start.tv_sec) * 1000000000 + now.tv_nsec - start.tv_nsec < SPIN_NS);
+}
+
 /* Receives one frame; larger ones than size are a protocol error. */
 static int receive_frame(int fd, uint8_t *flags, void *data, size_t size, size_t *got)
 {
     uint8_t header[9];
     uint64_t length;
+
+    spin(fd);
     int error = receive_all(fd, header, 2);
 
     if (error)

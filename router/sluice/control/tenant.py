@@ -148,22 +148,26 @@ class Tenant:
         """The descriptor of a zmq socket tells only that something is new."""
         if not self._serving:
             self._serving = True
-            asyncio.get_running_loop().call_soon(self._serve)
+            self._serve()
 
     def _serve(self) -> None:
         """Answers one request and queues behind the other tenants for the next: a storm delays its own verbs only."""
-        if self._closed or not int(self._control.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            self._serving = False
+        if self._closed:
             return
         loop = asyncio.get_running_loop()
-        wait = self._engine.take_verb(self.number) if self.policy.max_verbs else 0
-        if wait > 0:
-            loop.call_later(wait / 1e9, self._serve)
-            return
-        with suppress(zmq.Again):
+        if self.policy.max_verbs and int(self._control.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            wait = self._engine.take_verb(self.number)
+            if wait > 0:
+                loop.call_later(wait / 1e9, self._serve)
+                return
+        try:
             identity, *frames = self._control.recv_multipart(zmq.NOBLOCK)
-            answer = self._answer(identity, frames)
-            if answer is not None and not self._closed:
+        except zmq.Again:
+            self._serving = False
+            return
+        answer = self._answer(identity, frames)
+        if answer is not None and not self._closed:
+            with suppress(zmq.Again):
                 self._control.send_multipart([identity, answer], zmq.NOBLOCK)
         loop.call_soon(self._serve)
 

@@ -15,6 +15,7 @@ from sluice.control.session import Session
 from sluice.device.virtual import NAME, VirtualDevice
 from sluice.engine import Engine, ffi, lib
 
+STATE = int(Attr.STATE)
 HEADER_SIZE = ffi.sizeof("struct sluice_header")
 
 
@@ -254,14 +255,14 @@ class Verbs:
         peer = None
         destination = None
         admitted = False
-        if mask & Attr.STATE and attr.qp_state == State.RTR and kind != Type.UD:
+        if mask & STATE and attr.qp_state == State.RTR and kind != Type.UD:
             gid = bytes(ffi.buffer(attr.ah.dgid))
             destination = address_of(gid)
             if destination is not None and self._gate.admits(self._address, destination):
                 admitted, peer = True, self._directory.tenant_of(gid)
         remote = self._directory.remote if admitted and peer is None else None
         self._engine.modify_qp(session.number, request.handle, attr, mask, peer, now, remote is not None)
-        if mask & Attr.STATE and attr.qp_state in (State.RESET, State.ERR):
+        if mask & STATE and attr.qp_state in (State.RESET, State.ERR):
             self.connections.remove(session.number, request.handle)
             self._forget_remote(session.number, request.handle)
         elif destination is not None and (peer is not None or remote is not None):
