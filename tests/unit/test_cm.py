@@ -7,12 +7,14 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_address
 from typing import Any
 
 import pytest
 from sluice.cluster.directory import Directory, Source
 from sluice.cluster.directory import Place as DirectoryPlace
+from sluice.cluster.messages import decode, encode
 from sluice.control.cm.address import IP, SocketAddress, gid_of
 from sluice.control.cm.channel import Channel
 from sluice.control.cm.connection import Phase
@@ -27,11 +29,21 @@ from sluice.control.cm.identifier import (
     Identifier,
     Queued,
 )
+from sluice.control.cm.link import fits
 from sluice.control.cm.manager import CommunicationManager, Timeouts
-from sluice.control.cm.message import Message
+from sluice.control.cm.message import (
+    ConnectReply,
+    ConnectRequest,
+    DisconnectRequest,
+    LookupReply,
+    LookupRequest,
+    Message,
+    Reject,
+    Service,
+)
 from sluice.control.cm.owner import Owner
 from sluice.control.cm.parameters import REJECT_DATA, REPLY_DATA, REQUEST_DATA, Parameters
-from sluice.control.cm.place import ClusterLocator, Party
+from sluice.control.cm.place import ClusterLocator, Party, Scope
 from sluice.control.cm.qp_attributes import fill_qp_attributes
 from sluice.control.connections import OpenGate
 from sluice.control.qp_state import Attr, State
@@ -724,6 +736,55 @@ class Elsewhere(Source):
 
     def address_of(self, node: str, tenant: str) -> IPv4Address | None:
         return None
+
+
+FIRST = ConnectRequest(
+    sender=2**62,
+    service=Service(PS_TCP, at("192.0.2.1", 7000), Scope("tenant", 3)),
+    source=at("::1", 5),
+    gid=bytes(10) + b"\xff\xff\x0a\0\0\1",
+    qp_type=QPT_RC,
+    psn=77,
+    parameters=Parameters(qp_num=17, private_data=b"hello", ece=(1, 2)),
+)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        FIRST,
+        replace(FIRST, service=replace(FIRST.service, scope=None)),
+        ConnectReply(1, 2, FIRST.gid, 3, FIRST.parameters),
+        Reject(0, 5, 8, b"no"),
+        DisconnectRequest(1, 2),
+        LookupRequest(1, FIRST.service, FIRST.source, FIRST.gid, b"x"),
+        LookupReply(1, 2, 0, FIRST.gid, FIRST.parameters),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_messages_travel_between_nodes(message: Message) -> None:
+    assert decode(encode(message)) == message
+    assert fits(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        replace(FIRST, gid=b"short"),
+        replace(FIRST, psn=1 << 24),
+        replace(FIRST, source=replace(FIRST.source, port=65536)),
+        replace(FIRST, source=replace(FIRST.source, family=socket.AF_INET)),
+        replace(FIRST, parameters=Parameters(qp_num=1 << 24)),
+        replace(FIRST, parameters=Parameters(private_data=bytes(57))),
+        replace(FIRST, parameters=Parameters(initiator_depth=256)),
+        replace(FIRST, parameters=Parameters(ece=(-1, 0))),
+        Reject(0, 5, 8, bytes(149)),
+        LookupReply(1, 2, -1, FIRST.gid, Parameters()),
+    ],
+    ids=str,
+)
+def test_what_no_communication_manager_sends_is_refused(message: Message) -> None:
+    assert not fits(message)
 
 
 def test_between_two_nodes(clock: Clock) -> None:

@@ -44,6 +44,8 @@ PATIENCE = 3.0
 """Seconds without an answer after which a peer counts as down."""
 QUEUE = 1000
 """Messages on the way to one peer."""
+GONE = 10.0
+"""Seconds without an answer after which what a peer knew counts as lost."""
 MAX_PENDING = 1024
 """Requests to one peer that wait for an answer, and requests of one peer that are being worked on."""
 
@@ -78,6 +80,8 @@ class Peer:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], key: KeyPair, node: Node) -> None:
         self.node = node
         self.alive = False
+        self.silent_since: float | None = None
+        """Since when it is down; None: it isn't, or its loss was told."""
         self.boot = self.revision = -1
         self.pending: dict[int, asyncio.Future[Any]] = {}
         self.working = 0
@@ -161,6 +165,7 @@ class Links:
         self._places: dict[IPv4Address, Place] = {}
         self._handlers: dict[type[Any], Handler] = {}
         self._listeners: list[Callable[[str], None]] = []
+        self._loss_listeners: list[Callable[[str], None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self.peers: dict[str, Peer] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -209,6 +214,18 @@ class Links:
     def on_alive(self, listener: Callable[[str], None]) -> None:
         """listener(node) is called when a peer is there, again or for the first time."""
         self._listeners.append(listener)
+
+    def on_lost(self, listener: Callable[[str], None]) -> None:
+        """listener(node) is called when a peer has forgotten all: its router is another one now, or it is gone."""
+        self._loss_listeners.append(listener)
+
+    def _lost(self, node: str) -> None:
+        for listener in self._loss_listeners:
+            listener(node)
+
+    def node_at(self, address: IPv4Address) -> str | None:
+        """The peer whose own address this is, or None."""
+        return next((name for name, peer in self.peers.items() if peer.node.address == address), None)
 
     async def request(self, node: str, body: Any, timeout: float = PATIENCE) -> Any:
         """The answer. PeerUnreachable, PeerRefused."""
@@ -272,6 +289,7 @@ class Links:
                 peer.close()
                 del self.peers[name]
                 self._learn(name, {})
+                self._lost(name)
         for name, node in nodes.items():
             if name not in self.peers:
                 self.peers[name] = Peer(self._context, self._key, node)
@@ -300,24 +318,38 @@ class Links:
         try:
             answer = await peer.request(Ping(self._boot, self._directory.revision), PATIENCE)
         except PeerUnreachable as error:
-            if peer.alive and self.peers.get(name) is peer:
-                peer.alive = False
-                log.warning("node %s is down: %s", name, error)
+            if self.peers.get(name) is peer:
+                self._silent(peer, error)
             return
         if not isinstance(answer, Ping) or self.peers.get(name) is not peer:
             return
         returned = not peer.alive
         if returned:
             peer.alive = True
+            peer.silent_since = None
             log.warning("node %s is up", name)
         await self._ask_for_tenants(peer, answer)
         if returned:
             for listener in self._listeners:
                 listener(name)
 
+    def _silent(self, peer: Peer, error: PeerUnreachable) -> None:
+        name, now = peer.node.name, asyncio.get_running_loop().time()
+        if peer.alive:
+            peer.alive = False
+            peer.silent_since = now
+            log.warning("node %s is down: %s", name, error)
+        elif peer.silent_since is not None and now - peer.silent_since >= GONE:
+            peer.silent_since = None
+            self._lost(name)
+
     async def _ask_for_tenants(self, peer: Peer, ping: Ping) -> None:
         if (ping.boot, ping.revision) == (peer.boot, peer.revision):
             return
+        if ping.boot != peer.boot and peer.boot >= 0:
+            log.warning("node %s has a new router", peer.node.name)
+            peer.boot, peer.revision = ping.boot, -1
+            self._lost(peer.node.name)
         with suppress(PeerUnreachable):
             answer = await peer.request(ListTenants(), PATIENCE)
             if isinstance(answer, Tenants) and self.peers.get(peer.node.name) is peer:

@@ -2,14 +2,18 @@
 """What routers say to each other: small dataclasses, sent as JSON, checked field by field when they arrive.
 
 A message's name on the wire is its class's. Fields are int, str, bool, bytes (hex on
-the wire), dict[str, str], or another message's class; a frame with a field too many, too
-few or of another type is refused. Anybody may add a class: @message is all it takes.
+the wire), IP addresses, dict[str, str], tuples and unions of these, or another dataclass; a
+frame with a field too many, too few or of another type is refused. Anybody may add a class:
+@message is all it takes.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar, dataclass_transform, get_type_hints
+from functools import cache
+from ipaddress import IPv4Address, IPv6Address
+from types import NoneType, UnionType
+from typing import Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 MAX_FRAME = 1 << 20
 """Bytes of a message; libzmq hangs up on who sends more."""
@@ -64,7 +68,25 @@ def _table(value: Any) -> dict[str, str]:
     return {_text(key): _text(entry) for key, entry in value.items()}
 
 
+def _address(kind: Callable[[str], Any]) -> Callable[[Any], Any]:
+    def parse(value: Any) -> Any:
+        try:
+            return kind(_text(value))
+        except ValueError:
+            raise MessageError(f"{value!r} is not an address") from None
+
+    return parse
+
+
+def _nothing(value: Any) -> None:
+    if value is not None:
+        raise MessageError(f"{value!r} instead of nothing")
+
+
 _parsers: dict[Any, Callable[[Any], Any]] = {
+    NoneType: _nothing,
+    IPv4Address: _address(IPv4Address),
+    IPv6Address: _address(IPv6Address),
     int: _integer,
     str: _text,
     bool: _boolean,
@@ -76,6 +98,10 @@ _parsers: dict[Any, Callable[[Any], Any]] = {
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, IPv4Address | IPv6Address):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     return value
@@ -88,13 +114,25 @@ def encode(body: Any) -> bytes:
 def _parse(kind: Any, value: Any) -> Any:
     if kind in _parsers:
         return _parsers[kind](value)
-    if isinstance(value, dict) and kind in _known.values():
+    if is_dataclass(kind) and isinstance(value, dict):
         return _build(kind, value)
-    raise MessageError(f"a field of type {kind}")
+    if get_origin(kind) is UnionType:
+        for one in get_args(kind):
+            try:
+                return _parse(one, value)
+            except MessageError:
+                continue
+    kinds = get_args(kind)
+    if get_origin(kind) is tuple and isinstance(value, list) and len(value) == len(kinds):
+        return tuple(_parse(one, part) for one, part in zip(kinds, value, strict=True))
+    raise MessageError(f"{value!r} is not of type {kind}")
 
 
-def _build(kind: type[Any], values: dict[str, Any]) -> Any:
-    hints = get_type_hints(kind)
+_hints = cache(get_type_hints)
+
+
+def _build(kind: Any, values: dict[str, Any]) -> Any:
+    hints = _hints(kind)
     if hints.keys() != values.keys():
         raise MessageError(f"{kind.__name__}: fields {sorted(values)} instead of {sorted(hints)}")
     return kind(**{name: _parse(hint, values[name]) for name, hint in hints.items()})

@@ -23,6 +23,7 @@ from sluice.cluster.connector import Connector
 from sluice.cluster.directory import AddressError, Directory
 from sluice.cluster.join import Joins
 from sluice.cluster.links import Links
+from sluice.control.cm.link import Link
 from sluice.control.cm.manager import CommunicationManager
 from sluice.control.cm.place import ClusterLocator
 from sluice.control.cm.realm import HostRealm
@@ -72,8 +73,15 @@ class Router:
             self._connector = Connector(self.links, self.directory, self._engine)
             self.directory.remote = self._connector
         self.gate: Gate = OpenGate()
-        host = HostRealm()
-        self.cm = CommunicationManager(ClusterLocator(self.directory, host), host, self, asyncio.get_running_loop())
+        host, loop = HostRealm(), asyncio.get_running_loop()
+        self._cm_link: Link | None = None
+        if self.links is None:
+            self.cm = CommunicationManager(ClusterLocator(self.directory, host), host, self, loop)
+        else:
+            self._cm_link = link = Link(self.links, self.directory)
+            locator = ClusterLocator(self.directory, host, self.links.node_at)
+            self.cm = CommunicationManager(locator, host, self, loop, link=link.send)
+            link.attach(self.cm)
         self.tenants: dict[str, Tenant] = {}
         self.started = time.time()
         asyncio.get_running_loop().add_reader(self._engine.event_fd(), self._on_engine_event)
@@ -254,6 +262,8 @@ class Router:
         for tenant in self.tenants.values():
             tenant.close(keep=True)
         self.tenants.clear()
+        if self._cm_link is not None:
+            self._cm_link.close()
         if self._connector is not None:
             self._connector.close()
         if self.links is not None:

@@ -40,6 +40,7 @@ class Lookup:
 
     def requested(self, request: LookupRequest) -> None:
         self.remote = request.sender
+        self._cm.requested(self)
         self._asked = True
 
     def _answer(self, status: int, gid: bytes, parameters: Parameters) -> None:

@@ -136,7 +136,9 @@ class CommunicationManager:
     def receive(self, node: str | None, message: Message) -> None:
         """A message from this node (None) or from another one."""
         if isinstance(message, ConnectRequest | LookupRequest):
-            self._on_request(node, message, self.timeouts.grace)
+            # A request that was sent twice made its end the first time.
+            if (node, message.sender) not in self._requested:
+                self._on_request(node, message, self.timeouts.grace)
             return
         end = self._ends.get(message.to) if message.to else self._requested.get((node, message.sender))
         if end is not None:
@@ -178,6 +180,12 @@ class CommunicationManager:
         """Whether these two (GIDs) may connect."""
         ends = address_of(source), address_of(destination)
         return ends[0] is not None and (ends[1] is None or self._gate.admits(ends[0], ends[1]))
+
+    def undelivered(self, message: Message) -> None:
+        """A message has not reached the other node, however often it was sent."""
+        end = self._ends.get(message.sender)
+        if end is not None:
+            end.lost()
 
     def node_lost(self, node: str) -> None:
         """Ends every connection with a node that is gone."""

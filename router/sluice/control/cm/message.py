@@ -8,6 +8,7 @@ from its first message on.
 from dataclasses import dataclass
 from enum import IntEnum
 
+from sluice.cluster.messages import message
 from sluice.control.cm.address import SocketAddress
 from sluice.control.cm.parameters import Parameters
 from sluice.control.cm.place import Scope
@@ -41,7 +42,7 @@ class Service:
     scope: Scope | None
 
 
-@dataclass(frozen=True)
+@message
 class ConnectRequest:
     """REQ."""
 
@@ -54,7 +55,7 @@ class ConnectRequest:
     parameters: Parameters
 
 
-@dataclass(frozen=True)
+@message
 class ConnectReply:
     """REP."""
 
@@ -65,7 +66,7 @@ class ConnectReply:
     parameters: Parameters
 
 
-@dataclass(frozen=True)
+@message
 class ReadyToUse:
     """RTU."""
 
@@ -73,7 +74,7 @@ class ReadyToUse:
     to: int
 
 
-@dataclass(frozen=True)
+@message
 class Reject:
     """REJ. sender is 0 where nobody listens."""
 
@@ -83,7 +84,7 @@ class Reject:
     private_data: bytes = b""
 
 
-@dataclass(frozen=True)
+@message
 class DisconnectRequest:
     """DREQ."""
 
@@ -91,7 +92,7 @@ class DisconnectRequest:
     to: int
 
 
-@dataclass(frozen=True)
+@message
 class DisconnectReply:
     """DREP."""
 
@@ -99,7 +100,7 @@ class DisconnectReply:
     to: int
 
 
-@dataclass(frozen=True)
+@message
 class LookupRequest:
     """SIDR_REQ."""
 
@@ -110,7 +111,7 @@ class LookupRequest:
     private_data: bytes
 
 
-@dataclass(frozen=True)
+@message
 class LookupReply:
     """SIDR_REP."""
 

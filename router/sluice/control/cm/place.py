@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is at an address: the ports of a tenant, the ports of a network namespace, another node, or nobody."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
@@ -63,11 +63,17 @@ class Locator(Protocol):
 
 
 class ClusterLocator:
-    """The directory's tenants, here and on other nodes; then this node's network namespaces."""
+    """The directory's tenants, here and on other nodes; then this node's network namespaces, and other nodes' own.
 
-    def __init__(self, directory: Directory, host: Realm) -> None:
+    node_at: the other node whose own address this is, or None.
+    """
+
+    def __init__(
+        self, directory: Directory, host: Realm, node_at: Callable[[IPv4Address], str | None] | None = None
+    ) -> None:
         self._directory = directory
         self._host = host
+        self._node_at = node_at
 
     def locate(self, ip: IP, party: Party | None) -> Place | None:
         tenant = self._directory.tenant_of(gid_of(ip))
@@ -77,5 +83,10 @@ class ClusterLocator:
             return Place(None, party.realm_scope)
         if not ip.is_loopback and self._host.has(ip):
             return Place(None, Scope("realm", self._host.key))
-        elsewhere = self._directory.find(ip) if isinstance(ip, IPv4Address) else None
-        return None if elsewhere is None else Place(elsewhere.node)
+        if not isinstance(ip, IPv4Address):
+            return None
+        elsewhere = self._directory.find(ip)
+        if elsewhere is not None:
+            return Place(elsewhere.node)
+        node = self._node_at(ip) if self._node_at is not None else None
+        return None if node is None else Place(node)
