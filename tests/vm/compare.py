@@ -3,6 +3,9 @@
 
 The reference tells whether a test is right: where it fails there, test or list of deviations is wrong. Exit code 1
 where any run has a failure, with each statement that doesn't hold.
+
+A kernel device loses races of its own now and then. A test that failed there may have been run again, alone: REFERENCE-again/
+holds those runs, TEST.ATTEMPT.json each. It counts as failed only where it never passed. Other runs have no second try.
 """
 
 import json
@@ -19,9 +22,27 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     return {test["name"]: test for test in tests}
 
 
+def forgive(reference: Path, tests: dict[str, dict[str, Any]]) -> None:
+    """Makes what failed and passed when it was tried again a pass, and says so."""
+    for name, test in tests.items():
+        if test["outcome"] != "failed":
+            continue
+        attempts = sorted(reference.with_name(f"{reference.stem}-again").glob(f"{name}.*.json"))
+        for attempt, path in enumerate(attempts, 1):
+            again = read(path).get(name, {"outcome": "not run"})
+            if again["outcome"] == "ok":
+                print(f"{reference.stem}: {name} failed ({test['reason']}), and passed alone at attempt {attempt}")
+                tests[name] = again
+                break
+        else:
+            if attempts:
+                print(f"{reference.stem}: {name} failed in {len(attempts)} more runs of its own")
+
+
 def main(paths: list[Path]) -> int:
     runs = {path.stem: read(path) for path in paths}
     reference, *others = runs
+    forgive(paths[0], runs[reference])
     failed = 0
     for run, tests in runs.items():
         for name, test in tests.items():
