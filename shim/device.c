@@ -161,7 +161,7 @@ EXPORT int ibv_read_sysfs_file(const char *directory, const char *file, char *te
 
     if ((size_t)snprintf(path, sizeof(path), "%s/%s", directory, file) >= sizeof(path))
         return -1;
-    int fd = open(sysfs_where(path, buffer), O_RDONLY | O_CLOEXEC);
+    int fd = open(sysfs_where(AT_FDCWD, path, buffer), O_RDONLY | O_CLOEXEC);
 
     if (fd < 0)
         return -1;

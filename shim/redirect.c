@@ -30,7 +30,7 @@
 #define NEXT(name) ((__typeof__(&name))next_function(&next.name, #name))
 
 static struct {
-    void *open, *openat, *stat, *lstat, *fstatat, *access, *faccessat, *readlink, *readlinkat;
+    void *open, *openat, *stat, *lstat, *fstatat, *access, *faccessat, *readlink, *readlinkat, *chdir;
     void *fopen, *opendir, *scandir, *realpath;
 #ifdef __GLIBC__
     void *open64, *openat64, *__open_2, *__open64_2, *__openat_2, *__openat64_2;
@@ -71,6 +71,7 @@ __attribute__((constructor)) static void look_up(void)
     LOOK_UP(faccessat);
     LOOK_UP(readlink);
     LOOK_UP(readlinkat);
+    LOOK_UP(chdir);
 #ifdef __GLIBC__
     LOOK_UP(open64);
     LOOK_UP(openat64);
@@ -100,8 +101,8 @@ __attribute__((constructor)) static void look_up(void)
     {                                                                 \
         char buffer[PATH_MAX];                                        \
         TAKE_MODE(flags)                                              \
-        int fd = sysfs_open_counter(path, flags);                           \
-        return fd >= 0 ? fd : NEXT(name)(sysfs_where(path, buffer), flags, mode); \
+        const char *where = sysfs_where(AT_FDCWD, path, buffer);      \
+        return sysfs_opened(NEXT(name)(where, flags, mode), where, flags); \
     }
 
 #define OPENAT(name)                                                         \
@@ -109,27 +110,37 @@ __attribute__((constructor)) static void look_up(void)
     {                                                                        \
         char buffer[PATH_MAX];                                               \
         TAKE_MODE(flags)                                                     \
-        int fd = sysfs_open_counter(path, flags);                                  \
-        return fd >= 0 ? fd : NEXT(name)(directory, sysfs_where(path, buffer), flags, mode); \
+        const char *where = sysfs_where(directory, path, buffer);            \
+        return sysfs_opened(NEXT(name)(directory, where, flags, mode), where, flags); \
     }
 
 #define FOPEN(name)                                                          \
     EXPORT FILE *name(const char *path, const char *mode)                    \
     {                                                                        \
         char buffer[PATH_MAX];                                               \
-        int fd = *mode == 'r' ? sysfs_open_counter(path, strchr(mode, 'e') ? O_CLOEXEC : 0) : -1; \
-        return fd >= 0 ? fdopen(fd, mode) : NEXT(name)(sysfs_where(path, buffer), mode); \
+        const char *where = sysfs_where(AT_FDCWD, path, buffer);             \
+        FILE *file = NEXT(name)(where, mode);                                \
+        if (file && *mode == 'r' && !strchr(mode, '+'))                      \
+            sysfs_opened(fileno(file), where, strchr(mode, 'e') ? O_CLOEXEC : 0); \
+        return file;                                                         \
     }
 
 OPEN(open)
 OPENAT(openat)
 FOPEN(fopen)
 
+EXPORT int chdir(const char *path)
+{
+    char buffer[PATH_MAX];
+
+    return NEXT(chdir)(sysfs_where(AT_FDCWD, path, buffer));
+}
+
 EXPORT DIR *opendir(const char *path)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(opendir)(sysfs_where(path, buffer));
+    return NEXT(opendir)(sysfs_where(AT_FDCWD, path, buffer));
 }
 
 EXPORT int scandir(const char *path, struct dirent ***list, int (*filter)(const struct dirent *),
@@ -137,7 +148,7 @@ EXPORT int scandir(const char *path, struct dirent ***list, int (*filter)(const 
 {
     char buffer[PATH_MAX];
 
-    return NEXT(scandir)(sysfs_where(path, buffer), list, filter, compare);
+    return NEXT(scandir)(sysfs_where(AT_FDCWD, path, buffer), list, filter, compare);
 }
 
 /* ---- what a file is ---------------------------------------------------- */
@@ -146,55 +157,55 @@ EXPORT int stat(const char *path, struct stat *out)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(stat)(sysfs_where(path, buffer), out);
+    return NEXT(stat)(sysfs_where(AT_FDCWD, path, buffer), out);
 }
 
 EXPORT int lstat(const char *path, struct stat *out)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(lstat)(sysfs_where(path, buffer), out);
+    return NEXT(lstat)(sysfs_where(AT_FDCWD, path, buffer), out);
 }
 
 EXPORT int fstatat(int directory, const char *path, struct stat *out, int flags)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(fstatat)(directory, sysfs_where(path, buffer), out, flags);
+    return NEXT(fstatat)(directory, sysfs_where(directory, path, buffer), out, flags);
 }
 
 EXPORT int access(const char *path, int mode)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(access)(sysfs_where(path, buffer), mode);
+    return NEXT(access)(sysfs_where(AT_FDCWD, path, buffer), mode);
 }
 
 EXPORT int faccessat(int directory, const char *path, int mode, int flags)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(faccessat)(directory, sysfs_where(path, buffer), mode, flags);
+    return NEXT(faccessat)(directory, sysfs_where(directory, path, buffer), mode, flags);
 }
 
 EXPORT ssize_t readlink(const char *path, char *out, size_t size)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(readlink)(sysfs_where(path, buffer), out, size);
+    return NEXT(readlink)(sysfs_where(AT_FDCWD, path, buffer), out, size);
 }
 
 EXPORT ssize_t readlinkat(int directory, const char *path, char *out, size_t size)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(readlinkat)(directory, sysfs_where(path, buffer), out, size);
+    return NEXT(readlinkat)(directory, sysfs_where(directory, path, buffer), out, size);
 }
 
 EXPORT char *realpath(const char *path, char *out)
 {
     char buffer[PATH_MAX];
-    const char *there = sysfs_where(path, buffer);
+    const char *there = sysfs_where(AT_FDCWD, path, buffer);
     char *resolved = NEXT(realpath)(there, out);
 
     return there == path ? resolved : sysfs_back(resolved);
@@ -226,16 +237,16 @@ char *__realpath_chk(const char *path, char *out, size_t space);
     EXPORT int name(const char *path, int flags)                       \
     {                                                                  \
         char buffer[PATH_MAX];                                         \
-        int fd = sysfs_open_counter(path, flags);                            \
-        return fd >= 0 ? fd : NEXT(name)(sysfs_where(path, buffer), flags);  \
+        const char *where = sysfs_where(AT_FDCWD, path, buffer);       \
+        return sysfs_opened(NEXT(name)(where, flags), where, flags);   \
     }
 
 #define OPENAT_2(name)                                                            \
     EXPORT int name(int directory, const char *path, int flags)                   \
     {                                                                             \
         char buffer[PATH_MAX];                                                    \
-        int fd = sysfs_open_counter(path, flags);                                       \
-        return fd >= 0 ? fd : NEXT(name)(directory, sysfs_where(path, buffer), flags);  \
+        const char *where = sysfs_where(directory, path, buffer);                 \
+        return sysfs_opened(NEXT(name)(directory, where, flags), where, flags);   \
     }
 
 OPEN_2(__open_2)
@@ -248,49 +259,49 @@ EXPORT int scandir64(const char *path, struct dirent64 ***list, int (*filter)(co
 {
     char buffer[PATH_MAX];
 
-    return NEXT(scandir64)(sysfs_where(path, buffer), list, filter, compare);
+    return NEXT(scandir64)(sysfs_where(AT_FDCWD, path, buffer), list, filter, compare);
 }
 
 EXPORT int stat64(const char *path, struct stat64 *out)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(stat64)(sysfs_where(path, buffer), out);
+    return NEXT(stat64)(sysfs_where(AT_FDCWD, path, buffer), out);
 }
 
 EXPORT int lstat64(const char *path, struct stat64 *out)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(lstat64)(sysfs_where(path, buffer), out);
+    return NEXT(lstat64)(sysfs_where(AT_FDCWD, path, buffer), out);
 }
 
 EXPORT int fstatat64(int directory, const char *path, struct stat64 *out, int flags)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(fstatat64)(directory, sysfs_where(path, buffer), out, flags);
+    return NEXT(fstatat64)(directory, sysfs_where(directory, path, buffer), out, flags);
 }
 
 EXPORT int statx(int directory, const char *path, int flags, unsigned int mask, struct statx *out)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(statx)(directory, sysfs_where(path, buffer), flags, mask, out);
+    return NEXT(statx)(directory, sysfs_where(directory, path, buffer), flags, mask, out);
 }
 
 EXPORT int euidaccess(const char *path, int mode)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(euidaccess)(sysfs_where(path, buffer), mode);
+    return NEXT(euidaccess)(sysfs_where(AT_FDCWD, path, buffer), mode);
 }
 
 #define XSTAT(name, type)                                              \
     EXPORT int name(int version, const char *path, struct type *out)   \
     {                                                                  \
         char buffer[PATH_MAX];                                         \
-        return NEXT(name)(version, sysfs_where(path, buffer), out);          \
+        return NEXT(name)(version, sysfs_where(AT_FDCWD, path, buffer), out);          \
     }
 
 XSTAT(__xstat, stat)
@@ -302,7 +313,7 @@ XSTAT(__lxstat64, stat64)
     EXPORT int name(int version, int directory, const char *path, struct type *out, int flags) \
     {                                                                                        \
         char buffer[PATH_MAX];                                                               \
-        return NEXT(name)(version, directory, sysfs_where(path, buffer), out, flags);              \
+        return NEXT(name)(version, directory, sysfs_where(directory, path, buffer), out, flags);              \
     }
 
 XSTATAT(__fxstatat, stat)
@@ -312,20 +323,20 @@ EXPORT ssize_t __readlink_chk(const char *path, char *out, size_t size, size_t s
 {
     char buffer[PATH_MAX];
 
-    return NEXT(__readlink_chk)(sysfs_where(path, buffer), out, size, space);
+    return NEXT(__readlink_chk)(sysfs_where(AT_FDCWD, path, buffer), out, size, space);
 }
 
 EXPORT ssize_t __readlinkat_chk(int directory, const char *path, char *out, size_t size, size_t space)
 {
     char buffer[PATH_MAX];
 
-    return NEXT(__readlinkat_chk)(directory, sysfs_where(path, buffer), out, size, space);
+    return NEXT(__readlinkat_chk)(directory, sysfs_where(directory, path, buffer), out, size, space);
 }
 
 EXPORT char *__realpath_chk(const char *path, char *out, size_t space)
 {
     char buffer[PATH_MAX];
-    const char *there = sysfs_where(path, buffer);
+    const char *there = sysfs_where(AT_FDCWD, path, buffer);
     char *resolved = NEXT(__realpath_chk)(there, out, space);
 
     return there == path ? resolved : sysfs_back(resolved);

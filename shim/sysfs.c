@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -24,21 +25,69 @@ static bool redirected(const char *path)
     return false;
 }
 
-const char *sysfs_where(const char *path, char buffer[PATH_MAX])
+/* "/proc/self/fd/N"; snprintf isn't async-signal-safe. */
+static void descriptor_path(int fd, char path[32])
+{
+    char digits[12], *digit = digits + sizeof(digits);
+
+    *--digit = 0;
+    do
+        *--digit = (char)('0' + fd % 10);
+    while ((fd /= 10) > 0);
+    strcpy(path, "/proc/self/fd/");
+    strcat(path, digit);
+}
+
+/* The absolute path that one from directory stands for, in buffer; false where it can't be told. */
+static bool absolute(int directory, const char *path, char buffer[PATH_MAX])
+{
+    char descriptor[32];
+
+    if (directory == AT_FDCWD)
+        strcpy(descriptor, "/proc/self/cwd");
+    else
+        descriptor_path(directory, descriptor);
+    ssize_t head = readlink(descriptor, buffer, PATH_MAX - 1);
+    size_t tail = strlen(path);
+
+    if (head <= 0 || (size_t)head + 1 + tail >= PATH_MAX)
+        return false;
+    if (buffer[head - 1] != '/')
+        buffer[head++] = '/';
+    while (path[0] == '.' && path[1] == '/')
+        path += 2, tail -= 2;
+    memcpy(buffer + head, path, tail + 1);
+    return true;
+}
+
+/* By itself, so that other paths pay no stack for it: signal handlers have little. */
+__attribute__((noinline)) static const char *relative_where(int directory, const char *path, char buffer[PATH_MAX])
+{
+    int saved = errno;
+    char named[PATH_MAX];
+    bool ours = absolute(directory, path, named) && redirected(named);
+
+    errno = saved;
+    return ours && sysfs_where(directory, named, buffer) == buffer ? buffer : path;
+}
+
+const char *sysfs_where(int directory, const char *path, char buffer[PATH_MAX])
 {
     int saved = errno;
 
+    if (path && *path != '/' && (strstr(path, "infiniband") || strstr(path, "rdma_cm")))
+        return relative_where(directory, path, buffer);
     if (__builtin_expect(!redirected(path), 1))
         return path;
-    const char *directory = secure_getenv("SLUICE_TENANT_DIR");
-    size_t head = strlen(directory), tail = strlen(path);
+    const char *tenant = secure_getenv("SLUICE_TENANT_DIR");
+    size_t head = strlen(tenant), tail = strlen(path);
 
+    errno = saved;
     /* Too long: then the file that it names isn't there either. */
     if (head + tail >= PATH_MAX)
         return "/dev/null/too-long";
-    memcpy(buffer, directory, head);
+    memcpy(buffer, tenant, head);
     memcpy(buffer + head, path, tail + 1);
-    errno = saved;
     return buffer;
 }
 
@@ -85,28 +134,64 @@ static size_t value_of(const char *text, const char *key, const char **value)
     return 0;
 }
 
-int sysfs_open_counter(const char *path, int flags)
+/* Which counter of the tenant's the file behind fd is, as the router's lines name it; NULL where it is none. */
+static const char *counter_of(int fd, char path[PATH_MAX])
 {
     static const char port[] = "/ports/1/";
-    char text[COUNTERS_MAX];
-    const char *key, *value;
-    int saved = errno, fd = -1;
+    const char *tenant = secure_getenv("SLUICE_TENANT_DIR"), *key;
+    struct stat here, theirs;
+    char descriptor[32], *inside;
 
-    if ((flags & O_ACCMODE) != O_RDONLY || !redirected(path) || !(key = strstr(path, port)) ||
-        !strstr(key, "counters/"))
-        return -1;
-    ssize_t got = ask_counters(text);
+    if (!tenant)
+        return NULL;
+    descriptor_path(fd, descriptor);
+    ssize_t length = readlink(descriptor, path, PATH_MAX - 1);
 
-    if (got > 0) {
-        text[got] = 0;
-        size_t length = value_of(text, key + sizeof(port) - 1, &value);
+    if (length <= 0)
+        return NULL;
+    path[length] = 0;
+    if (!(inside = strstr(path, prefixes[0])) || !(key = strstr(inside, port)) || !strstr(key, "counters/"))
+        return NULL;
+    *inside = 0;
+    if (stat(path, &here) || stat(tenant, &theirs) || here.st_dev != theirs.st_dev || here.st_ino != theirs.st_ino)
+        return NULL;
+    return key + sizeof(port) - 1;
+}
 
-        fd = length ? memfd_create("counter", flags & O_CLOEXEC ? MFD_CLOEXEC : 0) : -1;
-        if (fd >= 0 && (write(fd, value, length) != (ssize_t)length || lseek(fd, 0, SEEK_SET) != 0)) {
-            close(fd);
-            fd = -1;
-        }
-    }
+/* The files hold "0" and a newline: what has another size costs no more than to ask for that. */
+static bool may_be_counter(int fd)
+{
+    struct stat status;
+
+    return fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size == 2;
+}
+
+__attribute__((noinline)) static void replace_counter(int fd, int flags)
+{
+    char text[COUNTERS_MAX], named[PATH_MAX];
+    const char *value, *key = counter_of(fd, named);
+    ssize_t got = key ? ask_counters(text) : -1;
+
+    if (got <= 0)
+        return;
+    text[got] = 0;
+    size_t length = value_of(text, key, &value);
+    int live = length ? memfd_create("counter", MFD_CLOEXEC) : -1;
+
+    if (live < 0)
+        return;
+    if (write(live, value, length) == (ssize_t)length && lseek(live, 0, SEEK_SET) == 0)
+        dup3(live, fd, flags & O_CLOEXEC);
+    close(live);
+}
+
+int sysfs_opened(int fd, const char *path, int flags)
+{
+    int saved = errno;
+
+    if (fd >= 0 && (flags & (O_ACCMODE | O_PATH | O_CREAT)) == O_RDONLY && (*path != '/' || strstr(path, prefixes[0])) &&
+        may_be_counter(fd))
+        replace_counter(fd, flags);
     errno = saved;
     return fd;
 }

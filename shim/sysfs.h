@@ -13,15 +13,17 @@
 
 #include <limits.h>
 
-/* The path to use instead of this one: itself, or what was written into buffer. errno stays. */
-const char *sysfs_where(const char *path, char buffer[PATH_MAX]);
+/*
+ * The path to use instead of this one: itself, or what was written into buffer. A path that isn't absolute is one
+ * from directory (AT_FDCWD, or a descriptor), so that who starts at a descriptor of / or /sys gets there too. errno stays.
+ */
+const char *sysfs_where(int directory, const char *path, char buffer[PATH_MAX]);
 
 /*
- * Port counters are asked for when their file is opened, and read from a memfd: the
- * descriptor, or -1 where path is another file, flags ask for more than reading, or
- * no router answers. errno stays.
+ * After path (sysfs_where's) was opened with these flags: where fd is a port counter of the tenant's, however it was named, its
+ * value as it is now takes the place of the file. Returns fd. errno stays.
  */
-int sysfs_open_counter(const char *path, int flags);
+int sysfs_opened(int fd, const char *path, int flags);
 
 /* Makes a resolved path one in /sys again, so that what is appended to it is found. */
 char *sysfs_back(char *resolved);

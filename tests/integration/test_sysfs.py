@@ -71,6 +71,14 @@ def test_counters_are_live(router: RunningRouter) -> None:
     assert after[0] - before[0] >= 100 * 65536 // 4
     assert after[1] - before[1] >= 100
     assert int(read(router, "b", f"{PORT}/counters/port_rcv_data")[0]) >= after[0] - before[0]
+    # The same, named from a directory that is open, and from the one that a process is in.
+    script = (
+        f"import os; d = os.open('{PORT}', os.O_RDONLY); "
+        "print(os.read(os.open('counters/port_xmit_data', os.O_RDONLY, dir_fd=d), 99).decode())"
+    )
+    assert int(output_of(router.run("a", "/usr/bin/python3", "-c", script))) >= after[0]
+    shell = f"cd {PORT}/counters && cat port_xmit_data"
+    assert int(output_of(router.run("a", "sh", "-c", shell))) >= after[0]
 
 
 def test_perftest_reports_counters(router: RunningRouter) -> None:

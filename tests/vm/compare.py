@@ -4,8 +4,9 @@
 The reference tells whether a test is right: where it fails there, test or list of deviations is wrong. Exit code 1
 where any run has a failure, with each statement that doesn't hold.
 
-A kernel device loses races of its own now and then. A test that failed there may have been run again, alone: REFERENCE-again/
-holds those runs, TEST.ATTEMPT.json each. It counts as failed only where it never passed. Other runs have no second try.
+A kernel device loses races of its own now and then. A test that failed there may have been run again, alone:
+REFERENCE-again/ holds those runs, TEST.ATTEMPT.json each. It counts as failed only where it never passed. Other runs
+have no second try.
 """
 
 import json

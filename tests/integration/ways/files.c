@@ -82,6 +82,25 @@ int main(int argc, char **argv)
     CHECK(readlink(path, link, sizeof(link)) == -1 && errno == EINVAL);
     CHECK(realpath(path, resolved) && strcmp(resolved, path) == 0);
 
+    /* From a directory that is open, or the one that the process is in; from the root too, as hwloc does it. */
+    const char *name = strrchr(path, '/') + 1;
+    int root = open("/", O_PATH | O_DIRECTORY), class = open("/sys/class", O_RDONLY | O_DIRECTORY);
+    int there = open(directory, O_RDONLY | O_DIRECTORY);
+
+    errno = E2BIG;
+    CHECK(holds(openat(there, name, O_RDONLY)) && errno == E2BIG);
+    CHECK(holds(openat64(there, name, O_RDONLY | O_CLOEXEC)));
+    CHECK(holds(openat(root, path + 1, O_RDONLY)) && errno == E2BIG);
+    CHECK(holds(openat(class, path + strlen("/sys/class/"), O_RDONLY)));
+    CHECK(fstatat(root, path + 1, &status, 0) == 0 && S_ISREG(status.st_mode) && faccessat(root, path + 1, R_OK, 0) == 0);
+    CHECK(openat(root, "sys/class/infiniband/none", O_RDONLY) == -1 && errno == ENOENT);
+    CHECK(openat(-1, "sys/class/infiniband", O_RDONLY) == -1 && errno == EBADF);
+    CHECK(chdir("/sys") == 0 && holds_file(fopen(path + strlen("/sys/"), "r")));
+    CHECK(chdir(directory) == 0 && holds_file(fopen(name, "re")) && holds(open(name, O_RDONLY)));
+    close(root);
+    close(class);
+    close(there);
+
     DIR *open_directory = opendir(directory);
     int count = scandir(directory, &list, NULL, alphasort);
 
