@@ -8,7 +8,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := gcc pkg-config python3-dev python3-venv libibverbs-dev librdmacm-dev perftest ibverbs-utils iproute2 \
-            rdmacm-utils ucx-utils qperf python3-pyverbs libfabric-bin musl-tools
+            rdmacm-utils ucx-utils libucx-dev qperf python3-pyverbs libfabric-bin musl-tools
 SOURCES := $(shell find csrc shim router benchmarks tests -name '*.[ch]' -o -name '*.py' -o -name '*.proto' -o -name meson.build) \
            meson.build meson.options pyproject.toml
 

@@ -130,6 +130,19 @@ def listening(port: int) -> bool:
     return False
 
 
+def serving(router: RunningRouter, tenant: str, *argv: str | Path, port: int) -> "subprocess.Popen[str]":
+    """Starts a server that listens by rdma_cm, and waits until it does."""
+    router.ask("tenant-add", name=tenant, policy={})
+    server = router.run(tenant, *argv)
+
+    def listens() -> bool:
+        addresses = router.status(tenant)["rdma_cm"]["listening"]
+        return server.poll() is not None or any(address.endswith(f":{port}") for address in addresses)
+
+    wait_until(listens, f"{argv[0]} listens")
+    return server
+
+
 _next_port = 24000 + os.getpid() % 4000
 
 

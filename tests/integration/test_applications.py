@@ -12,9 +12,15 @@ def need(command: str) -> None:
         pytest.skip(f"{command} is not installed")
 
 
-@pytest.mark.parametrize("test", ["rc_bw", "rc_lat", "rc_rdma_read_bw", "rc_rdma_write_bw"])
+QPERF = [
+    *("rc_bw", "rc_bi_bw", "rc_lat", "rc_rdma_read_bw", "rc_rdma_read_lat", "rc_rdma_write_bw", "rc_rdma_write_lat"),
+    *("rc_rdma_write_poll_lat", "rc_compare_swap_mr", "rc_fetch_add_mr", "ver_rc_compare_swap", "ver_rc_fetch_add"),
+]
+
+
+@pytest.mark.parametrize("test", QPERF)
 def test_qperf(router: RunningRouter, test: str) -> None:
-    """By rdma_cm, as over every RoCE device: by itself it connects QPs by LIDs."""
+    """By rdma_cm, as over every RoCE device: by itself it connects QPs by LIDs, UD and UC too."""
     need("qperf")
     if "rdma_create_id" not in exported():
         pytest.skip("built without rdma_cm")
@@ -24,8 +30,20 @@ def test_qperf(router: RunningRouter, test: str) -> None:
     argv = ["qperf", "-lp", str(port), "-t", "1", "-cm", "1", "127.0.0.1", test]
     text = output_of(router.run("a", *argv))
     server.terminate()
-    assert "bw" in text or "latency" in text, text
+    assert any(word in text for word in ("bw", "latency", "msg_rate")), text
     assert "failed" not in text, text
+
+
+def test_qperf_of_datagrams(router: RunningRouter) -> None:
+    """It knows no GIDs for these: a RoCE device has no way to such a peer, and says so (man ibv_create_ah: EINVAL)."""
+    need("qperf")
+    port = next_port()
+    server = router.run("b", "qperf", "-lp", str(port))
+    wait_until(lambda: listening(port) or server.poll() is not None, "the server")
+    child = router.run("a", "qperf", "-lp", str(port), "-t", "1", "127.0.0.1", "ud_lat")
+    text, _ = child.communicate(timeout=60)
+    server.terminate()
+    assert child.returncode != 0 and "failed to create address handle: Invalid argument" in text, text
 
 
 def test_asyncwatch_waits(router: RunningRouter) -> None:

@@ -39,9 +39,9 @@ PERFTEST = [
 PINGPONG = [
     [name, *options]
     for name, variants in (
-        ("ibv_uc_pingpong", [[], ["-e"]]),
-        ("ibv_ud_pingpong", [[], ["-e"]]),
-        ("ibv_srq_pingpong", [[], ["-e"], ["-q", "32"]]),
+        ("ibv_uc_pingpong", [[], ["-e"], ["-c"]]),
+        ("ibv_ud_pingpong", [[], ["-e"], ["-c"]]),
+        ("ibv_srq_pingpong", [[], ["-e"], ["-c"], ["-q", "32"]]),
         ("ibv_xsrq_pingpong", [[], ["-e"]]),
         ("ibv_rc_pingpong", [["-t"], ["-N"], ["-t", "-N"]]),
     )
@@ -71,6 +71,12 @@ def test_perftest(router: RunningRouter, argv: list[str]) -> None:
 def test_pingpong(router: RunningRouter, argv: list[str]) -> None:
     text = output_of(both(router, [*argv, "-g", "0", "-n", "200"]))
     assert "usec/iter" in text or "success" in text
+
+
+def test_on_demand_paging_is_refused(router: RunningRouter) -> None:
+    """As by every device without it."""
+    text = output_of(router.run("a", "ibv_rc_pingpong", "-g", "0", "-o"), expected=1)
+    assert "isn't ODP capable" in text, text
 
 
 def test_several_clients_share_an_xrc_domain(router: RunningRouter) -> None:

@@ -6,24 +6,10 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import RunningRouter, next_port, output_of, wait_until
-
-
-def serving(router: RunningRouter, tenant: str, *argv: str | Path, port: int) -> "subprocess.Popen[str]":
-    """Starts a server, and waits until it listens on the port."""
-    router.ask("tenant-add", name=tenant, policy={})
-    server = router.run(tenant, *argv)
-
-    def listens() -> bool:
-        addresses = router.status(tenant)["rdma_cm"]["listening"]
-        return server.poll() is not None or any(address.endswith(f":{port}") for address in addresses)
-
-    wait_until(listens, f"{argv[0]} listens")
-    return server
+from conftest import RunningRouter, next_port, output_of, serving, wait_until
 
 
 def address_of(router: RunningRouter, tenant: str) -> str:
@@ -142,29 +128,72 @@ def test_rsockets_are_absent(router: RunningRouter) -> None:
         assert "Function not implemented" in text
 
 
-@pytest.mark.parametrize(
-    "test", ["ib_write_bw", "ib_read_bw", "ib_send_bw", "ib_write_lat", "ib_read_lat", "ib_send_lat"]
-)
-def test_perftest(router: RunningRouter, test: str) -> None:
+PERFTEST = [
+    *(["ib_" + test] for test in ("write_bw", "read_bw", "send_bw", "write_lat", "read_lat", "send_lat", "atomic_bw")),
+    ["ib_atomic_lat"],
+    ["ib_send_bw", "--use-srq"],
+    ["ib_send_bw", "-e"],
+    ["ib_send_bw", "-b"],
+    ["ib_write_bw", "-q", "4"],
+]
+
+
+@pytest.mark.parametrize("argv", PERFTEST, ids=" ".join)
+def test_perftest(router: RunningRouter, argv: list[str]) -> None:
     port = next_port()
     options = ["-R", "-p", str(port), "-n", "200", "-F"]
-    server = serving(router, "b", test, *options, port=port)
-    client = router.run("a", test, *options, "127.0.0.1")
-    assert re.search(r"^ *\d+ +200 ", output_of(client), re.MULTILINE)
+    server = serving(router, "b", *argv, *options, port=port)
+    client = router.run("a", *argv, *options, "127.0.0.1")
+    assert re.search(r"^ *\d+ +\d00 ", output_of(client), re.MULTILINE)
     output_of(server)
 
 
-@pytest.mark.skipif(not shutil.which("fi_pingpong"), reason="fi_pingpong (libfabric-bin) is not installed")
-@pytest.mark.parametrize("provider", [("verbs", "msg"), ("verbs;ofi_rxm", "rdm")], ids=["msg", "rdm over msg"])
-def test_libfabric(router: RunningRouter, provider: tuple[str, str]) -> None:
-    options = ["-p", provider[0], "-e", provider[1], "-S", "4096", "-I", "20"]
+@pytest.mark.parametrize("kind", ["XRC", "UC"])
+def test_perftest_refuses_by_itself(router: RunningRouter, kind: str) -> None:
+    """What it connects by rdma_cm on no device."""
+    text, _ = router.run("a", "ib_send_bw", "-R", "-c", kind, "-p", str(next_port())).communicate(timeout=60)
+    assert "not support" in text, text
+
+
+LIBFABRIC = {
+    "msg": ["-p", "verbs", "-e", "msg"],
+    "dgram": ["-p", "verbs", "-e", "dgram"],
+    "rdm over msg": ["-p", "verbs;ofi_rxm", "-e", "rdm"],
+    "rdm over dgram": ["-p", "verbs;ofi_rxd", "-e", "rdm"],
+}
+# ofi_rxm takes XRC QPs, which rdma_cm connects, where it shares receives as well.
+XRC_SETTINGS = ["FI_VERBS_PREFER_XRC=1", "FI_OFI_RXM_USE_SRX=1", "FI_LOG_LEVEL=info"]
+
+
+def fi_pingpong(router: RunningRouter, *options: str, settings: tuple[str, ...] | list[str] = ()) -> str:
+    """Both ends; returns what the client says."""
+    if not shutil.which("fi_pingpong"):
+        pytest.skip("fi_pingpong (libfabric-bin) is not installed")
     port = next_port()
-    server = router.run("b", "fi_pingpong", *options, "-B", str(port))
+    argv = ["env", *settings, "fi_pingpong", *options]
+    server = router.run("b", *argv, "-B", str(port))
     # Its own handshake is over TCP.
     wait_until(lambda: server.poll() is not None or f":{port:04X} " in tcp_table(), "fi_pingpong listens")
-    client = router.run("a", "fi_pingpong", *options, "-P", str(port), "127.0.0.1")
-    assert "=20" in output_of(client)
+    text = output_of(router.run("a", *argv, "-P", str(port), "127.0.0.1"))
     output_of(server)
+    return text
+
+
+@pytest.mark.parametrize("kind", LIBFABRIC)
+def test_libfabric(router: RunningRouter, kind: str) -> None:
+    assert "=20" in fi_pingpong(router, *LIBFABRIC[kind], "-S", "1024", "-I", "20")
+
+
+@pytest.mark.parametrize("kind", ["msg", "rdm over msg"])
+def test_libfabric_of_all_sizes(router: RunningRouter, kind: str) -> None:
+    """Up to 6 MiB: ofi_rxm sends the long ones by READ."""
+    assert "6m      5       =5" in fi_pingpong(router, *LIBFABRIC[kind], "-S", "all", "-I", "5")
+
+
+def test_libfabric_over_xrc(router: RunningRouter) -> None:
+    text = fi_pingpong(router, *LIBFABRIC["rdm over msg"], "-S", "1024", "-I", "20", settings=XRC_SETTINGS)
+    assert "=20" in text
+    assert "FI_PROTO_RDMA_CM_IB_XRC" in text, text
 
 
 def tcp_table() -> str:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UCX, unmodified, over RC (with UD for its wire-up) and over UD alone, between two tenants."""
+"""UCX, unmodified, over RC (with UD for its wire-up), over UD alone, and connected by rdma_cm, between two tenants."""
 
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
-from conftest import RunningRouter, listening, next_port, output_of, wait_until
+from conftest import RunningRouter, listening, next_port, output_of, serving, wait_until
 
 pytestmark = pytest.mark.skipif(shutil.which("ucx_perftest") is None, reason="ucx-utils is not installed")
 
@@ -58,3 +60,31 @@ def test_transports(router: RunningRouter, transport: str, test: str) -> None:
     layout = ["-D", "bcopy"] if test == "get" else []
     argv = ["-d", "sluice0:1", "-x", transport, "-t", test, "-s", "8", "-n", "100", "-w", "10"]
     pair(router, transport, *argv, *layout)
+
+
+@pytest.fixture(scope="module")
+def client_server(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """UCX's own example of endpoints that are made from socket addresses: ucx_perftest makes none of these."""
+    source = Path("/usr/share/doc/libucx-dev/examples/ucp_client_server.c")
+    if not source.exists():
+        pytest.skip("libucx-dev with its examples is not installed")
+    program = tmp_path_factory.mktemp("ucx") / "ucp_client_server"
+    subprocess.run(["cc", "-o", program, source, "-lucp", "-lucs"], check=True)
+    return program
+
+
+@pytest.mark.parametrize("protocol", ["tag", "stream", "am"])
+def test_wire_up_by_rdma_cm(router: RunningRouter, client_server: Path, protocol: str) -> None:
+    port = next_port()
+    settings = ["UCX_TLS=rc_verbs,ud_verbs,self", "UCX_NET_DEVICES=sluice0:1", "UCX_SOCKADDR_TLS_PRIORITY=rdmacm"]
+    # The server prints what it gets, and nobody reads that meanwhile: less than a pipe holds.
+    options = ["-c", protocol, "-p", str(port), "-i", "2", "-s", "16000"]
+    server = serving(router, "b", "env", *settings, client_server, *options, port=port)
+    client = router.run("a", "env", *settings, "UCX_LOG_LEVEL=debug", client_server, *options, "-a", "127.0.0.1")
+    text = output_of(client)
+    assert "on device sluice0:1" in text and "on cm rdmacm" in text, text
+    assert " ERROR " not in text, text
+    # It serves for ever.
+    server.terminate()
+    text, _ = server.communicate(timeout=60)
+    assert "ERROR" not in text, text
