@@ -17,6 +17,7 @@ struct ah {
     uint32_t peer;                     /* unicast: the number of the tenant that has the GID */
     uint64_t incarnation;              /* of that tenant: the number may be another one's by now */
     struct group *group;               /* multicast */
+    struct trunk *trunk;               /* to another node; then peer is nobody */
     struct sluice_ah_attr attr;
     uint8_t sgid[16];
 };

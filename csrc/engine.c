@@ -29,6 +29,7 @@
 #include "srq.h"
 #include "tenant.h"
 #include "transport/tcp.h"
+#include "transport/trunk.h"
 #include "transport/transport.h"
 #include "worker.h"
 #include "xrc.h"
@@ -123,10 +124,11 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
     engine->qp_free = sparse(SLUICE_MAX_QPS * sizeof(*engine->qp_free));
     engine->srqs = sparse((SLUICE_MAX_SRQN + 1) * sizeof(*engine->srqs));
     engine->groups = sparse(GROUP_BUCKETS * sizeof(*engine->groups));
+    engine->trunks = sparse(SLUICE_MAX_NODES * sizeof(*engine->trunks));
     engine->mrs = sparse(MR_MAX * sizeof(*engine->mrs));
     engine->events.ring = sparse(ENGINE_EVENTS * sizeof(*engine->events.ring));
     if (!engine->tenants || !engine->sessions || !engine->live || !engine->qps || !engine->qp_generations ||
-        !engine->qp_free || !engine->srqs || !engine->groups || !engine->tenant_groups || !engine->mrs || !engine->events.ring)
+        !engine->qp_free || !engine->srqs || !engine->groups || !engine->tenant_groups || !engine->trunks || !engine->mrs || !engine->events.ring)
         goto fail;
     for (uint32_t slot = 0; slot < SLUICE_MAX_QPS; slot++)
         engine->qp_free[slot] = slot;
@@ -186,6 +188,7 @@ void sluice_engine_close(struct sluice_engine *engine)
         if (engine->tenant_groups[i])
             tenant_group_free(engine->tenant_groups[i]);
     port_close(engine);
+    trunks_free(engine);
     net_close(engine);
     timers_free(&engine->timers);
     unmap(engine->tenants, SLUICE_MAX_TENANTS * sizeof(*engine->tenants));
@@ -197,6 +200,7 @@ void sluice_engine_close(struct sluice_engine *engine)
     unmap(engine->qp_free, SLUICE_MAX_QPS * sizeof(*engine->qp_free));
     unmap(engine->srqs, (SLUICE_MAX_SRQN + 1) * sizeof(*engine->srqs));
     unmap(engine->groups, GROUP_BUCKETS * sizeof(*engine->groups));
+    unmap(engine->trunks, SLUICE_MAX_NODES * sizeof(*engine->trunks));
     unmap(engine->mrs, MR_MAX * sizeof(*engine->mrs));
     unmap(engine->events.ring, ENGINE_EVENTS * sizeof(*engine->events.ring));
     unmap(engine->counters, COUNTERS_SIZE);
@@ -250,6 +254,17 @@ int sluice_tenant_add(struct sluice_engine *engine, const struct sluice_shape *s
 static struct tenant *find_tenant(struct sluice_engine *engine, uint32_t number)
 {
     return number < SLUICE_MAX_TENANTS ? engine->tenants[number] : NULL;
+}
+
+int sluice_tenant_address(struct sluice_engine *engine, uint32_t number, const uint8_t *gid)
+{
+    worker_enter(engine);
+    struct tenant *tenant = find_tenant(engine, number);
+
+    if (tenant)
+        memcpy(tenant->gid, gid, sizeof(tenant->gid));
+    worker_leave(engine);
+    return tenant ? 0 : -EINVAL;
 }
 
 int sluice_tenant_remove(struct sluice_engine *engine, uint32_t number)
@@ -747,10 +762,58 @@ int sluice_ah_sever(struct sluice_engine *engine, uint32_t number, uint32_t hand
         return -EINVAL;
     struct ah *ah = ah_find(session, handle);
 
-    if (ah)
+    if (ah) {
         ah->peer = SLUICE_MAX_TENANTS;
+        ah->trunk = NULL;
+    }
     worker_leave(engine);
     return ah ? 0 : -EINVAL;
+}
+
+int sluice_ah_lead(struct sluice_engine *engine, uint32_t number, uint32_t handle, uint32_t trunk)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    struct ah *ah = ah_find(session, handle);
+    bool fits = ah && !ah->group && trunk_find(engine, trunk);
+
+    if (fits) {
+        ah->trunk = trunk_find(engine, trunk);
+        ah->transport = &transport_tcp;
+    }
+    worker_leave(engine);
+    return fits ? 0 : -EINVAL;
+}
+
+int sluice_trunk_open(struct sluice_engine *engine)
+{
+    worker_enter(engine);
+    int result = trunk_open(engine);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_trunk_connect(struct sluice_engine *engine, uint32_t number, int fd)
+{
+    worker_enter(engine);
+    struct trunk *trunk = trunk_find(engine, number);
+    int result = trunk ? trunk_connect(trunk, fd) : -EINVAL;
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_trunk_accept(struct sluice_engine *engine, uint32_t number, int fd)
+{
+    worker_enter(engine);
+    struct trunk *trunk = trunk_find(engine, number);
+    int result = trunk ? trunk_accept(trunk, fd) : -EINVAL;
+
+    worker_leave(engine);
+    return result;
 }
 
 int sluice_xrcd_open(struct sluice_engine *engine, uint32_t number, uint32_t context, int has_inode, uint64_t dev,

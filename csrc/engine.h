@@ -21,6 +21,7 @@ struct sluice_engine;
 
 enum sluice_engine_limits {
     SLUICE_MAX_TENANTS = 4096,
+    SLUICE_MAX_NODES = 4096, /* others that this one ever had to do with */
     SLUICE_MAX_SESSIONS = 16384,
     SLUICE_MAX_GROUPS = 1024,
     SLUICE_MAX_QPS = 262144 /* of the node */
@@ -151,14 +152,16 @@ struct sluice_qp_counters {
 /* What the engine tells the control plane. */
 enum sluice_engine_event_kind {
     SLUICE_EVENT_SESSION_BROKEN = 1, /* garbage in its shared memory; its QPs are stopped already */
-    SLUICE_EVENT_QP_DISCONNECTED     /* its connection to another node broke: make another (sluice_qp_connect) */
+    SLUICE_EVENT_QP_DISCONNECTED,    /* its connection to another node broke: make another (sluice_qp_connect) */
+    SLUICE_EVENT_TRUNK_DISCONNECTED  /* the same of a trunk (sluice_trunk_connect) */
 };
 
 struct sluice_engine_event {
     uint32_t kind;
     uint32_t session;
     uint32_t qp; /* handle: QP_DISCONNECTED */
-    char reason[108];
+    uint32_t trunk; /* TRUNK_DISCONNECTED */
+    char reason[104];
 };
 
 struct sluice_session_files {
@@ -190,6 +193,8 @@ int sluice_engine_next_event(struct sluice_engine *engine, struct sluice_engine_
 
 /* Returns the tenant's number, which is its slot in the counters file. -EAGAIN: too many. */
 int sluice_tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape);
+/* Its GID (16 bytes): datagrams from other nodes name it. */
+int sluice_tenant_address(struct sluice_engine *engine, uint32_t tenant, const uint8_t *gid);
 /* -EBUSY while it has sessions. */
 int sluice_tenant_remove(struct sluice_engine *engine, uint32_t tenant);
 /* -EINVAL: no such tenant, or no such group. */
@@ -257,6 +262,8 @@ int sluice_memory_close(struct sluice_engine *engine, uint32_t session, uint32_t
 int sluice_cq_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_qp_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_srq_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
+/* trunk: of the node where the destination is; what is sent goes there from now on. */
+int sluice_ah_lead(struct sluice_engine *engine, uint32_t session, uint32_t handle, uint32_t trunk);
 int sluice_ah_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 /* What is sent there is lost from now on. */
 int sluice_ah_sever(struct sluice_engine *engine, uint32_t session, uint32_t handle);
@@ -283,6 +290,15 @@ int sluice_qp_modify(struct sluice_engine *engine, uint32_t session, uint32_t ha
  * over where the result is 0. -ENOTCONN: the QP is in no state, or of no transport, to have one.
  */
 int sluice_qp_connect(struct sluice_engine *engine, uint32_t session, uint32_t handle, int fd);
+
+/*
+ * A way for datagrams to and from another node (csrc/transport/trunk.h), for good. Returns its number;
+ * -ENOMEM; -EAGAIN: there are SLUICE_MAX_NODES.
+ */
+int sluice_trunk_open(struct sluice_engine *engine);
+/* fd: a TCP connection to (connect) or from (accept) that node's router. Taken over where the result is 0. */
+int sluice_trunk_connect(struct sluice_engine *engine, uint32_t trunk, int fd);
+int sluice_trunk_accept(struct sluice_engine *engine, uint32_t trunk, int fd);
 /* Its number. */
 int sluice_qp_number(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 /* To the error state, with IBV_EVENT_QP_FATAL for the application: its connection was taken from it. */

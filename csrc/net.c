@@ -16,6 +16,7 @@
 #include "futex.h"
 #include "qp.h"
 #include "transport/tcp.h"
+#include "transport/trunk.h"
 #include "uring.h"
 
 /* While there is other work, sockets are looked at this often: the look costs a tenth of it. */
@@ -135,6 +136,15 @@ static void end_lingering(struct sluice_engine *engine)
     }
 }
 
+static struct net_socket *find(struct sluice_engine *engine, uint32_t id)
+{
+    struct qp *qp = qp_lookup(engine, id);
+
+    if (qp)
+        return qp->wire ? tcp_socket(qp) : NULL;
+    return trunk_socket(engine, id);
+}
+
 static void look(struct sluice_engine *engine)
 {
     struct epoll_event events[64];
@@ -144,12 +154,11 @@ static void look(struct sluice_engine *engine)
     do {
         count = epoll_wait(engine->net->epoll, events, sizeof(events) / sizeof(*events), 0);
         for (int i = 0; i < count; i++) {
-            struct qp *qp = qp_lookup(engine, events[i].data.u32);
+            struct net_socket *socket = find(engine, events[i].data.u32);
 
             /* An event may outlive its socket by a moment. */
-            if (!qp || !qp->wire)
+            if (!socket)
                 continue;
-            struct net_socket *socket = tcp_socket(qp);
 
             if (events[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
                 socket->readable = true;
@@ -181,7 +190,7 @@ void net_serve(struct sluice_engine *engine)
     while (!list_empty(&round)) {
         struct net_socket *socket = list_entry(list_take(&round), struct net_socket, ready);
 
-        tcp_serve(engine, socket);
+        socket->serve(engine, socket);
     }
 }
 

@@ -22,7 +22,9 @@ struct net_socket {
     bool writable;
     bool hung_up;   /* the other side has closed */
     struct list ready; /* in engine->net->ready while there may be something to do */
-    uint32_t id;    /* what finds the owner again: a QP's number */
+    uint32_t id;    /* what finds the owner again: a QP's number, or trunk.h */
+    /* It may have something to do: writes, reads, and wakes itself while it isn't done. */
+    void (*serve)(struct sluice_engine *engine, struct net_socket *socket);
 };
 
 struct net {

@@ -33,6 +33,7 @@ struct session;
 struct srq;
 struct worker;
 struct net;
+struct trunk;
 
 /* Who is metered: a tenant, a group of them, or the whole device. */
 struct account {
@@ -54,6 +55,7 @@ struct tenant {
     struct sluice_engine *engine;
     uint32_t number;
     uint64_t incarnation; /* numbers are used again, this isn't */
+    uint8_t gid[16];      /* zeroes until it is known */
     struct sluice_shape shape;
     struct tenant_group *group;        /* or NULL */
     bool limited[DIRECTIONS];   /* a ceiling of its own, its group's or the device's */
@@ -118,12 +120,13 @@ struct session {
     uint32_t qp_hint, srq_hint, ah_hint; /* where to look for a free handle; they start anywhere as well */
 };
 
-/* A session breaks once, a QP has one connection at a time: more can't wait. */
-enum { ENGINE_EVENTS = SLUICE_MAX_SESSIONS + SLUICE_MAX_QPS };
+/* A session breaks once, a QP and a trunk have one connection at a time: more can't wait. */
+enum { ENGINE_EVENTS = SLUICE_MAX_SESSIONS + SLUICE_MAX_QPS + SLUICE_MAX_NODES };
 
 struct sluice_engine {
     struct worker *worker;
     struct net *net;    /* sockets of the tcp transport */
+    struct trunk **trunks; /* SLUICE_MAX_NODES */
     uint64_t now; /* ns; read once a round of work */
     uint64_t commanded; /* ns; when the last command of a mailbox was carried out */
     uint64_t linger; /* ns for which an empty send queue is watched; 0: no core to spare */
@@ -178,6 +181,8 @@ void session_break(struct session *session, const char *reason);
 
 /* Tells the control plane of a QP: enum sluice_engine_event_kind. */
 void engine_tell_qp(struct qp *qp, uint32_t kind);
+/* A trunk's connection broke. */
+void engine_tell_trunk(struct sluice_engine *engine, uint32_t number);
 
 /*
  * A pipe whose two ends are separate open files, so that the engine's end is

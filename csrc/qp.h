@@ -73,6 +73,7 @@ struct qp {
     struct message message;
     struct receive receive;
     enum qp_wait wait;
+    struct list *line;    /* QP_WAIT_TRANSPORT: in which to wait; NULL: in none */
     uint64_t idle_since;  /* ns: since when the send queue is watched */
     uint32_t rnr_left;    /* retries */
     struct timer timer;   /* RNR, or the transport's retry limit */

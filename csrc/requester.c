@@ -356,6 +356,9 @@ static bool proceed(struct qp *qp, enum progress progress, uint32_t status)
     case PROGRESS_BLOCKED:
         list_remove(&qp->link);
         qp->wait = QP_WAIT_TRANSPORT;
+        if (qp->line)
+            list_append(qp->line, &qp->link);
+        qp->line = NULL;
         return false;
     case PROGRESS_DROPPED:
         drop(qp);

@@ -273,6 +273,13 @@ void engine_tell_qp(struct qp *qp, uint32_t kind)
         tell(qp->session->engine, &event);
 }
 
+void engine_tell_trunk(struct sluice_engine *engine, uint32_t number)
+{
+    struct sluice_engine_event event = {.kind = SLUICE_EVENT_TRUNK_DISCONNECTED, .trunk = number};
+
+    tell(engine, &event);
+}
+
 /* ---- protection domains and completion channels ------------------------ */
 
 int pd_alloc(struct session *session, uint32_t context)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * UD messages between QPs of this node (IBTA 9.8.3): one copy for each receiver, all
- * of it at once, as a message fits one packet. What nobody takes is lost.
+ * UD messages (IBTA 9.8.3). Between QPs of this node: one copy for each receiver, all
+ * of it at once, as a message fits one packet. To other nodes: by a trunk. What nobody takes is lost.
  */
 #include <arpa/inet.h>
 #include <infiniband/verbs.h>
@@ -12,6 +12,7 @@
 #include "../multicast.h"
 #include "../spans.h"
 #include "transport.h"
+#include "trunk.h"
 
 enum {
     MULTICAST_QPN = 0xffffff,
@@ -86,22 +87,34 @@ static void write_grh(union grh *grh, const struct ah *ah, uint32_t length, bool
 
 /* ---- delivery ---------------------------------------------------------- */
 
-static uint32_t qkey_of(const struct qp *qp)
-{
-    uint32_t qkey = qp->message.wqe->remote_qkey;
+/* What the receiver is told beside GRH and data. */
+struct datagram {
+    uint32_t src_qp, qkey, length; /* bytes of data */
+    uint32_t imm;
+    bool immediate, solicited;
+};
 
-    return qkey >> QKEY_OWN ? qp->attr.qkey : qkey;
+static struct datagram describe(const struct qp *qp)
+{
+    const struct sluice_wqe *wqe = qp->message.wqe;
+
+    return (struct datagram){
+        .src_qp = qp->qp_num,
+        .qkey = wqe->remote_qkey >> QKEY_OWN ? qp->attr.qkey : wqe->remote_qkey,
+        .length = qp->message.total,
+        .imm = wqe->imm_data,
+        .immediate = wqe->opcode == IBV_WR_SEND_WITH_IMM,
+        .solicited = wqe->flags & SLUICE_WQE_SOLICITED,
+    };
 }
 
 /* src is GRH and data. False: the QP doesn't take it. */
-static bool deliver(struct qp *qp, struct qp *to, const struct spans *src)
+static bool deliver(const struct datagram *datagram, struct qp *to, const struct spans *src)
 {
-    const struct sluice_wqe *wqe = qp->message.wqe;
-    bool immediate = wqe->opcode == IBV_WR_SEND_WITH_IMM;
     struct receive *receive = &to->receive;
     struct spans dst = {.count = 0};
 
-    if (to->type != IBV_QPT_UD || !qp_can_respond(to) || to->session->broken || to->attr.qkey != qkey_of(qp))
+    if (to->type != IBV_QPT_UD || !qp_can_respond(to) || to->session->broken || to->attr.qkey != datagram->qkey)
         return false;
     /* One that was too short for an earlier message is still there. */
     if (!receive->active && !qp_take_receive(to, to->srq, false))
@@ -112,30 +125,31 @@ static bool deliver(struct qp *qp, struct qp *to, const struct spans *src)
     if (resolved && dst.total < src->total)
         return false;
     if (!resolved ||
-        spans_copy(qp->session->engine, &dst, src, 0, (uint32_t)src->total) > (uint32_t)src->total) {
+        spans_copy(to->session->engine, &dst, src, 0, (uint32_t)src->total) > (uint32_t)src->total) {
         qp_complete_receive(to, IBV_WC_LOC_PROT_ERR, IBV_WC_RECV, 0, 0, 0, false);
         qp_error(to);
         return false;
     }
-    to->counters->rx_bytes += qp->message.total;
-    to->tenant->counters->rx_bytes += qp->message.total;
+    to->counters->rx_bytes += datagram->length;
+    to->tenant->counters->rx_bytes += datagram->length;
     to->counters->rx_messages++;
     to->tenant->counters->rx_messages++;
-    receive->src_qp = qp->qp_num;
+    receive->src_qp = datagram->src_qp;
     qp_complete_receive(to, IBV_WC_SUCCESS, IBV_WC_RECV, (uint32_t)src->total,
-                        IBV_WC_GRH | (immediate ? IBV_WC_WITH_IMM : 0), immediate ? wqe->imm_data : 0,
-                        wqe->flags & SLUICE_WQE_SOLICITED);
+                        IBV_WC_GRH | (datagram->immediate ? IBV_WC_WITH_IMM : 0),
+                        datagram->immediate ? datagram->imm : 0, datagram->solicited);
     return true;
 }
 
 static bool deliver_to_group(struct qp *qp, struct group *group, const struct spans *src)
 {
+    struct datagram datagram = describe(qp);
     bool delivered = false;
 
     if (qp->message.wqe->remote_qpn != MULTICAST_QPN)
         return false;
     for (struct list *link = group->members.next; link != &group->members; link = link->next)
-        delivered |= deliver(qp, list_entry(link, struct member, link)->qp, src);
+        delivered |= deliver(&datagram, list_entry(link, struct member, link)->qp, src);
     return delivered;
 }
 
@@ -143,35 +157,102 @@ static bool deliver_to_one(struct qp *qp, const struct ah *ah, const struct span
 {
     struct sluice_engine *engine = qp->session->engine;
     struct qp *to = qp_lookup(engine, qp->message.wqe->remote_qpn);
+    struct datagram datagram = describe(qp);
 
-    return to && to->tenant == ah_tenant(engine, ah) && deliver(qp, to, src);
+    return to && to->tenant == ah_tenant(engine, ah) && deliver(&datagram, to, src);
 }
 
-enum progress local_send_datagram(struct qp *qp, uint32_t *status)
+/* ---- sending ----------------------------------------------------------- */
+
+/* GRH and data of the message at hand. False: *status says why. */
+static bool gather(struct qp *qp, union grh *grh, struct spans *src, uint32_t *status)
 {
     struct message *message = &qp->message;
     const struct sluice_wqe *wqe = message->wqe;
-    const struct ah *ah = message->ah;
-    struct spans src = {.count = 0};
-    union grh grh;
 
-    spans_add_host(&src, grh.bytes, SLUICE_GRH);
+    spans_add_host(src, grh->bytes, SLUICE_GRH);
     *status = IBV_WC_LOC_PROT_ERR;
     if (wqe->flags & SLUICE_WQE_INLINE)
-        spans_add_host(&src, message->inline_data, wqe->inline_length);
-    else if (!spans_add_sges(&src, qp->pd, message->sges, wqe->num_sge, 0) || src.by_process)
-        return PROGRESS_FAILED;
+        spans_add_host(src, message->inline_data, wqe->inline_length);
+    else if (!spans_add_sges(src, qp->pd, message->sges, wqe->num_sge, 0) || src->by_process)
+        return false;
     *status = IBV_WC_LOC_LEN_ERR;
-    if (src.total > SLUICE_GRH + SLUICE_MTU)
-        return PROGRESS_FAILED;
-    message->total = (uint32_t)src.total - SLUICE_GRH;
-    write_grh(&grh, ah, message->total, wqe->opcode == IBV_WR_SEND_WITH_IMM);
-    if (!(ah->group ? deliver_to_group(qp, ah->group, &src) : deliver_to_one(qp, ah, &src)))
-        return PROGRESS_DROPPED;
+    if (src->total > SLUICE_GRH + SLUICE_MTU)
+        return false;
+    message->total = (uint32_t)src->total - SLUICE_GRH;
+    write_grh(grh, message->ah, message->total, wqe->opcode == IBV_WR_SEND_WITH_IMM);
+    return true;
+}
+
+static enum progress sent(struct qp *qp)
+{
+    struct message *message = &qp->message;
+
     message->moved = message->total;
     qp->counters->tx_bytes += message->total;
     qp->tenant->counters->tx_bytes += message->total;
     qp->counters->tx_messages++;
     qp->tenant->counters->tx_messages++;
     return PROGRESS_DONE;
+}
+
+enum progress local_send_datagram(struct qp *qp, uint32_t *status)
+{
+    const struct ah *ah = qp->message.ah;
+    struct spans src = {.count = 0};
+    union grh grh;
+
+    if (!gather(qp, &grh, &src, status))
+        return PROGRESS_FAILED;
+    if (!(ah->group ? deliver_to_group(qp, ah->group, &src) : deliver_to_one(qp, ah, &src)))
+        return PROGRESS_DROPPED;
+    return sent(qp);
+}
+
+/* ---- between nodes ----------------------------------------------------- */
+
+enum progress trunk_send_datagram(struct qp *qp, uint32_t *status)
+{
+    const struct ah *ah = qp->message.ah;
+    struct spans src = {.count = 0};
+    union grh grh;
+
+    if (!gather(qp, &grh, &src, status))
+        return PROGRESS_FAILED;
+    if (!ah->trunk) /* severed */
+        return PROGRESS_DROPPED;
+    struct datagram datagram = describe(qp);
+    struct datagram_frame frame = {
+        .length = datagram.length,
+        .src_qp = datagram.src_qp,
+        .dst_qp = qp->message.wqe->remote_qpn,
+        .qkey = datagram.qkey,
+        .imm = datagram.imm,
+        .flags = (datagram.immediate ? DATAGRAM_IMMEDIATE : 0) | (datagram.solicited ? DATAGRAM_SOLICITED : 0),
+    };
+
+    memcpy(frame.dgid, ah->attr.dgid, sizeof(frame.dgid));
+    *status = IBV_WC_LOC_PROT_ERR;
+    enum progress progress = trunk_send(ah->trunk, qp, &frame, &src);
+
+    return progress == PROGRESS_DONE ? sent(qp) : progress;
+}
+
+void datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame)
+{
+    struct datagram datagram = {
+        .src_qp = frame->src_qp,
+        .qkey = frame->qkey,
+        .length = frame->length,
+        .imm = frame->imm,
+        .immediate = frame->flags & DATAGRAM_IMMEDIATE,
+        .solicited = frame->flags & DATAGRAM_SOLICITED,
+    };
+    struct qp *to = qp_lookup(engine, frame->dst_qp);
+    struct spans src = {.count = 0};
+
+    if (!to || memcmp(to->tenant->gid, frame->dgid, sizeof(frame->dgid)))
+        return;
+    spans_add_host(&src, frame->grh, SLUICE_GRH + frame->length);
+    deliver(&datagram, to, &src);
 }

@@ -186,6 +186,25 @@ int tcp_attach(struct qp *qp, int fd)
     return net_add(qp->session->engine, &endpoint->socket, fd);
 }
 
+static void serve(struct sluice_engine *engine, struct net_socket *socket)
+{
+    struct tcp_endpoint *endpoint = list_entry(socket, struct tcp_endpoint, socket);
+    struct qp *qp = endpoint->qp;
+
+    (void)engine;
+    /* What waits for a receive waits for nobody any more. */
+    if (socket->hung_up && endpoint->receiving == TCP_HOLD) {
+        tcp_lost(endpoint);
+        return;
+    }
+    /* Both may end the QP, and the connection with it. */
+    if (socket->fd < 0 || (socket->readable && !tcp_read(endpoint)) || !tcp_write(endpoint))
+        return;
+    if (qp->wait == QP_WAIT_TRANSPORT && endpoint->greeted && !endpoint->rnr && socket->writable &&
+        endpoint->source == TCP_NOTHING)
+        qp_activate(qp);
+}
+
 /* ---- what the QP says ------------------------------------------------------- */
 
 static int tcp_connect(struct qp *qp)
@@ -203,6 +222,7 @@ static int tcp_connect(struct qp *qp)
     endpoint->timer.fire = on_timer;
     endpoint->socket.fd = -1;
     endpoint->socket.id = qp->qp_num;
+    endpoint->socket.serve = serve;
     list_init(&endpoint->socket.ready);
     list_init(&endpoint->held);
     qp->completed = qp->sq.head;
@@ -250,28 +270,10 @@ static void tcp_receive_posted(struct qp *qp)
         tcp_resume(endpoint);
 }
 
-void tcp_serve(struct sluice_engine *engine, struct net_socket *socket)
-{
-    struct tcp_endpoint *endpoint = list_entry(socket, struct tcp_endpoint, socket);
-    struct qp *qp = endpoint->qp;
-
-    (void)engine;
-    /* What waits for a receive waits for nobody any more. */
-    if (socket->hung_up && endpoint->receiving == TCP_HOLD) {
-        tcp_lost(endpoint);
-        return;
-    }
-    /* Both may end the QP, and the connection with it. */
-    if (socket->fd < 0 || (socket->readable && !tcp_read(endpoint)) || !tcp_write(endpoint))
-        return;
-    if (qp->wait == QP_WAIT_TRANSPORT && endpoint->greeted && !endpoint->rnr && socket->writable &&
-        endpoint->source == TCP_NOTHING)
-        qp_activate(qp);
-}
-
 const struct transport transport_tcp = {
     .name = "tcp",
     .send = tcp_send,
+    .send_datagram = trunk_send_datagram,
     .flush = tcp_flush,
     .connect = tcp_connect,
     .disconnect = tcp_disconnect,

@@ -139,9 +139,6 @@ struct tcp_batch *tcp_batch_new(void);
 /* The control plane made a connection to the peer, authenticated. Takes fd over where it returns 0; -errno. */
 int tcp_attach(struct qp *qp, int fd);
 
-/* Whoever is ready: writes, reads, and is ready again while it isn't done. */
-void tcp_serve(struct sluice_engine *engine, struct net_socket *socket);
-
 /* Frees what QPs have given up. Between two rounds. */
 void tcp_bury(struct net *net);
 

@@ -56,7 +56,8 @@ extern const struct transport transport_local;
 /* The other end on another node, over kernel TCP (tcp.h). */
 extern const struct transport transport_tcp;
 
-/* Its send_datagram (datagram.c). */
+/* Their send_datagram (datagram.c). */
 enum progress local_send_datagram(struct qp *qp, uint32_t *status);
+enum progress trunk_send_datagram(struct qp *qp, uint32_t *status);
 
 #endif

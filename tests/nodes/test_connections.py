@@ -63,6 +63,14 @@ def test_ucmatose(cluster: Cluster, options: list[str]) -> None:
     assert "return status 0" in output_of(server)
 
 
+@pytest.mark.parametrize("options", [[], ["-c", "10", "-C", "3"], ["-S", "4000"]], ids=str)
+def test_udaddy(cluster: Cluster, options: list[str]) -> None:
+    server = serving(cluster["beta"], "udaddy", *options, port=7174)
+    client = cluster["alpha"].run("client", "udaddy", *options, "-s", cluster["beta"].address)
+    assert "return status 0" in output_of(client)
+    assert "return status 0" in output_of(server)
+
+
 @pytest.mark.parametrize("test", ["ib_write_bw", "ib_read_lat", "ib_send_bw"])
 def test_perftest(cluster: Cluster, test: str) -> None:
     port = next_port()

@@ -27,6 +27,9 @@ TOOLS = [
     ["ib_atomic_lat"],
     ["ib_write_bw", "-c", "UC"],
     ["ib_send_bw", "-c", "UC"],
+    ["ib_send_bw", "-c", "UD", "-s", "1024"],
+    ["ib_send_lat", "-c", "UD"],
+    ["ib_send_lat", "-e"],
 ]
 
 
@@ -53,6 +56,13 @@ def test_perftest(cluster: Cluster, argv: list[str]) -> None:
 @pytest.mark.parametrize("options", [[], ["-e"], ["-n", "2000", "-s", "65536"]], ids=str)
 def test_rc_pingpong(cluster: Cluster, options: list[str]) -> None:
     server, client = pair(cluster, "ibv_rc_pingpong", "-g", "0", *options, port=next_port())
+    assert "usec/iter" in output_of(client)
+    output_of(server)
+
+
+@pytest.mark.parametrize("options", [[], ["-s", "64"], ["-e"], ["-n", "2000"]], ids=str)
+def test_ud_pingpong(cluster: Cluster, options: list[str]) -> None:
+    server, client = pair(cluster, "ibv_ud_pingpong", "-g", "0", *options, port=next_port())
     assert "usec/iter" in output_of(client)
     output_of(server)
 

@@ -2,16 +2,14 @@
 """Connections between nodes: each QP whose peer is elsewhere gets a TCP connection of its own.
 
 Who wants one asks the peer's router over the link (Dial). That one looks whether
-the QP that is named names this one in turn, and answers with a ticket: 32 random bytes,
-good once and for seconds. Whoever connects to the data port and says it is connected to
-that QP; everybody else gets nothing but a close. Both sides try whenever a QP has no connection;
-where they try at once, the node whose name sorts first goes on.
+the QP that is named names this one in turn, and answers with a ticket for its data port
+(data_port.py). Both sides try whenever a QP has no connection; where they try at once, the
+node whose name sorts first goes on.
 """
 
 import asyncio
 import errno
 import logging
-import secrets
 import socket
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -19,21 +17,15 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any
 
+from sluice.cluster.data_port import DataPort, connect
 from sluice.cluster.directory import Directory
 from sluice.cluster.links import Links, PeerRefused, PeerUnreachable
 from sluice.cluster.messages import Dial, Refused, Ticket
+from sluice.cluster.trunks import Trunks
 from sluice.engine import Engine, ffi
 
 log = logging.getLogger(__name__)
 
-TICKET = 32
-"""Bytes."""
-TICKET_SECONDS = 10.0
-MAX_TICKETS = 8192
-MAX_STRANGERS = 256
-"""Connections at a time that haven't said a ticket yet."""
-SAY_SECONDS = 3.0
-CONNECT_SECONDS = 3.0
 FIRST_DELAY, LAST_DELAY = 0.02, 0.5
 """Seconds between two tries."""
 DIALS = 64
@@ -66,28 +58,12 @@ class Connector:
         self._engine = engine
         self._wanted: dict[tuple[int, int], Wanted] = {}
         self._by_qp: dict[int, Wanted] = {}
-        self._tickets: dict[bytes, tuple[Wanted, float]] = {}
         self._dials = asyncio.Semaphore(DIALS)
-        self._strangers = 0
-        self.refused = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._listener = self._listen()
-        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+        self._port = DataPort(links.me)
+        self.trunks = Trunks(links, self._port, engine)
         links.handle(Dial, self._on_dial)
         links.on_alive(self._on_alive)
-
-    def _listen(self) -> socket.socket:
-        me = self._links.me
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((str(me.address), me.data_port))
-            listener.listen(1024)
-        except OSError as error:
-            listener.close()
-            raise OSError(error.errno, f"{me.address}:{me.data_port}: {error.strerror}") from None
-        listener.setblocking(False)
-        return listener
 
     # ---- what QPs want -------------------------------------------------------
 
@@ -120,11 +96,19 @@ class Connector:
             wanted.connected = False
             self._try(wanted)
 
+    def trunk_to(self, destination: IPv4Address) -> int | None:
+        """The trunk of the node where an address is; None where that isn't known."""
+        place = self._directory.find(destination)
+        if place is None or place.node == self._links.me.name:
+            return None
+        return self.trunks.to(place.node)
+
     def status(self) -> dict[str, int]:
         return {
             "wanted": len(self._wanted),
             "connected": sum(wanted.connected for wanted in self._wanted.values()),
-            "refused": self.refused,
+            "refused": self._port.refused,
+            "trunks": self.trunks.connected(),
         }
 
     def _start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -200,16 +184,9 @@ class Connector:
             answer = await self._links.request(place.node, request)
             if not isinstance(answer, Ticket) or wanted.connected:
                 return
-            with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-                connection.setblocking(False)
-                loop = asyncio.get_running_loop()
-                async with asyncio.timeout(CONNECT_SECONDS):
-                    await loop.sock_connect(connection, (str(node.address), node.data_port))
-                    await loop.sock_sendall(connection, answer.ticket)
+            with await connect(node, answer.ticket) as connection:
                 if self._alive(wanted) and not wanted.connected:
                     self._attach(wanted, connection)
-        except TimeoutError:
-            raise PeerUnreachable(f"{node.address}:{node.data_port} did not answer") from None
         finally:
             wanted.dialing = False
 
@@ -230,57 +207,15 @@ class Connector:
             return Refused(errno.EACCES, f"{dial.source} is not known to be of node {node}")
         if wanted.dialing and self._links.me.name < node:
             return Refused(errno.EALREADY, "this side is connecting")
-        self._drop_old_tickets()
-        if len(self._tickets) >= MAX_TICKETS:
-            return Refused(errno.EAGAIN, "too many connections are being made")
-        ticket = secrets.token_bytes(TICKET)
-        self._tickets[ticket] = (wanted, asyncio.get_running_loop().time() + TICKET_SECONDS)
-        return Ticket(ticket)
 
-    def _drop_old_tickets(self) -> None:
-        now = asyncio.get_running_loop().time()
-        # In the order in which they were given: the oldest are first.
-        for ticket in [ticket for ticket, (_, until) in self._tickets.items() if until < now]:
-            del self._tickets[ticket]
+        def attach(connection: socket.socket) -> None:
+            if self._alive(wanted):
+                self._attach(wanted, connection)
 
-    def _accept(self) -> None:
-        with suppress(BlockingIOError, OSError):
-            while True:
-                connection, (address, _) = self._listener.accept()
-                if self._strangers >= MAX_STRANGERS:
-                    connection.close()
-                    continue
-                connection.setblocking(False)
-                self._strangers += 1
-                self._start(self._hear(connection, address))
-
-    async def _hear(self, connection: socket.socket, address: str) -> None:
-        """A ticket, or a close."""
-        loop = asyncio.get_running_loop()
-        said = b""
-        try:
-            with connection:
-                with suppress(TimeoutError, OSError):
-                    async with asyncio.timeout(SAY_SECONDS):
-                        while len(said) < TICKET:
-                            data = await loop.sock_recv(connection, TICKET - len(said))
-                            if not data:
-                                break
-                            said += data
-                wanted, until = self._tickets.pop(said, (None, 0.0))
-                if wanted is None or until < loop.time():
-                    self.refused += 1
-                    if self.refused & (self.refused - 1) == 0:
-                        log.warning("refused a connection from %s to the data port (%d so far)", address, self.refused)
-                    return
-                if self._alive(wanted):
-                    with suppress(OSError):
-                        self._attach(wanted, connection)
-        finally:
-            self._strangers -= 1
+        return Ticket(self._port.expect(attach))
 
     def close(self) -> None:
         for task in list(self._tasks):
             task.cancel()
-        asyncio.get_running_loop().remove_reader(self._listener.fileno())
-        self._listener.close()
+        self.trunks.close()
+        self._port.close()

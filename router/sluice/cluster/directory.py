@@ -57,6 +57,9 @@ class Remote(Protocol):
     ) -> None:
         """The QP is in RTR; qp and peer_qp are the numbers of the two ends."""
 
+    def trunk_to(self, destination: IPv4Address) -> int | None:
+        """The trunk for datagrams to an address; None where it isn't known to be on another node."""
+
     def forget(self, session: int, handle: int) -> None:
         """It is connected no longer, and needn't be."""
 

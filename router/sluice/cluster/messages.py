@@ -195,7 +195,14 @@ class Dial:
 
 
 @message
+class DialTrunk:
+    """A router wants a connection for the datagrams of its tenants. version: of their frames."""
+
+    version: int
+
+
+@message
 class Ticket:
-    """The answer: who connects to the data port and says this (32 bytes, once) is connected to that QP."""
+    """The answer to both: who connects to the data port and says this (32 bytes, once) gets what it asked for."""
 
     ticket: bytes

@@ -29,7 +29,7 @@ from sluice.control.cm.place import ClusterLocator
 from sluice.control.cm.realm import HostRealm
 from sluice.control.connections import Gate, OpenGate
 from sluice.control.tenant import Tenant
-from sluice.engine import Engine, QpDisconnected, lib
+from sluice.engine import Engine, QpDisconnected, TrunkDisconnected, lib
 from sluice.engine.counters import Counters
 from sluice.policy.file import load_policies
 from sluice.policy.hierarchy import Capacity, Hierarchy
@@ -110,6 +110,10 @@ class Router:
             if isinstance(event, QpDisconnected):
                 if self._connector is not None:
                     self._connector.disconnected(event.session, event.handle)
+                continue
+            if isinstance(event, TrunkDisconnected):
+                if self._connector is not None:
+                    self._connector.trunks.disconnected(event.trunk)
                 continue
             for tenant in self.tenants.values():
                 session = tenant.sessions.get(event.session)

@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from sluice.cluster.directory import Directory
+from sluice.cluster.directory import Directory, gid_of_address
 from sluice.control.cm.manager import CommunicationManager
 from sluice.control.cm.requests import TenantCm
 from sluice.control.connections import Connection, Gate
@@ -208,6 +208,7 @@ class Tenant:
 
     def _take(self, address: IPv4Address) -> None:
         self.address = address
+        self._engine.address_tenant(self.number, gid_of_address(address))
         self._verbs.set_address(address)
         self._cm.set_address(address)
         try:

@@ -305,7 +305,11 @@ class Verbs:
         admitted = destination is not None and self._gate.admits(self._address, destination)
         peer = self._directory.tenant_of(gid) if admitted else None
         reply.handle = self._engine.create_ah(session.number, request, self._device.gid, peer)
-        if peer is not None and destination is not None:
+        remote = self._directory.remote if admitted and peer is None else None
+        trunk = remote.trunk_to(destination) if remote is not None and destination is not None else None
+        if trunk is not None:
+            self._engine.lead_ah(session.number, reply.handle, trunk)
+        if destination is not None and (peer is not None or trunk is not None):
             self.addresses.add(session.number, reply.handle, destination)
 
     def _destroy_ah(self, session: Session, request: Any, _reply: Any) -> None:

@@ -1,6 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine, as Python sees it: its functions (engine.py) and its counters (counters.py)."""
 
-from sluice.engine.engine import Engine, Pair, QpDisconnected, SessionBroken, Shape, Share, ffi, lib, measure_copy
+from sluice.engine.engine import (
+    Engine,
+    Pair,
+    QpDisconnected,
+    SessionBroken,
+    Shape,
+    Share,
+    TrunkDisconnected,
+    ffi,
+    lib,
+    measure_copy,
+)
 
-__all__ = ["Engine", "Pair", "QpDisconnected", "SessionBroken", "Shape", "Share", "ffi", "lib", "measure_copy"]
+__all__ = [
+    "Engine",
+    "Pair",
+    "QpDisconnected",
+    "SessionBroken",
+    "Shape",
+    "Share",
+    "TrunkDisconnected",
+    "ffi",
+    "lib",
+    "measure_copy",
+]

@@ -79,6 +79,13 @@ class QpDisconnected:
 
 
 @dataclass(frozen=True)
+class TrunkDisconnected:
+    """A trunk whose connection to another node broke."""
+
+    trunk: int
+
+
+@dataclass(frozen=True)
 class SessionFiles:
     """Descriptors for a session's process. engine_page stays the engine's; the rest are the caller's."""
 
@@ -118,7 +125,7 @@ class Engine:
         """Readable while events() has something to say."""
         return int(lib.sluice_engine_event_fd(self._engine))
 
-    def events(self) -> Iterator[SessionBroken | QpDisconnected]:
+    def events(self) -> Iterator[SessionBroken | QpDisconnected | TrunkDisconnected]:
         """What has happened since the last call."""
         event = ffi.new("struct sluice_engine_event *")
         while lib.sluice_engine_next_event(self._engine, event):
@@ -126,6 +133,8 @@ class Engine:
                 yield SessionBroken(int(event.session), ffi.string(event.reason).decode())
             elif event.kind == lib.SLUICE_EVENT_QP_DISCONNECTED:
                 yield QpDisconnected(int(event.session), int(event.qp))
+            elif event.kind == lib.SLUICE_EVENT_TRUNK_DISCONNECTED:
+                yield TrunkDisconnected(int(event.trunk))
 
     def add_tenant(self, shape: Shape) -> int:
         return checked(lib.sluice_tenant_add(self._engine, shape.to_c()))
@@ -133,6 +142,10 @@ class Engine:
     def remove_tenant(self, tenant: int) -> None:
         """OSError EBUSY while it has sessions."""
         checked(lib.sluice_tenant_remove(self._engine, tenant))
+
+    def address_tenant(self, tenant: int, gid: bytes) -> None:
+        """The tenant's GID, by which datagrams from other nodes name it."""
+        checked(lib.sluice_tenant_address(self._engine, tenant, gid))
 
     def shape_tenant(self, tenant: int, shape: Shape) -> None:
         checked(lib.sluice_tenant_shape(self._engine, tenant, shape.to_c()))
@@ -252,6 +265,22 @@ class Engine:
     def destroy_ah(self, session: int, handle: int) -> None:
         checked(lib.sluice_ah_destroy(self._engine, session, handle))
 
+    def lead_ah(self, session: int, handle: int, trunk: int) -> None:
+        """Its destination is on the node of this trunk."""
+        checked(lib.sluice_ah_lead(self._engine, session, handle, trunk))
+
+    def open_trunk(self) -> int:
+        """OSError EAGAIN: there are as many as may be."""
+        return checked(lib.sluice_trunk_open(self._engine))
+
+    def connect_trunk(self, trunk: int, fd: int) -> None:
+        """A connection to send on, which is the engine's from here on."""
+        checked(lib.sluice_trunk_connect(self._engine, trunk, fd))
+
+    def accept_trunk(self, trunk: int, fd: int) -> None:
+        """A connection to receive on, likewise."""
+        checked(lib.sluice_trunk_accept(self._engine, trunk, fd))
+
     def sever_ah(self, session: int, handle: int) -> None:
         """It leads nowhere from now on."""
         checked(lib.sluice_ah_sever(self._engine, session, handle))
@@ -309,6 +338,7 @@ __all__ = [
     "SessionFiles",
     "Shape",
     "Share",
+    "TrunkDisconnected",
     "checked",
     "ffi",
     "lib",

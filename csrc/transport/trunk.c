@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "trunk.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "../clock.h"
+#include "../spans.h"
+
+/* How long datagrams wait for a connection. */
+#define UNREACHABLE_NS (3 * NS_PER_SECOND)
+
+/* Ids of sockets beyond those of QPs: which trunk, which way. */
+enum { TRUNK_ID = 1 << 24, TRUNK_IN = 1 };
+
+static void serve_out(struct sluice_engine *engine, struct net_socket *socket);
+static void serve_in(struct sluice_engine *engine, struct net_socket *socket);
+
+static void let_all_go(struct trunk *trunk)
+{
+    struct list going;
+
+    list_init(&going);
+    list_splice(&going, &trunk->waiting);
+    while (!list_empty(&going))
+        qp_activate(list_entry(going.next, struct qp, link));
+}
+
+static void close_out(struct trunk *trunk)
+{
+    net_remove(trunk->engine, &trunk->out, false);
+    free(trunk->sending);
+    trunk->sending = NULL;
+}
+
+static void close_in(struct trunk *trunk)
+{
+    net_remove(trunk->engine, &trunk->in, false);
+    free(trunk->reading);
+    trunk->reading = NULL;
+}
+
+static void on_timer(struct timer *timer)
+{
+    struct trunk *trunk = list_entry(timer, struct trunk, timer);
+    struct sluice_engine *engine = trunk->engine;
+
+    if (trunk->out.fd >= 0 && engine->now - trunk->progress < UNREACHABLE_NS) {
+        if (!list_empty(&trunk->waiting))
+            timer_set(&engine->timers, timer, trunk->progress + UNREACHABLE_NS);
+        return;
+    }
+    if (trunk->out.fd >= 0) {
+        close_out(trunk);
+        engine_tell_trunk(engine, trunk->number);
+    }
+    trunk->given_up = true;
+    let_all_go(trunk);
+}
+
+static void init_socket(struct net_socket *socket, uint32_t id,
+                        void (*serve)(struct sluice_engine *engine, struct net_socket *socket))
+{
+    *socket = (struct net_socket){.fd = -1, .id = id, .serve = serve};
+    list_init(&socket->ready);
+}
+
+int trunk_open(struct sluice_engine *engine)
+{
+    for (uint32_t number = 0; number < TRUNKS; number++) {
+        if (engine->trunks[number])
+            continue;
+        struct trunk *trunk = calloc(1, sizeof(*trunk));
+        int error = trunk ? timers_reserve(&engine->timers) : -ENOMEM;
+
+        if (error) {
+            free(trunk);
+            return error;
+        }
+        trunk->number = number;
+        trunk->engine = engine;
+        trunk->timer.fire = on_timer;
+        init_socket(&trunk->out, TRUNK_ID | number << 1, serve_out);
+        init_socket(&trunk->in, TRUNK_ID | number << 1 | TRUNK_IN, serve_in);
+        list_init(&trunk->waiting);
+        engine->trunks[number] = trunk;
+        return (int)number;
+    }
+    return -EAGAIN;
+}
+
+struct trunk *trunk_find(struct sluice_engine *engine, uint32_t number)
+{
+    return number < TRUNKS ? engine->trunks[number] : NULL;
+}
+
+struct net_socket *trunk_socket(struct sluice_engine *engine, uint32_t id)
+{
+    struct trunk *trunk = id & TRUNK_ID ? trunk_find(engine, (id & ~TRUNK_ID) >> 1) : NULL;
+
+    return !trunk ? NULL : id & TRUNK_IN ? &trunk->in : &trunk->out;
+}
+
+void trunks_free(struct sluice_engine *engine)
+{
+    for (uint32_t number = 0; engine->trunks && number < TRUNKS; number++) {
+        struct trunk *trunk = engine->trunks[number];
+
+        if (!trunk)
+            continue;
+        close_out(trunk);
+        close_in(trunk);
+        timer_cancel(&engine->timers, &trunk->timer);
+        timers_release(&engine->timers);
+        free(trunk);
+    }
+}
+
+int trunk_connect(struct trunk *trunk, int fd)
+{
+    uint8_t *buffer = malloc(TRUNK_BUFFER);
+
+    if (!buffer)
+        return -ENOMEM;
+    close_out(trunk);
+    int error = net_add(trunk->engine, &trunk->out, fd);
+
+    if (error) {
+        free(buffer);
+        return error;
+    }
+    trunk->sending = buffer;
+    trunk->start = trunk->end = 0;
+    trunk->progress = trunk->engine->now;
+    trunk->given_up = false;
+    timer_cancel(&trunk->engine->timers, &trunk->timer);
+    let_all_go(trunk);
+    return 0;
+}
+
+int trunk_accept(struct trunk *trunk, int fd)
+{
+    uint8_t *buffer = malloc(TRUNK_BUFFER);
+
+    if (!buffer)
+        return -ENOMEM;
+    close_in(trunk);
+    int error = net_add(trunk->engine, &trunk->in, fd);
+
+    if (error) {
+        free(buffer);
+        return error;
+    }
+    trunk->reading = buffer;
+    trunk->has = 0;
+    return 0;
+}
+
+/* ---- sending ----------------------------------------------------------------- */
+
+enum progress trunk_send(struct trunk *trunk, struct qp *qp, const struct datagram_frame *frame,
+                         const struct spans *src)
+{
+    struct sluice_engine *engine = trunk->engine;
+
+    uint32_t size = datagram_size(frame->length);
+
+    if (trunk->out.fd < 0 && trunk->given_up)
+        return PROGRESS_DROPPED;
+    if (trunk->out.fd < 0 || TRUNK_BUFFER - trunk->end < size) {
+        if (!trunk->timer.place)
+            timer_set(&engine->timers, &trunk->timer, engine->now + UNREACHABLE_NS);
+        qp->line = &trunk->waiting;
+        return PROGRESS_BLOCKED;
+    }
+    struct datagram_frame *place = (struct datagram_frame *)(trunk->sending + trunk->end);
+    struct spans dst = {.count = 0};
+
+    /* The header before the data is copied with them. */
+    spans_add_host(&dst, trunk->sending + trunk->end + offsetof(struct datagram_frame, grh),
+                   SLUICE_GRH + frame->length);
+    if (spans_copy_all(engine, &dst, src) > (uint32_t)src->total)
+        return PROGRESS_FAILED;
+    memcpy(place, frame, offsetof(struct datagram_frame, grh));
+    memset((uint8_t *)(place + 1) + frame->length, 0, size - sizeof(*frame) - frame->length);
+    trunk->end += size;
+    net_wake(engine->net, &trunk->out);
+    return PROGRESS_DONE;
+}
+
+static void lost(struct trunk *trunk)
+{
+    close_out(trunk);
+    /* Who waits for room waits for the next connection. */
+    timer_set(&trunk->engine->timers, &trunk->timer, trunk->engine->now + UNREACHABLE_NS);
+    engine_tell_trunk(trunk->engine, trunk->number);
+}
+
+static void serve_out(struct sluice_engine *engine, struct net_socket *socket)
+{
+    struct trunk *trunk = list_entry(socket, struct trunk, out);
+
+    if (socket->fd >= 0 && socket->hung_up) {
+        lost(trunk);
+        return;
+    }
+    while (socket->fd >= 0 && socket->writable && trunk->start != trunk->end) {
+        ssize_t result = send(socket->fd, trunk->sending + trunk->start, trunk->end - trunk->start,
+                              MSG_DONTWAIT | MSG_NOSIGNAL);
+
+        if (result < 0 && errno != EAGAIN && errno != EINTR) {
+            lost(trunk);
+            return;
+        }
+        if (result > 0) {
+            trunk->start += (uint32_t)result;
+            trunk->progress = engine->now;
+        }
+        socket->writable = trunk->start == trunk->end;
+    }
+    if (trunk->start == trunk->end) {
+        trunk->start = trunk->end = 0;
+        let_all_go(trunk);
+    }
+}
+
+/* ---- receiving --------------------------------------------------------------- */
+
+/* False: the peer makes no sense. */
+static bool take_datagrams(struct trunk *trunk)
+{
+    uint32_t start = 0;
+
+    while (trunk->has - start >= sizeof(struct datagram_frame)) {
+        struct datagram_frame *frame = (struct datagram_frame *)(trunk->reading + start);
+
+        if (frame->length > SLUICE_MTU)
+            return false;
+        if (trunk->has - start < datagram_size(frame->length))
+            break;
+        datagram_arrived(trunk->engine, frame);
+        start += datagram_size(frame->length);
+    }
+    trunk->has -= start;
+    memmove(trunk->reading, trunk->reading + start, trunk->has);
+    return true;
+}
+
+static void serve_in(struct sluice_engine *engine, struct net_socket *socket)
+{
+    struct trunk *trunk = list_entry(socket, struct trunk, in);
+
+    if (socket->fd < 0 || !socket->readable)
+        return;
+    size_t room = TRUNK_BUFFER - trunk->has;
+    ssize_t result = recv(socket->fd, trunk->reading + trunk->has, room, MSG_DONTWAIT);
+
+    if (result < 0 && (errno == EAGAIN || errno == EINTR)) {
+        socket->readable = false;
+        return;
+    }
+    if (result > 0)
+        trunk->has += (uint32_t)result;
+    /* Whoever sends makes another connection where this one ends. */
+    if (result <= 0 || !take_datagrams(trunk)) {
+        close_in(trunk);
+        return;
+    }
+    if ((size_t)result < room && !socket->hung_up)
+        socket->readable = false;
+    else
+        net_wake(engine->net, socket);
+}
