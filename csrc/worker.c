@@ -280,7 +280,7 @@ static void *work(void *argument)
         if (more || !list_empty(&engine->watched) || !list_empty(&engine->net->ready))
             ask_for_cores(engine);
         else if (awaits_command(engine))
-            spin_hint();
+            sched_yield();
         else
             counted += park(engine);
     }

@@ -3,14 +3,19 @@
 
     make bench-isolation                         everything, as tables (about four minutes)
     benchmarks/isolation/isolation.py --json     the same for machines
-    benchmarks/isolation/isolation.py attacks    only some parts: attacks, rates, shares, cost, decisions
+    benchmarks/isolation/isolation.py attacks    only some parts: attacks, rates, changes, shares, cost, decisions
+    benchmarks/isolation/isolation.py --plots d  also as SVG files in d/
 
 All load comes from load.c, which sleeps between completions: on a machine with few
 cores, applications that spin would measure each other. The victim is measured alone
-first, then beside each attack, in one run of one router.
+first, then beside each attack, in one run of one router. Attackers' processes take
+only the time of cores that nobody else wants (SCHED_IDLE): what is measured is how
+Sluice shares its engine, not how the kernel shares cores, which is what CPU requests
+are for. --even-cores lets them compete for cores as well.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -18,7 +23,8 @@ import subprocess
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,6 +77,14 @@ ATTACKS = [
 ]
 
 
+class Isolation(Bench):
+    """even_cores: attackers compete for cores with everybody else."""
+
+    def __init__(self, state_dir: Path, rounds: int, even_cores: bool) -> None:
+        super().__init__(state_dir, rounds)
+        self.even_cores = even_cores
+
+
 class Runner:
     """Starts loads as tenants; they are connected before any starts."""
 
@@ -78,12 +92,15 @@ class Runner:
         self._bench = bench
 
     @contextmanager
-    def ready(self, tenant: str, peer: str, load: Load, seconds: float) -> Iterator["subprocess.Popen[str]"]:
+    def ready(
+        self, tenant: str, peer: str, load: Load, seconds: float, prefix: Sequence[str] = ()
+    ) -> Iterator["subprocess.Popen[str]"]:
+        """prefix: a command that runs both ends' programs."""
         port = str(_free_port())
-        server = self._bench.tenant(peer, str(LOAD), port)
+        server = self._bench.tenant(peer, *prefix, str(LOAD), port)
         _wait_for_listener(int(port), server)
         arguments = [load.kind, str(load.size), str(load.depth), str(load.qps), str(seconds)]
-        client = self._bench.tenant(tenant, str(LOAD), port, "client", *arguments, stdin=subprocess.PIPE)
+        client = self._bench.tenant(tenant, *prefix, str(LOAD), port, "client", *arguments, stdin=subprocess.PIPE)
         assert client.stdout is not None
         line = client.stdout.readline()
         if line.strip() != "ready":
@@ -108,38 +125,48 @@ def _result(client: "subprocess.Popen[str]") -> dict[str, float]:
 
 
 @contextmanager
-def _attackers(runner: Runner, attack: Attack | None, seconds: float) -> Iterator[None]:
+def _attackers(
+    runner: Runner, attack: Attack | None, seconds: float, prefix: Sequence[str]
+) -> Iterator[list[dict[str, float]]]:
+    """The list gets the attackers' own results at the end."""
+    found: list[dict[str, float]] = []
     with ExitStack() as stack:
         clients = []
         for number in range(attack.attackers if attack else 0):
             assert attack is not None
             peer = attack.toward or f"attacker{number}-peer"
-            clients.append(stack.enter_context(runner.ready(f"attacker{number}", peer, attack.load, seconds)))
+            clients.append(stack.enter_context(runner.ready(f"attacker{number}", peer, attack.load, seconds, prefix)))
         for client in clients:
             _start(client)
-        yield
-        for client in clients:
-            _result(client)
+        yield found
+        found += [_result(client) for client in clients]
 
 
 @dataclass
 class Victim:
-    """bps: of WRITEs of 64 KiB. The rest: microseconds of a WRITE of 8 B."""
+    """bps: of WRITEs of 64 KiB. p50, p99, p999: us of a WRITE of 8 B. attackers: their operations per second."""
 
     attack: str
     bps: float
     p50: float
     p99: float
     p999: float
+    attackers: float
 
 
-def _victim(runner: Runner, attack: Attack | None) -> Victim:
+def _victim(runner: Runner, attack: Attack | None, prefix: Sequence[str]) -> Victim:
     measured: list[dict[str, float]] = []
+    operations = 0.0
     for load in (Load("write", 65536, 16), Load("latency", 8, 1)):
-        with runner.ready("victim", "victim-peer", load, SECONDS) as victim, _attackers(runner, attack, SECONDS + 0.8):
+        seconds = SECONDS + 0.8
+        with (
+            runner.ready("victim", "victim-peer", load, SECONDS) as victim,
+            _attackers(runner, attack, seconds, prefix) as attackers,
+        ):
             time.sleep(0.3)
             _start(victim)
             measured.append(_result(victim))
+        operations = sum(result["operations"] for result in attackers) / seconds
     bandwidth, latency = measured
     return Victim(
         attack.name if attack else "alone",
@@ -147,16 +174,18 @@ def _victim(runner: Runner, attack: Attack | None) -> Victim:
         latency["p50"],
         latency["p99"],
         latency["p999"],
+        operations,
     )
 
 
-def attacks(bench: Bench) -> list[Victim]:
+def attacks(bench: Isolation) -> list[Victim]:
     runner = Runner(bench)
     ask(bench.state_dir, "tenant-add", name="victim", policy={"min": f"{GUARANTEE}bps"})
-    found = [_victim(runner, None)]
+    prefix = () if bench.even_cores else ("chrt", "--idle", "0")
+    found = [_victim(runner, None, prefix)]
     for attack in ATTACKS:
         print(f"  {attack.name}", file=sys.stderr, flush=True)
-        found.append(_victim(runner, attack))
+        found.append(_victim(runner, attack, prefix))
     ask(bench.state_dir, "policy-set", name="victim", policy={"min": "none"})
     return found
 
@@ -175,7 +204,7 @@ class Error:
 WINDOWS_MS = {10: 0.05, 100: 0.01, 1000: 0.005}
 
 
-def _samples(counters: Counters, number: int, seconds: float) -> tuple[list[int], list[int]]:
+def _samples(counters: Counters, number: int, seconds: float, every: float = 0.001) -> tuple[list[int], list[int]]:
     """When (ns) and how many bytes had been sent; readings that were interrupted are left out."""
     times, values = [], []
     row = counters.tenants[number : number + 1]["tx_bytes"]
@@ -186,7 +215,7 @@ def _samples(counters: Counters, number: int, seconds: float) -> tuple[list[int]
         if after - before < 20_000:
             times.append((before + after) // 2)
             values.append(value)
-        time.sleep(0.001)
+        time.sleep(every)
     return times, values
 
 
@@ -207,7 +236,7 @@ def _window_errors(times: list[int], values: list[int], bps: float, error: Error
             error.above[ms] = max(off)
 
 
-def rates(bench: Bench) -> list[Error]:
+def rates(bench: Isolation) -> list[Error]:
     runner = Runner(bench)
     counters = Counters(bench.state_dir / "counters")
     ask(bench.state_dir, "tenant-add", name="shaped", policy={})
@@ -230,6 +259,53 @@ def rates(bench: Bench) -> list[Error]:
     return errors
 
 
+@dataclass
+class Change:
+    """Rounds, from the request of another ceiling: until no window of 2 ms was above it, until it was answered."""
+
+    asked: str
+    ms: list[float]
+    answer: list[float]
+
+
+def changes(bench: Isolation) -> list[Change]:
+    runner = Runner(bench)
+    counters = Counters(bench.state_dir / "counters")
+    ask(bench.state_dir, "tenant-add", name="changed", policy={})
+    found = []
+    for high, low in ((10**10, 10**9), (10**9, 10**8)):
+        change = Change(f"{format_rate(high)} to {format_rate(low)}", [], [])
+        for _ in range(2 * bench.rounds):
+            ask(bench.state_dir, "policy-set", name="changed", policy={"max": f"{high}bps"})
+            with runner.ready("changed", "changed-peer", Load("write", 65536, 64), 1.2) as client:
+                number = _number_of(bench, counters, client, "changed")
+                time.sleep(0.3)
+                with ThreadPoolExecutor(1) as pool:
+                    sampled = pool.submit(_samples, counters, number, 0.3, 0.0002)
+                    time.sleep(0.1)
+                    asked = time.monotonic_ns()
+                    ask(bench.state_dir, "policy-set", name="changed", policy={"max": f"{low}bps"})
+                    change.answer.append((time.monotonic_ns() - asked) / 1e6)
+                    change.ms.append(_settled_ms(*sampled.result(), asked, low))
+                _result(client)
+        found.append(change)
+    ask(bench.state_dir, "policy-set", name="changed", policy={"max": "none"})
+    return found
+
+
+def _settled_ms(times: list[int], values: list[int], asked: int, bps: float) -> float:
+    """One message more than the rate allows may be under way."""
+    last = asked
+    for index, start in enumerate(times):
+        until = bisect_left(times, start + 2 * 10**6)
+        if until == len(times):
+            break
+        span = times[until] - start
+        if start >= asked and values[until] - values[index] > 1.25 * bps / 8e9 * span + 65536:
+            last = start
+    return (last - asked) / 1e6
+
+
 def _number_of(bench: Bench, counters: Counters, client: "subprocess.Popen[str]", name: str) -> int:
     """Starts the load; the tenant's row is the one whose bytes grow."""
     before = counters.tenants["tx_bytes"].copy()
@@ -250,7 +326,7 @@ class Shares:
     jain: float
 
 
-def shares(bench: Bench) -> list[Shares]:
+def shares(bench: Isolation) -> list[Shares]:
     runner = Runner(bench)
     found = []
     for weights in ([100] * 4, [100, 200, 400]):
@@ -289,7 +365,7 @@ class Cost:
     messages: float
 
 
-def cost(bench: Bench) -> list[Cost]:
+def cost(bench: Isolation) -> list[Cost]:
     runner = Runner(bench)
 
     def measure() -> tuple[float, float]:
@@ -330,7 +406,7 @@ class Decision:
     ns: float
 
 
-def decisions(_bench: Bench) -> list[Decision]:
+def decisions(_bench: Isolation) -> list[Decision]:
     """Time of a decision and its charge, all tenants with guarantees and work, in the simulation of the tests."""
     ffi = cffi.FFI()
     header = (Path(__file__).parents[2] / "tests/unit/simulation.h").read_text()
@@ -355,9 +431,10 @@ def decisions(_bench: Bench) -> list[Decision]:
     return found
 
 
-PARTS: dict[str, Callable[[Bench], list[Any]]] = {
+PARTS: dict[str, Callable[[Isolation], list[Any]]] = {
     "attacks": attacks,
     "rates": rates,
+    "changes": changes,
     "shares": shares,
     "cost": cost,
     "decisions": decisions,
@@ -372,13 +449,17 @@ def _show(part: str, rows: list[Any]) -> None:
     print(f"\n{part}, {os.cpu_count()} cores")
     if part == "attacks":
         alone = rows[0]
-        print(f"{'':<40}{'rate':>9}{'of min':>8}{'p50':>8}{'p99':>8}{'p99.9':>9} us{'p99/alone':>11}")
+        print(
+            f"{'':<40}{'rate':>9}{'of min':>8}{'p50':>8}{'p99':>8}{'p99.9':>9} us"
+            f"{'p99/alone':>11}{'':>11}{'attackers':>13}"
+        )
         for row in rows:
             ratio = row.p99 / alone.p99
             kept = "  kept" if row.bps >= 0.97 * GUARANTEE and ratio <= 2 else "  NOT KEPT"
             print(
                 f"{row.attack:<40}{format_rate(row.bps):>9}{row.bps / GUARANTEE:>8.2f}{row.p50:>8.1f}{row.p99:>8.1f}"
-                f"{row.p999:>9.1f}   {ratio:>11.2f}{kept}  {_bar(row.bps / GUARANTEE, 4, 16)}"
+                f"{row.p999:>9.1f}   {ratio:>11.2f}{kept:<11}{row.attackers / 1e3:>9.1f} k/s"
+                f"  {_bar(row.bps / GUARANTEE, 20, 16)}"
             )
     elif part == "rates":
         print(f"{'ceiling':>9}{'size':>8}" + "".join(f"{f'{ms} ms: mean/worst/above':>30}" for ms in WINDOWS_MS))
@@ -390,6 +471,12 @@ def _show(part: str, rows: list[Any]) -> None:
                 for ms in WINDOWS_MS
             )
             print(f"{format_rate(row.bps):>9}{format_size(row.size):>8}{cells}")
+    elif part == "changes":
+        for row in rows:
+            print(
+                f"{row.asked:<20} in force after {statistics.median(row.ms):.1f} ms, at most {max(row.ms):.1f} ms; "
+                f"answered after {statistics.median(row.answer):.1f} ms, at most {max(row.answer):.1f} ms"
+            )
     elif part == "shares":
         for row in rows:
             print(f"weights {row.weights}: {', '.join(map(format_rate, row.bps))}; Jain {row.jain:.4f}")
@@ -426,6 +513,29 @@ def _draw(results: dict[str, list[Any]], folder: Path) -> None:
         left.invert_yaxis()
         figure.tight_layout()
         figure.savefig(folder / "attacks.svg")
+    if "rates" in results:
+        figure, axes = pyplot.subplots(1, len(WINDOWS_MS), figsize=(12, 4))
+        for axis, (ms, goal) in zip(axes, WINDOWS_MS.items(), strict=True):
+            for size in sorted({row.size for row in results["rates"]}):
+                rows = [row for row in results["rates"] if row.size == size and ms in row.mean]
+                axis.semilogx(
+                    [row.bps for row in rows], [100 * row.mean[ms] for row in rows], "o-", label=format_size(size)
+                )
+            axis.axhline(100 * goal, color="black")
+            axis.set_ylim(bottom=0)
+            axis.set_xlabel("ceiling, bit/s")
+            axis.set_title(f"mean error in windows of {ms} ms, %")
+            axis.legend()
+        figure.tight_layout()
+        figure.savefig(folder / "rates.svg")
+    if "decisions" in results:
+        figure, axis = pyplot.subplots(figsize=(6, 4))
+        axis.semilogx([row.tenants for row in results["decisions"]], [row.ns for row in results["decisions"]], "o-")
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("tenants, all with guarantees and work")
+        axis.set_ylabel("ns a decision")
+        figure.tight_layout()
+        figure.savefig(folder / "decisions.svg")
 
 
 def main() -> None:
@@ -434,15 +544,20 @@ def main() -> None:
     )
     arguments.add_argument("--json", action="store_true", help="for machines")
     arguments.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw (needs matplotlib)")
-    arguments.add_argument("--rounds", type=int, default=3, help="of the cost (default: %(default)s)")
+    arguments.add_argument(
+        "--rounds", type=int, default=3, help="of the cost, and half of the changes (default: %(default)s)"
+    )
+    arguments.add_argument("--even-cores", action="store_true", help="attackers compete for cores, too")
     arguments.add_argument("parts", nargs="*", metavar="PART", help="default: all")
     options = arguments.parse_args()
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         arguments.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if options.plots and not importlib.util.find_spec("matplotlib"):
+        arguments.error("--plots needs matplotlib: pip install 'sluice[bench]'")
     results: dict[str, list[Any]] = {}
     with temporary_router() as state_dir:
-        bench = Bench(state_dir, options.rounds)
+        bench = Isolation(state_dir, options.rounds, options.even_cores)
         for name, part in PARTS.items():
             if options.parts and name not in options.parts:
                 continue
