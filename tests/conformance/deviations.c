@@ -9,6 +9,9 @@
 
 static const struct deviation deviations[] = {
     /* Linux 6.1 and rdma-core 44, where nothing else is said. */
+    {"rxe", "arguments.qp_without_cqs", false, "libibverbs itself reads from a CQ that isn't there"},
+    {"rxe", "arguments.modify_srq_unknown_mask", false, "ignores attributes that it doesn't know"},
+    {"rxe", "arguments.send_of_nothing_known", false, "takes any opcode, and completes it with an error"},
     {"rxe", "completions.overrun", false, "a CQ that overruns tells so, but leaves its QPs as they are"},
     {"rxe", "datagrams.controlled_qkey", false, "a Q_Key with its top bit set is sent as it is"},
     {"rxe", "datagrams.longer_than_the_mtu", false, "drops such a datagram at its sender and completes it with success"},

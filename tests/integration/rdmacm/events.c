@@ -243,6 +243,44 @@ static void errors(void)
     CHECK(strcmp(rdma_event_str(RDMA_CM_EVENT_TIMEWAIT_EXIT), "RDMA_CM_EVENT_TIMEWAIT_EXIT") == 0);
 }
 
+/* What each function refuses of an id in a state, or of a kind, that it isn't for. */
+static void bad_arguments(void)
+{
+    struct sockaddr_in at = loopback(0), group = {.sin_family = AF_INET};
+    struct rdma_conn_param param = {0}, long_data = {.private_data = &at, .private_data_len = 255};
+    struct ibv_qp_attr attr = {.qp_state = (enum ibv_qp_state)99};
+    struct rdma_cm_id *id, *listens;
+    int mask;
+
+    CHECK(rdma_create_id(channel, &id, NULL, (enum rdma_port_space)0x7777) == -1 && errno == EINVAL);
+    CHECK(inet_pton(AF_INET, "239.9.8.7", &group.sin_addr) == 1);
+
+    CHECK(!rdma_create_id(channel, &id, NULL, RDMA_PS_TCP));
+    CHECK(rdma_reject(id, NULL, 0) == -1 && errno == EINVAL);
+    CHECK(rdma_establish(id) == -1 && errno == EINVAL);
+    CHECK(rdma_init_qp_attr(id, &attr, &mask) == -1 && errno == EINVAL);
+    CHECK(rdma_join_multicast(id, (struct sockaddr *)&group, NULL) == -1 && errno == EINVAL);
+    CHECK(rdma_leave_multicast(id, (struct sockaddr *)&group) == -1 && errno == EADDRNOTAVAIL);
+    CHECK(rdma_set_option(id, RDMA_OPTION_ID, 99, &mask, sizeof(mask)) == -1 && errno == ENOSYS);
+    CHECK(!rdma_bind_addr(id, (struct sockaddr *)&at));
+    CHECK(rdma_bind_addr(id, (struct sockaddr *)&at) == -1 && errno == EINVAL);
+    CHECK(!rdma_listen(id, 1));
+    CHECK(rdma_resolve_addr(id, NULL, (struct sockaddr *)&at, 1) == -1 && errno == EINVAL);
+    CHECK(rdma_connect(id, &param) == -1 && errno == EINVAL);
+    CHECK(!rdma_destroy_id(id));
+
+    listens = listener();
+    id = resolved(ntohs(rdma_get_src_port(listens)));
+    CHECK(rdma_resolve_addr(id, NULL, (struct sockaddr *)&at, 1) == -1 && errno == EINVAL);
+    CHECK(rdma_resolve_route(id, 1) == -1 && errno == EINVAL);
+    CHECK(rdma_listen(id, 1) == -1 && errno == EINVAL);
+    create_qp(id);
+    CHECK(rdma_create_qp(id, NULL, &(struct ibv_qp_init_attr){.qp_type = IBV_QPT_RC}) == -1 && errno == EINVAL);
+    CHECK(rdma_connect(id, &long_data) == -1 && errno == EINVAL);
+    rdma_destroy_qp(id);
+    CHECK(!rdma_destroy_id(id) && !rdma_destroy_id(listens));
+}
+
 /* Ids without a channel block, and say by errno what went wrong. */
 static void blocking(void)
 {
@@ -313,6 +351,7 @@ int main(int argc, char **argv)
     life();
     descriptors();
     errors();
+    bad_arguments();
     blocking();
     rdma_destroy_event_channel(channel);
     puts("every event as it should be");

@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Arguments that can't be right: each is refused with the errno of its manual page, and nothing has changed after it. */
+#include <fcntl.h>
+
+#include "suite.h"
+
+/* EINVAL, or that the device has no such thing. */
+static void refused_as_unknown(struct end *e, const char *what, int error)
+{
+    if (error != EINVAL && error != EOPNOTSUPP && error != ENOSYS)
+        FAIL("%s: %s", what, error ? strerror(error) : "0");
+}
+
+TEST(unknown_pkey, SOLO, "a P_Key that no entry has is not found: -1", "man ibv_get_pkey_index")
+{
+    EQUAL(ibv_get_pkey_index(e->context, 1, 0x1234), -1);
+    EQUAL(ibv_get_pkey_index(e->context, 9, 0xffff), -1);
+}
+
+TEST(names_of_nothing, SOLO, "numbers that stand for nothing have a name all the same, and no rate", "man ibv_node_type_str, ibv_rate_to_mult, ibv_rate_to_mbps")
+{
+    CHECK(ibv_node_type_str((enum ibv_node_type)77) && ibv_port_state_str((enum ibv_port_state)77));
+    CHECK(ibv_event_type_str((enum ibv_event_type)7777) && ibv_wc_status_str((enum ibv_wc_status)7777));
+    EQUAL(ibv_rate_to_mult((enum ibv_rate)77), -1);
+    EQUAL(ibv_rate_to_mbps((enum ibv_rate)77), -1);
+    EQUAL(mult_to_ibv_rate(-5), IBV_RATE_MAX);
+    EQUAL(mbps_to_ibv_rate(-5), IBV_RATE_MAX);
+}
+
+TEST(sgid_table_of_nothing, SOLO, "ibv_query_gid_table and ibv_query_gid_ex know no flags", "man ibv_query_gid_table: EINVAL or EOPNOTSUPP")
+{
+    struct ibv_gid_entry entry;
+
+    refused_as_unknown(e, "ibv_query_gid_ex", ibv_query_gid_ex(e->context, 1, 0, &entry, 1 << 20));
+    ssize_t count = ibv_query_gid_table(e->context, &entry, 1, 1 << 20);
+
+    refused_as_unknown(e, "ibv_query_gid_table", count < 0 ? (int)-count : 0);
+}
+
+TEST(qp_without_cqs, SOLO, "a QP needs CQs", "man ibv_create_qp: EINVAL")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    struct ibv_qp_init_attr attr = {.qp_type = IBV_QPT_RC, .cap = {.max_send_wr = 1, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1}};
+
+    NO_OBJECT(ibv_create_qp(e->pd, &attr), EINVAL);
+    attr.send_cq = e->cq;
+    NO_OBJECT(ibv_create_qp(e->pd, &attr), EINVAL);
+}
+
+TEST(qp_too_large, SOLO, "a QP with more of anything than the device has is refused", "man ibv_create_qp: EINVAL or ENOMEM")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    for (int i = 0; i < 5; i++) {
+        struct ibv_qp_init_attr attr = {
+            .qp_type = IBV_QPT_RC, .send_cq = e->cq, .recv_cq = e->cq,
+            .cap = {.max_send_wr = 1, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1}};
+        uint32_t *const fields[] = {&attr.cap.max_send_wr, &attr.cap.max_recv_wr, &attr.cap.max_send_sge,
+                                    &attr.cap.max_recv_sge, &attr.cap.max_inline_data};
+
+        *fields[i] = i < 2 ? (uint32_t)e->device.max_qp_wr + 1 : i < 4 ? (uint32_t)e->device.max_sge + 1 : 1u << 20;
+        for (int more = 0; more < 2; more++) {
+            errno = 0;
+            struct ibv_qp *qp = ibv_create_qp(e->pd, &attr);
+
+            if (qp)
+                ibv_destroy_qp(qp);
+            CHECK_THAT(!qp, "field %d: %u", i, *fields[i]);
+            CHECK_THAT(errno == EINVAL || errno == ENOMEM, "field %d: %s", i, strerror(errno));
+            *fields[i] = UINT32_MAX;
+        }
+    }
+}
+
+TEST(modify_qp_unknown_mask, SOLO, "an attribute that there isn't is refused, and the QP stays as it is", "man ibv_modify_qp: EINVAL or EOPNOTSUPP")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_INIT, .port_num = 1};
+
+    set_up(e, &plan);
+    struct ibv_qp *qp = create_qp(e, &plan);
+    const int mask = IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS;
+
+    refused_as_unknown(e, "bit 29", ERROR_OF(ibv_modify_qp(qp, &attr, mask | 1 << 29)));
+    attr.qp_state = (enum ibv_qp_state)99;
+    refused_as_unknown(e, "state 99", ERROR_OF(ibv_modify_qp(qp, &attr, mask)));
+    EQUAL(state_of(e, qp), IBV_QPS_RESET);
+}
+
+TEST(modify_srq_unknown_mask, SOLO, "an attribute of an SRQ that there isn't, or more receives than the device has, is refused", "man ibv_modify_srq: EINVAL")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+    struct ibv_srq_attr attr = {.max_wr = 16}, after;
+
+    plan.srq_wr = 16;
+    set_up(e, &plan);
+    DO(ibv_query_srq(e->srq, &after));
+    const uint32_t before = after.max_wr;
+
+    refused_as_unknown(e, "bit 9", ERROR_OF(ibv_modify_srq(e->srq, &attr, 1 << 9)));
+    attr.max_wr = (uint32_t)e->device.max_srq_wr + 1;
+    refused_as_unknown(e, "max_wr", ERROR_OF(ibv_modify_srq(e->srq, &attr, IBV_SRQ_MAX_WR)));
+    attr.srq_limit = before + 1;
+    refused_as_unknown(e, "srq_limit", ERROR_OF(ibv_modify_srq(e->srq, &attr, IBV_SRQ_LIMIT)));
+    DO(ibv_query_srq(e->srq, &after));
+    CHECK(after.max_wr == before && after.srq_limit == 0);
+}
+
+TEST(srq_too_large, SOLO, "an SRQ with more of anything than the device has is refused", "man ibv_create_srq: EINVAL")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    struct ibv_srq_init_attr attr = {.attr = {.max_wr = (uint32_t)e->device.max_srq_wr + 1, .max_sge = 1}};
+
+    NO_OBJECT(ibv_create_srq(e->pd, &attr), EINVAL);
+    attr.attr.max_wr = UINT32_MAX;
+    NO_OBJECT(ibv_create_srq(e->pd, &attr), EINVAL);
+    attr.attr = (struct ibv_srq_attr){.max_wr = 1, .max_sge = (uint32_t)e->device.max_srq_sge + 1};
+    NO_OBJECT(ibv_create_srq(e->pd, &attr), EINVAL);
+}
+
+TEST(srq_ex_unknown, SOLO, "ibv_create_srq_ex refuses types and masks that it doesn't know", "man ibv_create_srq_ex: EINVAL or EOPNOTSUPP")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    struct ibv_srq_init_attr_ex attr = {
+        .attr = {.max_wr = 1, .max_sge = 1}, .comp_mask = IBV_SRQ_INIT_ATTR_TYPE | IBV_SRQ_INIT_ATTR_PD | 1 << 20,
+        .srq_type = IBV_SRQT_BASIC, .pd = e->pd};
+
+    for (int i = 0; i < 3; i++) {
+        errno = 0;
+        struct ibv_srq *srq = ibv_create_srq_ex(e->context, &attr);
+
+        if (srq)
+            ibv_destroy_srq(srq);
+        CHECK_THAT(!srq, "case %d", i);
+        refused_as_unknown(e, "ibv_create_srq_ex", errno);
+        attr.comp_mask = IBV_SRQ_INIT_ATTR_TYPE | (i ? 0 : IBV_SRQ_INIT_ATTR_PD);
+        attr.srq_type = i ? IBV_SRQT_BASIC : (enum ibv_srq_type)99;
+    }
+}
+
+TEST(number_of_a_plain_srq, SOLO, "an SRQ that isn't for XRC has no number", "man ibv_get_srq_num: EINVAL or EOPNOTSUPP")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+    uint32_t number;
+
+    plan.srq_wr = 16;
+    set_up(e, &plan);
+    refused_as_unknown(e, "ibv_get_srq_num", ERROR_OF(ibv_get_srq_num(e->srq, &number)));
+}
+
+TEST(xrcd_of_no_file, SOLO, "a domain is opened by a file that is open, or by none", "man ibv_open_xrcd: EBADF, EINVAL")
+{
+    struct ibv_xrcd_init_attr attr = {.comp_mask = IBV_XRCD_INIT_ATTR_FD | IBV_XRCD_INIT_ATTR_OFLAGS, .fd = 9999, .oflags = O_CREAT};
+
+    if (!(e->device.device_cap_flags & IBV_DEVICE_XRC))
+        SKIP("device_cap_flags: no IBV_DEVICE_XRC");
+    NO_OBJECT(ibv_open_xrcd(e->context, &attr), EBADF);
+    attr.fd = -1;
+    attr.oflags = O_APPEND | O_CREAT;
+    NO_OBJECT(ibv_open_xrcd(e->context, &attr), EINVAL);
+    attr.comp_mask = 0;
+    attr.oflags = O_CREAT;
+    NO_OBJECT(ibv_open_xrcd(e->context, &attr), EINVAL);
+}
+
+TEST(unknown_access, SOLO, "access flags that there aren't are refused", "man ibv_reg_mr: EINVAL")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    errno = 0;
+    struct ibv_mr *mr = ibv_reg_mr(e->pd, e->memory, 4096, IBV_ACCESS_LOCAL_WRITE | 1 << 19);
+
+    if (mr)
+        ibv_dereg_mr(mr);
+    CHECK(!mr);
+    refused_as_unknown(e, "bit 19", errno);
+}
+
+TEST(rereg_nothing, SOLO, "ibv_rereg_mr without flags, with unknown ones, or with a length of 0 is refused, and the region stays", "man ibv_rereg_mr: IBV_REREG_MR_ERR_INPUT")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    EQUAL(ibv_rereg_mr(e->mr, 1 << 20, e->pd, e->memory, 4096, IBV_ACCESS_LOCAL_WRITE), IBV_REREG_MR_ERR_INPUT);
+    EQUAL(errno, EINVAL);
+    EQUAL(ibv_rereg_mr(e->mr, IBV_REREG_MR_CHANGE_TRANSLATION, NULL, e->memory, 0, 0), IBV_REREG_MR_ERR_INPUT);
+    EQUAL(ibv_rereg_mr(e->mr, IBV_REREG_MR_CHANGE_TRANSLATION, NULL, NULL, 4096, 0), IBV_REREG_MR_ERR_INPUT);
+}
+
+TEST(address_from_nothing, SOLO, "no address is made from a completion that came without a GRH", "man ibv_create_ah_from_wc: -1 and NULL")
+{
+    struct plan plan = plan_of(IBV_QPT_UD);
+    struct ibv_wc wc = {.wc_flags = IBV_WC_GRH};
+    struct ibv_grh grh = {.version_tclass_flow = 0};
+    struct ibv_ah_attr attr;
+
+    set_up(e, &plan);
+    CHECK(ibv_init_ah_from_wc(e->context, 1, &wc, &grh, &attr) != 0);
+    struct ibv_ah *ah = ibv_create_ah_from_wc(e->pd, &wc, &grh, 1);
+
+    if (ah)
+        ibv_destroy_ah(ah);
+    CHECK(!ah);
+}
+
+TEST(send_of_nothing_known, SOLO, "an opcode that there isn't is refused when it is posted, and its WR is named", "man ibv_post_send: EINVAL or EOPNOTSUPP")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    struct ibv_qp *one = create_qp(e, &plan), *other = create_qp(e, &plan);
+    struct ibv_sge sge = {.addr = (uintptr_t)e->memory, .length = 8, .lkey = e->mr->lkey};
+    struct ibv_send_wr *bad = NULL, wr = {.sg_list = &sge, .num_sge = 1, .opcode = (enum ibv_wr_opcode)99};
+
+    join_here(e, one, other, &plan);
+    refused_as_unknown(e, "opcode 99", ERROR_OF(ibv_post_send(one, &wr, &bad)));
+    CHECK(bad == &wr);
+    bad = NULL;
+    wr.opcode = IBV_WR_TSO;
+    refused_as_unknown(e, "TSO over RC", ERROR_OF(ibv_post_send(one, &wr, &bad)));
+    CHECK(bad == &wr);
+    EXPECT_NOTHING();
+}
+
+TEST(inline_too_long, SOLO, "more inline data than the QP has room for is refused when it is posted", "man ibv_post_send: EINVAL or ENOMEM")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    struct ibv_qp *one = create_qp(e, &plan), *other = create_qp(e, &plan);
+    struct ibv_qp_init_attr has;
+    struct ibv_qp_attr attr;
+
+    join_here(e, one, other, &plan);
+    DO(ibv_query_qp(one, &attr, IBV_QP_CAP, &has));
+    struct ibv_sge sge = {.addr = (uintptr_t)e->memory, .length = has.cap.max_inline_data + 1, .lkey = e->mr->lkey};
+    struct ibv_send_wr *bad = NULL, wr = {.sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_SEND, .send_flags = IBV_SEND_INLINE};
+    int error = ERROR_OF(ibv_post_send(one, &wr, &bad));
+
+    CHECK_THAT(error == EINVAL || error == ENOMEM, "%s", error ? strerror(error) : "0");
+    CHECK(bad == &wr);
+}
+
+TEST(open_qp_of_no_number, SOLO, "ibv_open_qp opens only a QP of its domain", "man ibv_open_qp")
+{
+    struct ibv_xrcd_init_attr domain = {.comp_mask = IBV_XRCD_INIT_ATTR_FD | IBV_XRCD_INIT_ATTR_OFLAGS, .fd = -1, .oflags = O_CREAT};
+
+    if (!(e->device.device_cap_flags & IBV_DEVICE_XRC))
+        SKIP("device_cap_flags: no IBV_DEVICE_XRC");
+    struct ibv_xrcd *xrcd = MADE(ibv_open_xrcd(e->context, &domain), ibv_close_xrcd);
+    struct ibv_qp_open_attr attr = {
+        .comp_mask = IBV_QP_OPEN_ATTR_NUM | IBV_QP_OPEN_ATTR_XRCD | IBV_QP_OPEN_ATTR_TYPE, .qp_num = 0xabcdef, .xrcd = xrcd,
+        .qp_type = IBV_QPT_XRC_RECV};
+
+    for (int i = 0; i < 3; i++) {
+        errno = 0;
+        CHECK_THAT(!ibv_open_qp(e->context, &attr), "case %d", i);
+        CHECK_THAT(errno == EINVAL || errno == ENOENT || errno == EOPNOTSUPP, "case %d: %s", i, strerror(errno));
+        if (i)
+            attr.comp_mask |= 1 << 20;
+        else
+            attr.qp_type = IBV_QPT_RC;
+    }
+}
+
+TEST(domains_of_unknown_masks, SOLO, "thread and parent domains refuse masks that they don't know", "man ibv_alloc_td, ibv_alloc_parent_domain: EINVAL or EOPNOTSUPP")
+{
+    struct ibv_td_init_attr td = {.comp_mask = 1 << 20};
+    struct ibv_parent_domain_init_attr parent = {.comp_mask = 1 << 20};
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    errno = 0;
+    CHECK(!ibv_alloc_td(e->context, &td));
+    refused_as_unknown(e, "ibv_alloc_td", errno);
+    parent.pd = e->pd;
+    errno = 0;
+    CHECK(!ibv_alloc_parent_domain(e->context, &parent));
+    refused_as_unknown(e, "ibv_alloc_parent_domain", errno);
+}
