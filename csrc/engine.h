@@ -120,7 +120,7 @@ struct sluice_tenant_counters {
     uint64_t mr_bytes;
     uint64_t sessions;
     uint64_t mws;
-    uint64_t drops;         /* its UC and UD messages that nobody took */
+    uint64_t drops;         /* its UC and UD messages that nobody took; of a group's, those beyond its ceiling */
     uint64_t min_bps[2];    /* in force, by enum sluice_direction; 0: none */
     uint64_t max_bps[2];
 };
@@ -145,7 +145,7 @@ struct sluice_qp_counters {
     uint64_t reads;
     uint64_t atomics;
     uint64_t errors;
-    uint64_t drops; /* UC and UD: of its messages, those that nobody took */
+    uint64_t drops; /* UC and UD: of its messages, those that nobody took; of a group's, those beyond a ceiling */
     uint64_t reserved[3];
 };
 

@@ -8,9 +8,11 @@
 #include <netinet/ip.h>
 #include <string.h>
 
+#include "../account.h"
 #include "../ah.h"
 #include "../multicast.h"
 #include "../spans.h"
+#include "../tenant.h"
 #include "transport.h"
 #include "trunk.h"
 
@@ -141,6 +143,28 @@ static bool deliver(const struct datagram *datagram, struct qp *to, const struct
     return true;
 }
 
+/*
+ * Nobody can hold back a group's sender for one of its members, nor one on another node:
+ * what is beyond the receiver's ingress ceiling is lost, as at a port that is slower than
+ * its switch.
+ */
+static bool deliver_within_ceiling(const struct datagram *datagram, struct qp *to, const struct spans *src)
+{
+    struct tenant *tenant = to->tenant;
+    bool limited = tenant->limited[FLOW_INGRESS] && !tenant->shape.wire_only;
+
+    if (limited && entity_closed(&tenant->account.entity, FLOW_INGRESS, tenant->engine->now)) {
+        to->counters->drops++;
+        tenant->counters->drops++;
+        return false;
+    }
+    if (!deliver(datagram, to, src))
+        return false;
+    if (limited)
+        account_charge(&tenant->account, FLOW_INGRESS, datagram->length);
+    return true;
+}
+
 static bool deliver_to_group(struct qp *qp, struct group *group, const struct spans *src)
 {
     struct datagram datagram = describe(qp);
@@ -149,7 +173,7 @@ static bool deliver_to_group(struct qp *qp, struct group *group, const struct sp
     if (qp->message.wqe->remote_qpn != MULTICAST_QPN)
         return false;
     for (struct list *link = group->members.next; link != &group->members; link = link->next)
-        delivered |= deliver(&datagram, list_entry(link, struct member, link)->qp, src);
+        delivered |= deliver_within_ceiling(&datagram, list_entry(link, struct member, link)->qp, src);
     return delivered;
 }
 
@@ -254,5 +278,5 @@ void datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame
     if (!to || memcmp(to->tenant->gid, frame->dgid, sizeof(frame->dgid)))
         return;
     spans_add_host(&src, frame->grh, SLUICE_GRH + frame->length);
-    deliver(&datagram, to, &src);
+    deliver_within_ceiling(&datagram, to, &src);
 }

@@ -420,6 +420,18 @@ static void multicast(void)
     expect(&a, 1, IBV_WC_SUCCESS);
     expect(&b, 1, IBV_WC_SUCCESS);
     expect(&b, 2, IBV_WC_SUCCESS);
+    /* A receiver's ceiling: what is beyond it is lost to that receiver, and to nobody's error. */
+    const struct sluice_shape narrow = {.share.max_bps[FLOW_INGRESS] = 1000}, none = {0};
+
+    CHECK(sluice_tenant_shape(engine, b.tenant, &narrow) == 0);
+    for (uint64_t i = 0; i < 2; i++) {
+        receive(&two, 10 + i, 200);
+        post(&from, datagram(10 + i, ah, GROUP_QPN, QKEY), 160);
+        expect(&a, 10 + i, IBV_WC_SUCCESS);
+    }
+    expect(&b, 10, IBV_WC_SUCCESS);
+    CHECK(drops_of(&b) > 0);
+    CHECK(sluice_tenant_shape(engine, b.tenant, &none) == 0);
     CHECK(sluice_qp_destroy(engine, b.session, one.handle) == -EBUSY);
     CHECK(sluice_qp_detach(engine, b.session, one.handle, group) == 0);
     CHECK(sluice_qp_detach(engine, b.session, one.handle, group) == -EINVAL);
