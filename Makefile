@@ -96,7 +96,7 @@ test-python: setup build/build.ninja
 
 test-kubernetes: setup
 	$(call install,$(KUBERNETES_PACKAGES))
-	timeout 3000 $(BIN)/python -m pytest -q tests/kubernetes --ignore tests/kubernetes/test_scale.py
+	timeout 3000 $(BIN)/python -m pytest -q tests/kubernetes
 
 test-kubernetes-scale: setup
 	$(call install,$(KUBERNETES_PACKAGES))

@@ -2,8 +2,8 @@
 """Kubernetes: what bandwidth costs the scheduler, and what 5,000 pods cost a router.
 
     make bench-kubernetes
- Each round schedules the same pods three times: plain, with the
-device plugin's extended resource, and with a claim; one control plane, one run.
+
+Each round schedules the same pods in four ways (crowd.KINDS): one control plane, one run.
 """
 
 import argparse
@@ -14,25 +14,29 @@ import time
 
 from cluster import DEPLOY
 from control_plane import ControlPlane
-from crowd import Crowd, crowd_pod, node_name
+from crowd import KINDS, Crowd, crowd_pod, node_name
 from sluice.kubernetes.api import Api
 from sluice.kubernetes.directory import PodDirectory
 
-KINDS = ("plain", "extended", "claim")
 NODES = 100
 
 
 async def throughput(plane: ControlPlane, pods: int, rounds: int) -> None:
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    processor: dict[str, dict[str, float]] = {}
     async with Crowd(plane, NODES) as crowd:
         for _ in range(rounds):
             for kind in KINDS:
+                before = plane.processor_seconds()
                 rates[kind].append(pods / await crowd.schedule(kind, pods))
+                after = plane.processor_seconds()
+                processor[kind] = {name: 1000 * (after[name] - before[name]) / pods for name in after}
                 await crowd.clear()
     plain = statistics.median(rates["plain"])
     for kind in KINDS:
         median = statistics.median(rates[kind])
         print(f"schedule {pods} pods on {NODES} nodes, {kind:9}{median:8.0f} pods/s   {median / plain:.2f} of plain")
+        print("    CPU of a pod: " + ", ".join(f"{name} {spent:.1f} ms" for name, spent in processor[kind].items()))
 
 
 async def directory(plane: ControlPlane, pods: int) -> None:

@@ -10,6 +10,10 @@ LIBRARIES = shim_path().parent
 """libsluice.so, and the names under which applications look for it (shim/meson.build)."""
 PRELOAD = ("libsluice.so", "librdmacm.so.1")
 """What is preloaded, as far as it was built. The first has the SONAME libibverbs.so.1: no real one is loaded."""
+NAMES = ("libsluice.so", "libibverbs.so", "libibverbs.so.1", "librdmacm.so", "librdmacm.so.1")
+"""All of them."""
+MUSL = "libsluice-musl.so"
+"""All in one, for programs of musl."""
 
 
 def preload(libraries: Path = LIBRARIES) -> str:

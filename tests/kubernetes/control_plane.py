@@ -2,6 +2,7 @@
 """A real control plane: etcd, kube-apiserver, kube-scheduler, kube-controller-manager, on loopback ports."""
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -143,6 +144,14 @@ class ControlPlane:
 
     def stop_apiserver(self) -> None:
         stop(self._processes.pop("kube-apiserver"))
+
+    def processor_seconds(self) -> dict[str, float]:
+        """CPU that each process has used (proc_pid_stat(5))."""
+        found = {}
+        for name, process in self._processes.items():
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            found[name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return found
 
     def _run(self, name: str, *arguments: str | Path) -> None:
         self._processes[name] = start([program(name), *arguments], self.root / f"{name}.log")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from cluster import template
+from cluster import claim, template
 from control_plane import ControlPlane
 from sluice.kubernetes.api import RESOURCE, Api, ApiError
 from sluice.kubernetes.inventory import Nic
@@ -20,6 +20,8 @@ NAMESPACE = "crowd"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 CLAIMS = f"{RESOURCE}/namespaces/{NAMESPACE}/resourceclaims"
 EXTENDED = "rdma.sluice.dev/bandwidth"
+KINDS = ("plain", "extended", "template", "claim")
+"""Pods that ask for nothing; for 5 Gbit/s each by the extended resource, a claim's template, a claim that is there."""
 AT_ONCE = 50
 """Requests on the way to the API server."""
 
@@ -62,7 +64,7 @@ def resource_slice(index: int, owner: str) -> dict[str, Any]:
 
 
 def crowd_pod(name: str, kind: str, on: str = "") -> dict[str, Any]:
-    """kind: "plain", "extended" or "claim", each with 5 Gbit/s where it can say so. on: a node; else scheduled."""
+    """kind: see KINDS. on: a node; else scheduled."""
     container: dict[str, Any] = {"name": "main", "image": "none", "resources": {"requests": {"cpu": "100m"}}}
     spec: dict[str, Any] = {
         "containers": [container],
@@ -72,8 +74,9 @@ def crowd_pod(name: str, kind: str, on: str = "") -> dict[str, Any]:
     }
     if kind == "extended":
         container["resources"]["limits"] = {EXTENDED: "5"}
-    if kind == "claim":
-        spec["resourceClaims"] = [{"name": "rdma", "resourceClaimTemplateName": "five"}]
+    if kind in ("template", "claim"):
+        source = {"resourceClaimTemplateName": "five"} if kind == "template" else {"resourceClaimName": name}
+        spec["resourceClaims"] = [{"name": "rdma", **source}]
         container["resources"]["claims"] = [{"name": "rdma"}]
     if on:
         spec["nodeName"] = on
@@ -130,8 +133,11 @@ class Crowd:
         watch: Watch[Pod] = Watch(self.api, PODS, read_pod, changed)
         following = asyncio.create_task(watch.run())
         await watch.synced.wait()
+        names = [f"{kind}-{index:05d}" for index in range(count)]
+        if kind == "claim":
+            await _all(self.api, CLAIMS, (claim(name, "5G") for name in names))
         start = time.monotonic()
-        await self.create(crowd_pod(f"{kind}-{index:05d}", kind) for index in range(count))
+        await self.create(crowd_pod(name, kind) for name in names)
         await asyncio.wait_for(finished.wait(), 600)
         seconds = time.monotonic() - start
         following.cancel()
@@ -141,17 +147,18 @@ class Crowd:
         """Gbit/s that claims have, by node and NIC."""
         found: dict[tuple[str, str], int] = {}
         claims, _ = await self.api.list(CLAIMS)
-        for claim in claims:
-            allocation = claim.get("status", {}).get("allocation") or {"devices": {"results": []}}
+        for each in claims:
+            allocation = each.get("status", {}).get("allocation") or {"devices": {"results": []}}
             for result in allocation["devices"]["results"]:
                 key = (result["pool"], result["device"])
                 found[key] = found.get(key, 0) + int(result["consumedCapacity"]["bandwidth"].removesuffix("G"))
         return found
 
     async def clear(self) -> None:
-        """Deletes the pods, and with them their claims."""
+        """Deletes the pods, and their claims."""
         while (await self.api.list(PODS))[0] or (await self.api.list(CLAIMS))[0]:
             # The server goes on deleting when the answer takes too long for us.
-            with suppress(ApiError):
-                await self.api.request("DELETE", PODS, gracePeriodSeconds=0)
+            for path in (PODS, CLAIMS):
+                with suppress(ApiError):
+                    await self.api.request("DELETE", path, gracePeriodSeconds=0)
             await asyncio.sleep(0.2)

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stock scheduler places pods by bandwidth; a real kubelet has their claims prepared; the rates hold."""
 
+from typing import Any
+
 from cluster import claim, pod, template, write_bandwidth
 from conftest import wait_until
 from control_plane import ControlPlane
 from worker import Worker
 
 pytest_plugins = ["cluster"]
+
+
+def devices_of_claim(plane: ControlPlane) -> list[dict[str, Any]]:
+    """What the driver says of the only claim."""
+    (found,) = plane.get("resourceclaims")["items"]
+    devices: list[dict[str, Any]] = found.get("status", {}).get("devices") or []
+    return devices
 
 
 def test_a_pod_gets_what_it_asks_for(plane: ControlPlane, worker: Worker) -> None:
@@ -27,6 +36,10 @@ def test_a_pod_gets_what_it_asks_for(plane: ControlPlane, worker: Worker) -> Non
     assert len(said) == 1
     assert "10G of mlx5-0" in said[0]
     assert "pods may have 25G of mlx5-0, 25G of mlx5-1" in plane.kubectl("describe", "node", "worker-1")
+
+    (device,) = wait_until(lambda: devices_of_claim(plane), "the claim's status")
+    assert device["networkData"] == {"interfaceName": "sluice0", "ips": [f"{address}/32"]}
+    assert [(each["type"], each["status"]) for each in device["conditions"]] == [("Ready", "True")]
 
     plane.kubectl("delete", "pod", "one", "--timeout=60s")
     wait_until(lambda: not worker.tenants(), "everything to be returned")
@@ -79,6 +92,8 @@ def test_bad_parameters_are_named(plane: ControlPlane, worker: Worker) -> None:
     described = plane.kubectl("describe", "pod", "wrong")
     assert "spec.devices.config[0].opaque.parameters.max: '20X' is not a bandwidth" in described
     assert worker.tenants() == {}
+    (device,) = wait_until(lambda: devices_of_claim(plane), "the claim's status")
+    assert [(each["type"], each["status"]) for each in device["conditions"]] == [("Ready", "False")]
     plane.apply(template("low", "10G", max="5G"), pod("low", "low"))
     wait_until(lambda: "a ceiling can't be below the guarantee" in plane.kubectl("describe", "pod", "low"), "the event")
 

@@ -95,6 +95,10 @@ def test_it_is_upgraded_under_running_pods(plane: ControlPlane, deployed: Worker
     plane.wait_for("pod/after", "condition=Ready")
     assert "sluice0" in deployed.output("after", "ibv_devinfo")
     assert deployed.metric("sluice_grants") == 2
+    wait_until(
+        lambda: all(each["status"].get("devices") for each in plane.get("resourceclaims")["items"]),
+        "the claims' status",
+    )
     logged = plane.kubectl("logs", router_pod(plane), *SYSTEM)
     assert "Traceback" not in logged
     assert "forbidden" not in logged, "the account's rights are enough"

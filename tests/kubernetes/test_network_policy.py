@@ -64,6 +64,41 @@ def test_a_forbidden_connection_is_to_nobody(plane: ControlPlane, worker: Worker
     assert write_bandwidth(worker, "server", "client", address) > 0
 
 
+def test_the_port_of_the_connection_manager(plane: ControlPlane, worker: Worker, address: str) -> None:
+    """A policy that lets a TCP port through does so for rdma_cm, which has ports; not for what has none."""
+    to_port = [{"ports": [{"protocol": "TCP", "port": 18600}]}]
+    plane.apply(
+        network_policy("one-port", {"app": "server"}, policyTypes=["Ingress"], ingress=to_port),
+        network_policy("closed", {"app": "client"}, policyTypes=["Ingress"]),
+    )
+    wait_until(
+        lambda: worker.metric("sluice_watch_objects", path="/apis/networking.k8s.io/v1/networkpolicies") == 2,
+        "the copy",
+    )
+    start_server(worker, "server")
+    refused = worker.execute("client", *PERFTEST, address)
+    assert RETRY_EXCEEDED in refused.stdout + refused.stderr
+    wait_until(lambda: worker.execute("server", "sh", "-c", "! pidof ib_write_bw").returncode == 0, "the server to end")
+    # By rdma_cm perftest tells nobody that it listens: the client asks until somebody does.
+    in_background(worker, "server", *PERFTEST, "-R")
+
+    def written() -> bool:
+        done = worker.execute("client", *PERFTEST, "-R", address)
+        return done.returncode == 0 and " 65536" in done.stdout
+
+    wait_until(written, "perftest by the connection manager")
+    # The policy names another port from now on: what it let through ends.
+    long = [*PERFTEST, "-R", "-D", "60"]
+    wait_until(lambda: worker.execute("server", "sh", "-c", "! pidof ib_write_bw").returncode == 0, "the server to end")
+    before = worker.tenant_of("client")["counters"]["tx_bytes"]
+    in_background(worker, "server", *long)
+    in_background(worker, "client", "until", *long, f"{address};", "do", "sleep", "1;", "done")
+    wait_until(lambda: worker.tenant_of("client")["counters"]["tx_bytes"] > before + 10**6, "traffic")
+    to_port[0]["ports"][0]["port"] = 18601
+    plane.apply(network_policy("one-port", {"app": "server"}, policyTypes=["Ingress"], ingress=to_port))
+    wait_until(lambda: worker.metric("sluice_connections_ended_total", pod="default/client") >= 1, "the end")
+
+
 def test_a_later_policy_ends_connections(plane: ControlPlane, worker: Worker, address: str) -> None:
     long = [*PERFTEST, "-D", "60"]
     start_server(worker, "server", long)

@@ -15,7 +15,7 @@ def test_a_thousand_pods_fill_a_hundred_nodes(plane: ControlPlane) -> None:
 
     async def fill() -> dict[tuple[str, str], int]:
         async with Crowd(plane, 100) as crowd:
-            await crowd.schedule("claim", 1000)
+            await crowd.schedule("template", 1000)
             return await crowd.allocated()
 
     allocated = asyncio.run(fill())
@@ -32,7 +32,7 @@ def test_a_lost_node_takes_its_bandwidth_along(plane: ControlPlane) -> None:
                 lambda: gone not in [each["metadata"]["name"] for each in plane.get("resourceslices")["items"]],
                 "its slice to go",
             )
-            await crowd.create(crowd_pod(f"pod-{index}", "claim") for index in range(12))
+            await crowd.create(crowd_pod(f"pod-{index}", "template") for index in range(12))
             pending = ("pods", "-n", NAMESPACE, "--field-selector", "spec.nodeName=")
             wait_until(lambda: len(plane.get(*pending)["items"]) == 2, "ten to be placed")
             assert set((await crowd.allocated()).values()) == {25}

@@ -45,7 +45,7 @@ from sluice.control.cm.owner import Owner
 from sluice.control.cm.parameters import REJECT_DATA, REPLY_DATA, REQUEST_DATA, Parameters
 from sluice.control.cm.place import ClusterLocator, Party, Scope
 from sluice.control.cm.qp_attributes import fill_qp_attributes
-from sluice.control.connections import OpenGate
+from sluice.control.connections import Flow, Gate, OpenGate
 from sluice.control.qp_state import Attr, State
 from sluice.engine import ffi
 
@@ -142,11 +142,11 @@ class End:
 
 
 class Node:
-    def __init__(self, clock: Clock, name: str = "") -> None:
+    def __init__(self, clock: Clock, name: str = "", gate: Gate | None = None) -> None:
         self.clock = clock
         self.directory = Directory(name)
         self.cm = CommunicationManager(
-            ClusterLocator(self.directory, HOST), HOST, OpenGate(), clock, Timeouts(grace=())
+            ClusterLocator(self.directory, HOST), HOST, gate or OpenGate(), clock, Timeouts(grace=())
         )
         self._tenants = 0
         self.ends: list[End] = []
@@ -207,6 +207,49 @@ def connect(
     active.ready()
     assert server.event().event.type == EventType.ESTABLISHED
     return active, passive
+
+
+class Doorman:
+    """Lets nobody through but to one port."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.asked: list[Flow] = []
+
+    def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
+        self.asked.append(Flow(source, destination, port))
+        return port == self.port
+
+
+def test_a_gate_is_told_the_port(clock: Clock) -> None:
+    doorman = Doorman(7000)
+    node = Node(clock, gate=doorman)
+    client, server = node.end(), node.end()
+    for port in (7000, 7001):
+        listen(server, port=port)
+    there = server.owner.party.address
+    assert there is not None
+    shut = resolve(client, there, 7001)
+    shut.connect(Parameters(qp_num=17))
+    assert client.events() == [(EventType.UNREACHABLE, -errno.ETIMEDOUT)]
+
+    active = resolve(client, there)
+    active.connect(Parameters(qp_num=17))
+    passive = server.event().child
+    assert passive is not None
+    here = client.owner.party.address
+    assert here is not None
+    # What the queue pairs' gate is asked on either side: the client asked for the server's port.
+    assert node.cm.flow(there, here, 17) == Flow(here, there, 7000)
+    passive.accept(99, Parameters(qp_num=23))
+    assert client.event().event.type == EventType.CONNECT_RESPONSE
+    assert node.cm.flow(here, there, 23) == Flow(here, there, 7000)
+    # Another queue pair of the same two came by itself.
+    assert node.cm.flow(here, there, 24) == Flow(here, there)
+    active.destroy()
+    assert node.cm.flow(here, there, 23) == Flow(here, there)
+    for end in node.ends:
+        end.close()
 
 
 # ---- a connection's life -----------------------------------------------------

@@ -15,16 +15,29 @@ from typing import Protocol
 class Gate(Protocol):
     """Decides about connections; a directory of a larger system implements it."""
 
-    def admits(self, source: IPv4Address, destination: IPv4Address) -> bool:
-        """Whether these two may connect; a refusal is reported by who refuses."""
+    def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
+        """Whether these two may connect; a refusal is reported by who refuses.
+
+        port: of the connection manager's listener at destination, which source asked; None:
+        two queue pairs, of which nobody knows who began.
+        """
         ...
 
 
 class OpenGate:
     """Where nothing is forbidden."""
 
-    def admits(self, source: IPv4Address, destination: IPv4Address) -> bool:
+    def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
         return True
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What a gate is asked about (Gate.admits)."""
+
+    source: IPv4Address
+    destination: IPv4Address
+    port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,23 +45,24 @@ class Connection:
     session: int
     handle: int
     peer: IPv4Address
+    flow: Flow
 
 
 class Connections:
     """The connections of one tenant."""
 
     def __init__(self) -> None:
-        self._peers: dict[tuple[int, int], IPv4Address] = {}
+        self._all: dict[tuple[int, int], Connection] = {}
 
-    def add(self, session: int, handle: int, peer: IPv4Address) -> None:
-        self._peers[session, handle] = peer
+    def add(self, connection: Connection) -> None:
+        self._all[connection.session, connection.handle] = connection
 
     def remove(self, session: int, handle: int) -> None:
-        self._peers.pop((session, handle), None)
+        self._all.pop((session, handle), None)
 
     def remove_session(self, session: int) -> None:
-        for key in [key for key in self._peers if key[0] == session]:
-            del self._peers[key]
+        for key in [key for key in self._all if key[0] == session]:
+            del self._all[key]
 
     def all(self) -> list[Connection]:
-        return [Connection(session, handle, peer) for (session, handle), peer in self._peers.items()]
+        return list(self._all.values())

@@ -161,9 +161,9 @@ class Router:
         log.info("tenant %s: added, address %s", name, tenant.address or "not known yet")
         return tenant
 
-    def admits(self, source: IPv4Address, destination: IPv4Address) -> bool:
-        """Whether these two addresses may connect."""
-        return self.gate.admits(source, destination)
+    def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
+        """Whether these two addresses may connect (connections.Gate)."""
+        return self.gate.admits(source, destination, port)
 
     def find_tenant(self, name: str) -> Tenant:
         try:

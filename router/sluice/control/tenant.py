@@ -18,7 +18,7 @@ import zmq
 from sluice.cluster.directory import Directory, gid_of_address
 from sluice.control.cm.manager import CommunicationManager
 from sluice.control.cm.requests import TenantCm
-from sluice.control.connections import Connection, Gate
+from sluice.control.connections import Connection, Flow, Gate
 from sluice.control.session import Session
 from sluice.control.verbs import ProtocolError, Verbs, hello_token, refusal, same_token
 from sluice.device.sysfs import Sysfs
@@ -76,7 +76,7 @@ class Tenant:
         self.address: IPv4Address | None = None
         self._keep = keep
         self._cm = TenantCm(cm, self.number)
-        self._verbs = Verbs(engine, directory, gate, self._cm.operations())
+        self._verbs = Verbs(engine, directory, gate, self._cm.operations(), cm.flow)
         self.sessions: dict[int, Session] = {}
         self._speakers: dict[bytes, Session] = {}
         self._waiting: list[tuple[bytes, bytes, Session]] = []
@@ -232,7 +232,7 @@ class Tenant:
         """rdma_cm's ids, and what is listened on."""
         return self._cm.status()
 
-    def end_forbidden(self, admits: Callable[[IPv4Address, IPv4Address], bool]) -> list[Connection]:
+    def end_forbidden(self, admits: Callable[[Flow], bool]) -> list[Connection]:
         """Ends the connections that are admitted no longer, and returns them."""
         return self._verbs.end_forbidden(admits) if self.address is not None else []
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from sluice.cluster.directory import Directory, address_of
-from sluice.control.connections import Connection, Connections, Gate
+from sluice.control.connections import Connection, Connections, Flow, Gate
 from sluice.control.qp_state import Attr, State, Type, address_fits, allowed
 from sluice.control.session import Session
 from sluice.device.virtual import NAME, VirtualDevice
@@ -41,11 +41,22 @@ def refusal(frame: bytes, error: int) -> bytes | None:
 class Verbs:
     """The verbs of one tenant's sessions."""
 
-    def __init__(self, engine: Engine, directory: Directory, gate: Gate, more: Sequence[Operation] = ()) -> None:
-        """more: operations of others that come by the same channel."""
+    def __init__(
+        self,
+        engine: Engine,
+        directory: Directory,
+        gate: Gate,
+        more: Sequence[Operation] = (),
+        flow_of: Callable[[IPv4Address, IPv4Address, int], Flow] = lambda own, peer, _qp_num: Flow(own, peer),
+    ) -> None:
+        """more: operations of others that come by the same channel.
+
+        flow_of(own, peer, qp_num): how the connection with this peer's queue pair came about.
+        """
         self._engine = engine
         self._directory = directory
         self._gate = gate
+        self._flow_of = flow_of
         self.connections = Connections()
         self.addresses = Connections()
         """Address handles: they connect as well."""
@@ -253,20 +264,22 @@ class Verbs:
         if not allowed(kind, now.qp_state, attr, mask, gid_count=1):
             raise OSError(errno.EINVAL, "the state table forbids it")
         peer = None
-        destination = None
+        destination = flow = None
         admitted = False
         if mask & STATE and attr.qp_state == State.RTR and kind != Type.UD:
             gid = bytes(ffi.buffer(attr.ah.dgid))
             destination = address_of(gid)
-            if destination is not None and self._gate.admits(self._address, destination):
-                admitted, peer = True, self._directory.tenant_of(gid)
+            if destination is not None:
+                flow = self._flow_of(self._address, destination, attr.dest_qp_num)
+                if self._gate.admits(flow.source, flow.destination, flow.port):
+                    admitted, peer = True, self._directory.tenant_of(gid)
         remote = self._directory.remote if admitted and peer is None else None
         self._engine.modify_qp(session.number, request.handle, attr, mask, peer, now, remote is not None)
         if mask & STATE and attr.qp_state in (State.RESET, State.ERR):
             self.connections.remove(session.number, request.handle)
             self._forget_remote(session.number, request.handle)
-        elif destination is not None and (peer is not None or remote is not None):
-            self.connections.add(session.number, request.handle, destination)
+        elif flow is not None and destination is not None and (peer is not None or remote is not None):
+            self.connections.add(Connection(session.number, request.handle, destination, flow))
             if remote is not None:
                 number = self._engine.qp_number(session.number, request.handle)
                 remote.want(session.number, request.handle, number, self._address, destination, attr.dest_qp_num)
@@ -310,7 +323,8 @@ class Verbs:
         if trunk is not None:
             self._engine.lead_ah(session.number, reply.handle, trunk)
         if destination is not None and (peer is not None or trunk is not None):
-            self.addresses.add(session.number, reply.handle, destination)
+            flow = Flow(self._address, destination)
+            self.addresses.add(Connection(session.number, reply.handle, destination, flow))
 
     def _destroy_ah(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.destroy_ah(session.number, request.handle)
@@ -331,13 +345,13 @@ class Verbs:
     def _close_xrcd(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.close_xrcd(session.number, request.handle)
 
-    def end_forbidden(self, admits: Callable[[IPv4Address, IPv4Address], bool]) -> list[Connection]:
+    def end_forbidden(self, admits: Callable[[Flow], bool]) -> list[Connection]:
         """Ends the connections that are admitted no longer, and returns them."""
-        ended = [one for one in self.connections.all() if not admits(self._address, one.peer)]
+        ended = [one for one in self.connections.all() if not admits(one.flow)]
         for one in ended:
             self.connections.remove(one.session, one.handle)
             self._engine.fail_qp(one.session, one.handle)
-        severed = [one for one in self.addresses.all() if not admits(self._address, one.peer)]
+        severed = [one for one in self.addresses.all() if not admits(one.flow)]
         for one in severed:
             self.addresses.remove(one.session, one.handle)
             self._engine.sever_ah(one.session, one.handle)

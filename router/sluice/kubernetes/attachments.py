@@ -9,7 +9,7 @@ ceiling. Pods that share a claim are one tenant, named after the first of them.
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -59,16 +59,20 @@ class Attachments:
         self._tenants: dict[str, _Tenant] = {}
         self.grants: dict[str, Grant] = {}
 
-    def restore(self) -> None:
-        """Takes up what an earlier router left."""
+    def restore(self) -> Iterator[tuple[Grant, str]]:
+        """Takes up what an earlier router left; yields what can't be, and why."""
         for grant in self._state.load():
             try:
                 self._attach(grant)
             except (ValueError, OSError) as error:
                 log.error("pod %s/%s: what it was granted can't be taken up: %s", grant.namespace, grant.pod, error)
+                yield grant, str(error)
 
     def tenant_of_pod(self, pod_uid: str) -> str | None:
         return next((grant.tenant for grant in self.grants.values() if grant.pod_uid == pod_uid), None)
+
+    def grants_of(self, tenant: str) -> list[Grant]:
+        return list(self._tenants[tenant].grants.values())
 
     def free_bps(self, nic: str) -> int:
         """What nobody was granted of a NIC, as the scheduler counts."""
@@ -196,7 +200,10 @@ class Attachments:
         return [grant for grant in self.grants.values() if self._router.tenants[grant.tenant].address is None]
 
     def set_annotations(self, tenant: str, annotations: Mapping[str, str]) -> dict[str, int] | None:
-        """Changes the rates of a running pod. Returns what holds now, None where nothing changed. FieldError."""
+        """Changes the rates of a running pod. Returns what holds now, None where nothing changed.
+
+        ValueError, with all as it was: FieldError, PolicyError.
+        """
         entry = self._tenants[tenant]
         live = parse_annotations(annotations)
         if live == entry.live:
@@ -207,8 +214,12 @@ class Attachments:
                 f"metadata.annotations: min: {format_quantity(live['min'])} is more than the "
                 f"{format_quantity(guarantee)} that are granted: the scheduler goes by the claim"
             )
-        entry.live = live
-        self._apply(tenant)
+        before, entry.live = entry.live, live
+        try:
+            self._apply(tenant)
+        except ValueError:
+            entry.live = before
+            raise
         return {name: live[name] for name in LIVE if name in live}
 
     def nics(self) -> list[dict[str, Any]]:

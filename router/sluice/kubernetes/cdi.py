@@ -6,18 +6,20 @@ as mounts and variables for the device plugin. The container's image and privile
 """
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from sluice.kubernetes import DRIVER
 from sluice.kubernetes.parameters import Parameters
+from sluice.shim import MUSL, NAMES, PRELOAD
 
 VERSION = "0.6.0"
 CLASS = "bandwidth"
 
 TENANT_DIR = "/run/sluice"
-SHIM = "/usr/lib/sluice/libsluice.so"
+LIBRARIES = "/usr/lib/sluice"
 PRELOAD_FILE = "/etc/ld.so.preload"
 """Where things are inside the container."""
 
@@ -36,30 +38,48 @@ class Injection:
 
 
 def install_shim(source: Path, directory: Path) -> None:
-    """Puts the shim, and the file that preloads it, where containers mount them from.
+    """Puts what containers mount into one folder for each C library: glibc, musl.
 
-    Each version is a file of its own that is renamed into place: containers that run keep theirs.
+    A container sees its folder, not the files of one version: programs that are started after an
+    upgrade load the shim of the router that they will speak to.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    for library in sorted(source.glob("libsluice*.so")):
-        new = directory / f".{library.name}.new"
-        shutil.copyfile(library, new)
-        new.chmod(0o755)
-        new.replace(directory / library.name)
-    preload = directory / ".ld.so.preload.new"
-    preload.write_text(f"{SHIM}\n")
-    preload.replace(directory / "ld.so.preload")
+    for libc, names in (("glibc", {name: name for name in NAMES}), ("musl", dict.fromkeys(NAMES, MUSL))):
+        folder = directory / libc
+        folder.mkdir(parents=True, exist_ok=True)
+        # musl tells libraries apart by their inodes: all names are links to one file.
+        first: dict[str, Path] = {}
+        for name, built in names.items():
+            new = folder / f".{name}.new"
+            new.unlink(missing_ok=True)
+            if built in first:
+                os.link(first[built], new)
+            elif (source / built).exists():
+                shutil.copyfile(source / built, new)
+                first[built] = folder / name
+            else:
+                continue
+            new.chmod(0o755)
+            # Processes that run keep the file that they have.
+            new.replace(folder / name)
+        preload = folder / ".ld.so.preload.new"
+        preload.write_text(f"{preloaded(libc)}\n")
+        preload.replace(folder / "ld.so.preload")
+
+
+def preloaded(libc: str) -> str:
+    """As the container sees it. With musl one library is all."""
+    return ":".join(f"{LIBRARIES}/{name}" for name in (PRELOAD[:1] if libc == "musl" else PRELOAD))
 
 
 def injection(tenant_dir: Path, shim_dir: Path, parameters: Parameters) -> Injection:
-    library = "libsluice-musl.so" if parameters.libc == "musl" else "libsluice.so"
+    libc = parameters.libc or "glibc"
     # Read-only: sockets can be connected to, and nothing can be left there or taken away.
-    mounts = [Mount(str(tenant_dir), TENANT_DIR, True), Mount(str(shim_dir / library), SHIM, True)]
+    mounts = [Mount(str(tenant_dir), TENANT_DIR, True), Mount(str(shim_dir / libc), LIBRARIES, True)]
     environment = {"SLUICE_TENANT_DIR": TENANT_DIR}
     if parameters.preload == "file":
-        mounts.append(Mount(str(shim_dir / "ld.so.preload"), PRELOAD_FILE, True))
+        mounts.append(Mount(str(shim_dir / libc / "ld.so.preload"), PRELOAD_FILE, True))
     else:
-        environment["LD_PRELOAD"] = SHIM
+        environment["LD_PRELOAD"] = preloaded(libc)
     return Injection(environment, mounts)
 
 

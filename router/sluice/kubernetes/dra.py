@@ -19,6 +19,7 @@ from sluice.kubernetes import DRIVER, protocol
 from sluice.kubernetes.api import RESOURCE, Api, ApiError
 from sluice.kubernetes.attachments import Attachments, tenant_name
 from sluice.kubernetes.claim import ClaimError, consumers, shares
+from sluice.kubernetes.claim_status import ClaimStatus
 from sluice.kubernetes.events import Events, Subject
 from sluice.kubernetes.quantity import format_quantity
 from sluice.kubernetes.settings import Settings
@@ -80,6 +81,7 @@ class Plugin:
         settings: Settings,
         attachments: Attachments,
         events: Events,
+        status: ClaimStatus,
         granted: Callable[[Grant], None],
     ) -> None:
         self._granted = granted
@@ -87,6 +89,7 @@ class Plugin:
         self._settings = settings
         self._attachments = attachments
         self._events = events
+        self._status = status
         self.timings = Timings()
 
     async def NodePrepareResources(self, request: Any, _context: Any) -> Any:
@@ -115,6 +118,7 @@ class Plugin:
                 device = self._attachments.attach(grant)
             except ValueError as error:
                 self._events.warn(subject, "BandwidthNotPrepared", "Preparing", str(error))
+                self._status.failed(claim, str(error))
                 for pod in consumers(claim):
                     self._events.warn(
                         Subject("v1", "Pod", namespace, pod.name, pod.uid),
@@ -162,6 +166,7 @@ class Plugin:
         answer = protocol.message(f"{protocol.DRA}.NodeUnprepareResourcesResponse")()
         for claim in request.claims:
             try:
+                self._status.forget(claim.uid)
                 self._attachments.detach(claim.uid)
                 answer.claims[claim.uid].error = ""
             except (ValueError, OSError) as error:

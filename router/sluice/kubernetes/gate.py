@@ -4,6 +4,7 @@
 import logging
 from ipaddress import IPv4Address
 
+from sluice.control.connections import Flow
 from sluice.control.router import Router
 from sluice.kubernetes.directory import PodDirectory
 from sluice.kubernetes.events import Events, Subject
@@ -30,8 +31,13 @@ class PolicyGate:
         pod = self._directory.pod_at(address)
         return f"{pod.namespace}/{pod.name}" if pod is not None else str(address)
 
-    def admits(self, source: IPv4Address, destination: IPv4Address) -> bool:
-        text = self._directory.refusal(source, destination)
+    def forget(self, pod: Pod) -> None:
+        """It is gone, and its counts with it."""
+        for counts in (self.forbidden, self.ended):
+            counts.pop(f"{pod.namespace}/{pod.name}", None)
+
+    def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
+        text = self._directory.refusal(source, destination, port)
         if not text:
             return True
         mine, other = self._whose(source), self._whose(destination)
@@ -56,10 +62,11 @@ class PolicyGate:
                 log.warning("pod %s: connection to %s ended by a NetworkPolicy", mine, other)
                 pod = self._directory.pod_at(tenant.address)
                 if pod is not None:
-                    text = self._directory.refusal(tenant.address, connection.peer)
+                    flow = connection.flow
+                    text = self._directory.refusal(flow.source, flow.destination, flow.port)
                     self._events.warn(
                         subject_of(pod), "RDMAConnectionEnded", "Disconnecting", f"RDMA connection to {other}: {text}"
                     )
 
-    def _still_admits(self, source: IPv4Address, destination: IPv4Address) -> bool:
-        return not self._directory.refusal(source, destination)
+    def _still_admits(self, flow: Flow) -> bool:
+        return not self._directory.refusal(flow.source, flow.destination, flow.port)

@@ -15,11 +15,11 @@ from sluice.kubernetes import DRIVER, device_plugin, dra
 from sluice.kubernetes.api import Api
 from sluice.kubernetes.attachments import Attachments, tenant_name
 from sluice.kubernetes.cdi import install_shim
+from sluice.kubernetes.claim_status import ClaimStatus
 from sluice.kubernetes.directory import PodDirectory
-from sluice.kubernetes.events import Events
+from sluice.kubernetes.events import Events, Subject
 from sluice.kubernetes.gate import PolicyGate, subject_of
 from sluice.kubernetes.members import Members, attributes, read_member
-from sluice.kubernetes.parameters import FieldError
 from sluice.kubernetes.pod import Pod
 from sluice.kubernetes.settings import Settings
 from sluice.kubernetes.slices import SLICES, Publisher
@@ -43,7 +43,8 @@ class KubernetesNode:
         self.attachments = Attachments(router, settings, self._on_returned)
         self.directory = PodDirectory(api, self._tenant_of, self._on_pod, self._on_rules)
         self.gate = PolicyGate(router, self.directory, self.events)
-        self.plugin = dra.Plugin(api, settings, self.attachments, self.events, self.refresh)
+        self.claim_status = ClaimStatus(api, settings.node)
+        self.plugin = dra.Plugin(api, settings, self.attachments, self.events, self.claim_status, self.refresh)
         self._server = dra.Server(settings, self.plugin, dra.Health(settings, self.trouble))
         allocator = device_plugin.Plugin(settings, self.attachments, self.trouble)
         self._device_server = device_plugin.Server(settings, allocator, self.attachments, self._identified)
@@ -56,8 +57,13 @@ class KubernetesNode:
         # An address that the API server says is ours must be known as ours.
         self._router.directory.node = self.settings.node
         self._router.directory.add_source(self.directory)
-        self.attachments.restore()
+        for grant, error in self.attachments.restore():
+            if not grant.pod:
+                continue
+            pod = Subject("v1", "Pod", grant.namespace, grant.pod, grant.pod_uid)
+            self.events.warn(pod, "BandwidthNotRestored", "Restoring", f"{grant.claim or 'its bandwidth'}: {error}")
         self._spawn(self.events.run(), "events")
+        self._spawn(self.claim_status.run(), "claims' status")
         self._spawn(self.directory.run(), "directory")
         self._sweeping = asyncio.create_task(self._sweep())
         if self.settings.dra:
@@ -107,6 +113,8 @@ class KubernetesNode:
         if new is not None and new.node == self.settings.node:
             self._apply(new)
         gone = new if new is not None and new.ended else old if new is None else None
+        if old is not None and new is None:
+            self.gate.forget(old)
         if gone is not None and gone.node == self.settings.node:
             self._return_devices(gone)
 
@@ -143,11 +151,13 @@ class KubernetesNode:
         if pod.address is not None and not pod.ended:
             try:
                 self.attachments.set_address(tenant, pod.address)
+                for grant in self.attachments.grants_of(tenant):
+                    self.claim_status.attached(grant, pod.address)
             except ValueError as error:
                 log.warning("pod %s/%s: %s", pod.namespace, pod.name, error)
         try:
             changed = self.attachments.set_annotations(tenant, pod.annotations)
-        except FieldError as error:
+        except ValueError as error:
             self.events.warn(subject_of(pod), "BandwidthNotChanged", "Changing", f"{error}; the rates stay as they are")
             return
         if changed is not None:

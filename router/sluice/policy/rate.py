@@ -68,8 +68,9 @@ def parse_size(text: str) -> int:
 
 def _scaled(value: float, units: list[tuple[float, str]]) -> str:
     for factor, unit in units:
-        if value >= factor:
-            return f"{value / factor:.3g}{unit}" if value / factor < 1000 else f"{value / factor:.0f}{unit}"
+        # What three digits round up to the next unit is one of that.
+        if value >= 0.9995 * factor:
+            return f"{value / factor:.3g}{unit}" if value / factor < 999.5 else f"{value / factor:.0f}{unit}"
     return f"{value:.0f}{units[-1][1]}"
 
 

@@ -39,7 +39,10 @@ OPENING = (Phase.REQUEST_SENT, Phase.REQUEST_RECEIVED, Phase.REPLY_SENT, Phase.R
 
 
 class Connection:
-    """on_event gets what the application is to know; the connection itself outlives nobody who abandons it."""
+    """on_event gets what the application is to know; the connection itself outlives nobody who abandons it.
+
+    asked: it is the passive end. port: the listener's, on whichever end that is.
+    """
 
     def __init__(
         self, cm: "CommunicationManager", node: str | None, psn: int, on_event: Callable[[Event], None]
@@ -54,7 +57,10 @@ class Connection:
         self.own = Parameters()
         self.peer = Parameters()
         self.peer_psn = 0
+        self.gid = bytes(16)
         self.peer_gid = bytes(16)
+        self.asked = False
+        self.port = 0
         self.retry_count = 0
 
     def _enter(self, phase: Phase) -> None:
@@ -91,17 +97,21 @@ class Connection:
 
     def request(self, request: ConnectRequest) -> None:
         self.own = request.parameters
+        self.gid = request.gid
+        self.port = request.service.destination.port
         self.retry_count = request.parameters.retry_count
         self._enter(Phase.REQUEST_SENT)
         self._send(request)
 
-    def requested(self, request: ConnectRequest) -> None:
-        """Becomes the passive end of a request that came in."""
+    def requested(self, request: ConnectRequest, gid: bytes) -> None:
+        """Becomes the passive end of a request that came in. gid: its own."""
         self.remote = request.sender
         self._cm.requested(self)
         self.peer = request.parameters
         self.peer_psn = request.psn
         self.peer_gid = request.gid
+        self.gid, self.asked, self.port = gid, True, request.service.destination.port
+        self._cm.arranged(self)
         self.retry_count = request.parameters.retry_count
         self._enter(Phase.REQUEST_RECEIVED)
 
@@ -191,6 +201,7 @@ class Connection:
         self.peer = reply.parameters
         self.peer_psn = reply.psn
         self.peer_gid = reply.gid
+        self._cm.arranged(self)
         self._enter(Phase.REPLY_RECEIVED)
         self._on_event(Event(EventType.CONNECT_RESPONSE, parameters=seen_from_here(reply.parameters, REPLY_DATA)))
 

@@ -272,7 +272,7 @@ class Identifier:
             seen = Parameters(private_data=request.private_data.ljust(LOOKUP_DATA, b"\0"))
         else:
             connection = Connection(self._cm, node, child._psn, child.emit)
-            connection.requested(request)
+            connection.requested(request, child.gid)
             child.end = connection
             seen = seen_from_here(request.parameters, REQUEST_DATA)
         self.emit(Event(EventType.CONNECT_REQUEST, parameters=seen, gid=request.gid), child)
@@ -302,7 +302,8 @@ class Identifier:
             raise _invalid("too much private data")
         # Who was there may have left, and others come.
         place = self._place and self._cm.locator.locate(self.destination.plain, self._owner.party)
-        if not self._cm.admits(self.gid, self.destination_gid):
+        port = None if self.is_datagram else self.destination.port
+        if not self._cm.admits(self.gid, self.destination_gid, port):
             place = None
         node = None if place is None else place.node
         service = Service(self.port_space, self.destination, None if place is None else place.scope)

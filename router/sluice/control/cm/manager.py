@@ -6,9 +6,11 @@ import secrets
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sluice.cluster.directory import address_of
+from sluice.control.cm.address import gid_of
 from sluice.control.cm.connection import Connection
 from sluice.control.cm.lookup import Lookup
 from sluice.control.cm.message import (
@@ -28,7 +30,7 @@ from sluice.control.cm.parameters import Parameters
 from sluice.control.cm.place import Locator
 from sluice.control.cm.port_space import Ports
 from sluice.control.cm.realm import Realm
-from sluice.control.connections import Gate
+from sluice.control.connections import Flow, Gate
 
 if TYPE_CHECKING:
     from sluice.control.cm.identifier import Identifier
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 End = Connection | Lookup
+
+
+def _ends_of(connection: Connection) -> tuple[bytes, bytes, int]:
+    return connection.gid, connection.peer_gid, connection.peer.qp_num
 
 
 class Handle(Protocol):
@@ -91,6 +97,7 @@ class CommunicationManager:
         self._link = link
         self._ends: dict[int, End] = {}
         self._requested: dict[tuple[str | None, int], End] = {}
+        self._arranged: dict[tuple[bytes, bytes, int], Connection] = {}
         self._timers: dict[int, Handle] = {}
 
     # ---- ends and their timers ----------------------------------------------
@@ -109,6 +116,19 @@ class CommunicationManager:
     def remove_end(self, end: End) -> None:
         self._ends.pop(end.number, None)
         self._requested.pop((end.node, end.remote), None)
+        if isinstance(end, Connection) and self._arranged.get(_ends_of(end)) is end:
+            del self._arranged[_ends_of(end)]
+
+    def arranged(self, connection: Connection) -> None:
+        """Both ends of it are known: queue pairs may follow."""
+        self._arranged[_ends_of(connection)] = connection
+
+    def flow(self, own: IPv4Address, peer: IPv4Address, qp_num: int) -> Flow:
+        """How the connection with this peer's queue pair came about: by a request to a port, or by itself."""
+        connection = self._arranged.get((gid_of(own), gid_of(peer), qp_num))
+        if connection is None:
+            return Flow(own, peer)
+        return Flow(peer, own, connection.port) if connection.asked else Flow(own, peer, connection.port)
 
     def schedule(self, end: End, seconds: float, callback: Callable[[], None]) -> None:
         """One timer for each end; it holds until `cancel`."""
@@ -154,7 +174,8 @@ class CommunicationManager:
         if listener is None and grace:
             self._clock.call_later(grace[0], self._on_request, node, request, grace[1:])
             return
-        if listener is not None and not self.admits(request.gid, listener.gid):
+        port = request.service.destination.port if isinstance(request, ConnectRequest) else None
+        if listener is not None and not self.admits(request.gid, listener.gid, port):
             # As a packet that a firewall drops.
             return
         if listener is not None and listener.incoming(node, request):
@@ -176,10 +197,10 @@ class CommunicationManager:
             scope = place.scope
         return self.ports.listener(scope, service.port_space, service.destination.plain, service.destination.port)
 
-    def admits(self, source: bytes, destination: bytes) -> bool:
-        """Whether these two (GIDs) may connect."""
+    def admits(self, source: bytes, destination: bytes, port: int | None) -> bool:
+        """Whether these two (GIDs) may connect (connections.Gate)."""
         ends = address_of(source), address_of(destination)
-        return ends[0] is not None and (ends[1] is None or self._gate.admits(ends[0], ends[1]))
+        return ends[0] is not None and (ends[1] is None or self._gate.admits(ends[0], ends[1], port))
 
     def undelivered(self, message: Message) -> None:
         """A message has not reached the other node, however often it was sent."""
