@@ -850,12 +850,8 @@ int sluice_qp_modify(struct sluice_engine *engine, uint32_t number, uint32_t han
 
     if (!qp)
         return -EINVAL;
-    bool remote = transport == SLUICE_TRANSPORT_TCP;
-    int result = -EOPNOTSUPP;
-
     /* Who is on no node is looked for here, and not found. */
-    if (!remote || qp->type == IBV_QPT_RC || qp->type == IBV_QPT_UC)
-        result = qp_modify(qp, attr, attr_mask, remote ? &transport_tcp : &transport_local,
+    int result = qp_modify(qp, attr, attr_mask, transport == SLUICE_TRANSPORT_TCP ? &transport_tcp : &transport_local,
                            transport == SLUICE_TRANSPORT_LOCAL ? peer_tenant : -1);
 
     *now = qp->attr;

@@ -24,27 +24,35 @@ static struct list *bucket_of(struct sluice_engine *engine, const uint8_t gid[16
     return &engine->groups[hash % GROUP_BUCKETS];
 }
 
-struct group *group_get(struct sluice_engine *engine, const uint8_t gid[16])
+struct group *group_find(struct sluice_engine *engine, const uint8_t gid[16])
 {
     struct list *bucket = bucket_of(engine, gid);
 
     for (struct list *link = bucket->next; link != bucket; link = link->next) {
         struct group *group = list_entry(link, struct group, bucket);
 
-        if (memcmp(group->gid, gid, sizeof(group->gid)) == 0) {
-            group->users++;
+        if (memcmp(group->gid, gid, sizeof(group->gid)) == 0)
             return group;
-        }
     }
-    struct group *group = calloc(1, sizeof(*group));
+    return NULL;
+}
 
+struct group *group_get(struct sluice_engine *engine, const uint8_t gid[16])
+{
+    struct group *group = group_find(engine, gid);
+
+    if (group) {
+        group->users++;
+        return group;
+    }
+    group = calloc(1, sizeof(*group));
     if (!group)
         return NULL;
     memcpy(group->gid, gid, sizeof(group->gid));
     group->users = 1;
     list_init(&group->members);
     list_init(&group->bucket);
-    list_append(bucket, &group->bucket);
+    list_append(bucket_of(engine, gid), &group->bucket);
     return group;
 }
 

@@ -29,6 +29,8 @@ bool gid_is_multicast(const uint8_t gid[16]);
 
 /* The group with this GID, with one more user. NULL: no memory. */
 struct group *group_get(struct sluice_engine *engine, const uint8_t gid[16]);
+/* NULL: there is none. */
+struct group *group_find(struct sluice_engine *engine, const uint8_t gid[16]);
 void group_put(struct group *group);
 
 /* Attaching twice is attaching once. -EINVAL: not UD, not a multicast GID; -ENOMEM: as many as may be. */

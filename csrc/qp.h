@@ -173,6 +173,12 @@ static inline bool qp_is_unreliable(const struct qp *qp)
     return qp->type == 3 /* IBV_QPT_UC */ || qp->type == 4 /* IBV_QPT_UD */;
 }
 
+/* Whether a QP of one type may be connected to one of the other: enum ibv_qp_type. */
+static inline bool qp_types_fit(uint32_t type, uint32_t other)
+{
+    return type == 9 /* IBV_QPT_XRC_SEND */ ? other == 10 /* IBV_QPT_XRC_RECV */ : type == 10 ? other == 9 : type == other;
+}
+
 static inline bool qp_can_respond(const struct qp *qp)
 {
     return qp->state >= 2 /* IBV_QPS_RTR */ && qp->state <= 5 /* IBV_QPS_SQE */;

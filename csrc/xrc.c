@@ -122,6 +122,28 @@ void xrcd_forget_srq(struct xrcd *xrcd, struct srq *srq)
     }
 }
 
+bool xrc_responder(const struct qp *qp, uint32_t srqn, uint32_t rkey, bool takes_receive, struct srq **srq,
+                   struct pd **pd)
+{
+    struct sluice_engine *engine = qp->session->engine;
+    struct srq *named = srq_lookup(engine, srqn);
+
+    *srq = NULL;
+    *pd = NULL;
+    if (named && named->xrcd == qp->xrcd && !named->session->broken && !named->cq->overrun) {
+        *srq = named;
+        *pd = named->pd;
+        return true;
+    }
+    if (takes_receive)
+        return false;
+    const struct mr *mr = mr_at(engine, rkey);
+
+    if (mr && xrcd_is_open_in(qp->xrcd, mr->pd->session))
+        *pd = mr->pd;
+    return true;
+}
+
 /* ---- XRC_RECV QPs ------------------------------------------------------ */
 
 int qp_share_add(struct qp *qp, struct session *session, struct opened_xrcd *opened)

@@ -66,4 +66,13 @@ void qp_share_close(struct qp *qp, struct session *session, uint32_t handle);
 /* Opens a QP of a domain that exists. */
 int qp_open(struct session *session, const struct sluice_open_qp_request *request, struct sluice_create_qp_reply *reply);
 
+/*
+ * Where an XRC message to qp (XRC_RECV) goes: the SRQ that it names, where that is of
+ * the domain and alive; its PD checks the keys. What takes no receive needs no SRQ: then
+ * the key's own PD does, where its process has the domain open; *pd is NULL where nobody has the
+ * key. False: there is no such SRQ, and the message needs one.
+ */
+bool xrc_responder(const struct qp *qp, uint32_t srqn, uint32_t rkey, bool takes_receive, struct srq **srq,
+                   struct pd **pd);
+
 #endif

@@ -165,15 +165,12 @@ static bool deliver_within_ceiling(const struct datagram *datagram, struct qp *t
     return true;
 }
 
-static bool deliver_to_group(struct qp *qp, struct group *group, const struct spans *src)
+static bool deliver_to_group(const struct datagram *datagram, struct group *group, const struct spans *src)
 {
-    struct datagram datagram = describe(qp);
     bool delivered = false;
 
-    if (qp->message.wqe->remote_qpn != MULTICAST_QPN)
-        return false;
     for (struct list *link = group->members.next; link != &group->members; link = link->next)
-        delivered |= deliver_within_ceiling(&datagram, list_entry(link, struct member, link)->qp, src);
+        delivered |= deliver_within_ceiling(datagram, list_entry(link, struct member, link)->qp, src);
     return delivered;
 }
 
@@ -220,6 +217,41 @@ static enum progress sent(struct qp *qp)
     return PROGRESS_DONE;
 }
 
+static struct datagram_frame make_frame(const struct qp *qp, const struct ah *ah, const struct datagram *datagram)
+{
+    struct datagram_frame frame = {
+        .length = datagram->length,
+        .src_qp = datagram->src_qp,
+        .dst_qp = qp->message.wqe->remote_qpn,
+        .qkey = datagram->qkey,
+        .imm = datagram->imm,
+        .flags = (datagram->immediate ? DATAGRAM_IMMEDIATE : 0) | (datagram->solicited ? DATAGRAM_SOLICITED : 0),
+    };
+
+    memcpy(frame.dgid, ah->attr.dgid, sizeof(frame.dgid));
+    return frame;
+}
+
+/* To its members here, and to all other nodes, which know theirs. */
+static enum progress send_to_group(struct qp *qp, const struct ah *ah, const struct spans *src, uint32_t *status)
+{
+    struct datagram datagram = describe(qp);
+    struct datagram_frame frame = make_frame(qp, ah, &datagram);
+    uint32_t copies;
+
+    if (qp->message.wqe->remote_qpn != MULTICAST_QPN)
+        return PROGRESS_DROPPED;
+    *status = IBV_WC_LOC_PROT_ERR;
+    enum progress progress = trunks_send(qp, &frame, src, &copies);
+
+    if (progress != PROGRESS_DONE)
+        return progress;
+    /* One is charged as the message itself. */
+    if (copies > 1)
+        account_charge(&qp->tenant->account, FLOW_EGRESS, (copies - 1ull) * datagram.length);
+    return deliver_to_group(&datagram, ah->group, src) || copies ? sent(qp) : PROGRESS_DROPPED;
+}
+
 enum progress local_send_datagram(struct qp *qp, uint32_t *status)
 {
     const struct ah *ah = qp->message.ah;
@@ -228,12 +260,10 @@ enum progress local_send_datagram(struct qp *qp, uint32_t *status)
 
     if (!gather(qp, &grh, &src, status))
         return PROGRESS_FAILED;
-    if (!(ah->group ? deliver_to_group(qp, ah->group, &src) : deliver_to_one(qp, ah, &src)))
-        return PROGRESS_DROPPED;
-    return sent(qp);
+    if (ah->group)
+        return send_to_group(qp, ah, &src, status);
+    return deliver_to_one(qp, ah, &src) ? sent(qp) : PROGRESS_DROPPED;
 }
-
-/* ---- between nodes ----------------------------------------------------- */
 
 enum progress trunk_send_datagram(struct qp *qp, uint32_t *status)
 {
@@ -246,16 +276,8 @@ enum progress trunk_send_datagram(struct qp *qp, uint32_t *status)
     if (!ah->trunk) /* severed */
         return PROGRESS_DROPPED;
     struct datagram datagram = describe(qp);
-    struct datagram_frame frame = {
-        .length = datagram.length,
-        .src_qp = datagram.src_qp,
-        .dst_qp = qp->message.wqe->remote_qpn,
-        .qkey = datagram.qkey,
-        .imm = datagram.imm,
-        .flags = (datagram.immediate ? DATAGRAM_IMMEDIATE : 0) | (datagram.solicited ? DATAGRAM_SOLICITED : 0),
-    };
+    struct datagram_frame frame = make_frame(qp, ah, &datagram);
 
-    memcpy(frame.dgid, ah->attr.dgid, sizeof(frame.dgid));
     *status = IBV_WC_LOC_PROT_ERR;
     enum progress progress = trunk_send(ah->trunk, qp, &frame, &src);
 
@@ -272,11 +294,18 @@ void datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame
         .immediate = frame->flags & DATAGRAM_IMMEDIATE,
         .solicited = frame->flags & DATAGRAM_SOLICITED,
     };
-    struct qp *to = qp_lookup(engine, frame->dst_qp);
     struct spans src = {.count = 0};
 
-    if (!to || memcmp(to->tenant->gid, frame->dgid, sizeof(frame->dgid)))
-        return;
     spans_add_host(&src, frame->grh, SLUICE_GRH + frame->length);
-    deliver_within_ceiling(&datagram, to, &src);
+    if (gid_is_multicast(frame->dgid)) {
+        struct group *group = frame->dst_qp == MULTICAST_QPN ? group_find(engine, frame->dgid) : NULL;
+
+        if (group)
+            deliver_to_group(&datagram, group, &src);
+        return;
+    }
+    struct qp *to = qp_lookup(engine, frame->dst_qp);
+
+    if (to && memcmp(to->tenant->gid, frame->dgid, sizeof(frame->dgid)) == 0)
+        deliver_within_ceiling(&datagram, to, &src);
 }

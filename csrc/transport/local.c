@@ -23,11 +23,6 @@ struct responder {
 
 /* ---- who is at the other end ------------------------------------------- */
 
-static bool types_fit(const struct qp *qp, const struct qp *peer)
-{
-    return peer->type == (qp->type == IBV_QPT_XRC_SEND ? IBV_QPT_XRC_RECV : qp->type);
-}
-
 /*
  * The peer, where both name each other: number, and the tenant behind the GID.
  * So nobody can send to a QP that wasn't connected to him.
@@ -40,7 +35,7 @@ static struct qp *find_peer(struct qp *qp)
         return peer;
     peer = qp_lookup(qp->session->engine, qp->attr.dest_qp_num);
     if (!peer || !qp_can_respond(peer) || peer->session->broken || peer->transport != &transport_local ||
-        !types_fit(qp, peer) || peer->attr.dest_qp_num != qp->qp_num ||
+        !qp_types_fit(qp->type, peer->type) || peer->attr.dest_qp_num != qp->qp_num ||
         (int32_t)peer->tenant->number != qp->peer_tenant || (int32_t)qp->tenant->number != peer->peer_tenant)
         return NULL;
     qp->peer = peer;
@@ -81,30 +76,6 @@ static bool takes_receive(uint8_t opcode)
 {
     return opcode == IBV_WR_SEND || opcode == IBV_WR_SEND_WITH_IMM || opcode == IBV_WR_SEND_WITH_INV ||
            opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
-}
-
-/*
- * The SRQ that an XRC message names, where it is of the responder's domain and alive;
- * its PD checks the keys. What takes no receive needs no SRQ: then the key's own PD
- * does, where its process has the domain open.
- */
-static bool find_xrc_srq(struct responder *to, const struct sluice_wqe *wqe)
-{
-    struct sluice_engine *engine = to->qp->session->engine;
-    struct srq *srq = srq_lookup(engine, wqe->remote_srqn);
-
-    if (srq && srq->xrcd == to->qp->xrcd && !srq->session->broken && !srq->cq->overrun) {
-        to->srq = srq;
-        to->pd = srq->pd;
-        return true;
-    }
-    if (takes_receive(wqe->opcode))
-        return false;
-    const struct mr *mr = mr_at(engine, wqe->rkey);
-
-    if (mr && xrcd_is_open_in(to->qp->xrcd, mr->pd->session))
-        to->pd = mr->pd;
-    return true;
 }
 
 /* ---- messages ---------------------------------------------------------- */
@@ -425,7 +396,8 @@ static enum progress local_send(struct qp *qp, uint32_t budget, uint32_t *status
         to.pd = peer->pd;
         if (__builtin_expect(peer->state == IBV_QPS_RTR, 0))
             qp_establish(peer);
-        if (qp->type == IBV_QPT_XRC_SEND && !find_xrc_srq(&to, qp->message.wqe))
+        if (qp->type == IBV_QPT_XRC_SEND && !xrc_responder(peer, qp->message.wqe->remote_srqn, qp->message.wqe->rkey,
+                                                           takes_receive(opcode), &to.srq, &to.pd))
             return refuse(qp, peer, status, IBV_WC_REM_INV_REQ_ERR);
     } else if (!qp_is_unreliable(qp)) {
         return PROGRESS_NO_PEER;

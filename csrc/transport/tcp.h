@@ -55,6 +55,7 @@ struct tcp_answer {
     uint32_t msn;
     uint32_t total;
     uint32_t offset, end; /* READ: what is still to be sent */
+    uint16_t srqn;
     uint32_t rkey;
     uint64_t addr;
     uint64_t value; /* atomic: the word; NAK: enum ibv_wc_status */
@@ -213,7 +214,8 @@ void tcp_no_memory(struct tcp_endpoint *endpoint);
 /* The request at hand fails: a NAK, and where event isn't 0 that enum ibv_event_type for the application here. */
 void tcp_refuse(struct tcp_endpoint *endpoint, uint32_t status, uint32_t event);
 /* What a READ asks for. False: it may not. */
-bool tcp_readable(struct tcp_endpoint *endpoint, uint32_t rkey, uint64_t addr, uint32_t total, struct spans *spans);
+bool tcp_readable(struct tcp_endpoint *endpoint, uint16_t srqn, uint32_t rkey, uint64_t addr, uint32_t total,
+                  struct spans *spans);
 
 /* reading (tcp_read.c). False: the connection is gone. */
 bool tcp_read(struct tcp_endpoint *endpoint);

@@ -128,10 +128,10 @@ static bool on_hello(struct tcp_endpoint *endpoint)
 {
     struct qp *qp = endpoint->qp;
     const struct tcp_frame *frame = &endpoint->frame;
-    uint32_t oldest = qp->completed - endpoint->base;
 
-    /* It has executed all that we know it has, and nothing that we never sent. */
-    if (endpoint->greeted || frame->total != TCP_VERSION || (int32_t)(frame->msn - oldest) < 0 ||
+    /* It has executed all that it said it has, and nothing that we never sent. What it never saw counts not: local
+     * operations, and unreliable messages. */
+    if (endpoint->greeted || !qp_types_fit(qp->type, frame->imm) || frame->total != TCP_VERSION || (int32_t)(frame->msn - endpoint->known) < 0 ||
         (int32_t)(frame->msn - endpoint->most) > 0)
         return false;
     endpoint->greeted = true;
@@ -180,6 +180,9 @@ static bool on_nak(struct tcp_endpoint *endpoint)
 
 bool tcp_begin_answer(struct tcp_endpoint *endpoint)
 {
+    /* Of an XRC_RECV QP nobody has anything to answer. */
+    if (!endpoint->qp->sq.entries && endpoint->frame.kind != TCP_HELLO && endpoint->frame.kind != TCP_ACK)
+        return false;
     switch (endpoint->frame.kind) {
     case TCP_HELLO:
         return on_hello(endpoint);

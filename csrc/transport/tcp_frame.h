@@ -20,7 +20,7 @@
 enum { TCP_VERSION = 1, TCP_FRAME_MAX = 1 << 20 /* bytes of payload */ };
 
 enum tcp_kind {
-    TCP_HELLO = 1, /* the first frame each way. msn: requests executed so far; total: TCP_VERSION */
+    TCP_HELLO = 1, /* the first frame each way. msn: requests executed so far; total: TCP_VERSION; imm: enum ibv_qp_type */
 
     /* Requests */
     TCP_WRITE,       /* payload */
@@ -49,7 +49,7 @@ enum tcp_flag {
 struct tcp_frame {
     uint8_t kind;  /* enum tcp_kind */
     uint8_t flags; /* enum tcp_flag */
-    uint16_t reserved;
+    uint16_t srqn; /* request to an XRC_RECV QP: the SRQ that it names */
     uint32_t msn;
     uint32_t length; /* of the payload, bytes */
     uint32_t total;  /* of the message, bytes */

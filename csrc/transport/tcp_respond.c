@@ -4,6 +4,7 @@
 
 #include "../mw.h"
 #include "../srq.h"
+#include "../xrc.h"
 #include "tcp.h"
 
 static bool takes_receive(uint8_t kind)
@@ -14,6 +15,17 @@ static bool takes_receive(uint8_t kind)
 static bool is_atomic(uint8_t kind)
 {
     return kind == TCP_COMPARE_SWAP || kind == TCP_FETCH_ADD;
+}
+
+/* Where the request at hand takes receives and checks keys. False: there is no such SRQ. */
+static bool find_responder(const struct tcp_endpoint *endpoint, struct srq **srq, struct pd **pd)
+{
+    const struct qp *qp = endpoint->qp;
+    const struct tcp_frame *frame = &endpoint->frame;
+
+    *srq = qp->srq;
+    *pd = qp->pd;
+    return !qp->xrcd || xrc_responder(qp, frame->srqn, frame->rkey, takes_receive(frame->kind), srq, pd);
 }
 
 /* Nobody hears of a failure on an unreliable connection: the message is lost. */
@@ -84,17 +96,23 @@ static bool remote(struct tcp_endpoint *endpoint, uint32_t access, struct spans 
 {
     struct qp *qp = endpoint->qp;
     const struct tcp_frame *frame = &endpoint->frame;
+    struct srq *srq;
+    struct pd *pd;
 
-    return (qp->attr.qp_access_flags & access) &&
-           spans_set_remote(spans, qp, qp->pd, frame->rkey, frame->addr, frame->total, access) && !spans->by_process;
+    return (qp->attr.qp_access_flags & access) && find_responder(endpoint, &srq, &pd) && (pd || !frame->total) &&
+           spans_set_remote(spans, qp, pd, frame->rkey, frame->addr, frame->total, access) && !spans->by_process;
 }
 
-bool tcp_readable(struct tcp_endpoint *endpoint, uint32_t rkey, uint64_t addr, uint32_t total, struct spans *spans)
+bool tcp_readable(struct tcp_endpoint *endpoint, uint16_t srqn, uint32_t rkey, uint64_t addr, uint32_t total,
+                  struct spans *spans)
 {
     struct qp *qp = endpoint->qp;
+    struct pd *pd = qp->pd;
+    struct srq *srq;
 
     return (qp->attr.qp_access_flags & IBV_ACCESS_REMOTE_READ) &&
-           spans_set_remote(spans, qp, qp->pd, rkey, addr, total, IBV_ACCESS_REMOTE_READ) && !spans->by_process;
+           (!qp->xrcd || xrc_responder(qp, srqn, rkey, false, &srq, &pd)) && (pd || !total) &&
+           spans_set_remote(spans, qp, pd, rkey, addr, total, IBV_ACCESS_REMOTE_READ) && !spans->by_process;
 }
 
 bool tcp_place(struct tcp_endpoint *endpoint, struct spans *spans)
@@ -130,14 +148,12 @@ bool tcp_place(struct tcp_endpoint *endpoint, struct spans *spans)
 /* ---- begin ----------------------------------------------------------------- */
 
 /* Waits for a receive, and reads nothing meanwhile. */
-static void hold(struct tcp_endpoint *endpoint)
+static void hold(struct tcp_endpoint *endpoint, struct srq *srq)
 {
-    struct qp *qp = endpoint->qp;
-
     endpoint->receiving = TCP_HOLD;
     endpoint->rnr_due = true;
-    if (qp->srq)
-        list_append(&qp->srq->held, &endpoint->held);
+    if (srq)
+        list_append(&srq->held, &endpoint->held);
 }
 
 /* A message that was executed before a connection broke. */
@@ -156,23 +172,35 @@ static bool begin_message(struct tcp_endpoint *endpoint)
     struct qp *qp = endpoint->qp;
     const struct tcp_frame *frame = &endpoint->frame;
     struct spans spans;
+    struct srq *srq;
+    struct pd *pd;
 
+    if (!find_responder(endpoint, &srq, &pd)) {
+        refuse_access(endpoint, IBV_WC_REM_INV_REQ_ERR);
+        return true;
+    }
     if (frame->kind == TCP_WRITE || frame->kind == TCP_WRITE_IMM) {
         if (!remote(endpoint, IBV_ACCESS_REMOTE_WRITE, &spans)) {
             refuse_access(endpoint, IBV_WC_REM_ACCESS_ERR);
             return true;
         }
     }
+    /* Begun by a message that was broken off, for another SRQ than this one's. */
+    if (takes_receive(frame->kind) && qp->receive.active && qp->receive.srq != srq) {
+        qp_complete_receive(qp, IBV_WC_WR_FLUSH_ERR, IBV_WC_RECV, 0, 0, 0, false);
+        if (endpoint->dead)
+            return false;
+    }
     if (takes_receive(frame->kind) && !qp->receive.active) {
         if (frame->offset)
             return false;
-        if (!qp_take_receive(qp, qp->srq, !qp_is_unreliable(qp))) {
+        if (!qp_take_receive(qp, srq, !qp_is_unreliable(qp))) {
             if (endpoint->dead)
                 return false;
             if (qp_is_unreliable(qp))
                 discard(endpoint);
             else
-                hold(endpoint);
+                hold(endpoint, srq);
             return true;
         }
     }
@@ -186,7 +214,7 @@ bool tcp_begin_request(struct tcp_endpoint *endpoint)
     struct qp *qp = endpoint->qp;
     const struct tcp_frame *frame = &endpoint->frame;
 
-    if (!qp_can_respond(qp))
+    if (!qp_can_respond(qp) || qp->type == IBV_QPT_XRC_SEND)
         return false;
     if (qp->state == IBV_QPS_RTR)
         qp_establish(qp);
@@ -256,7 +284,7 @@ static bool end_read(struct tcp_endpoint *endpoint)
         return false;
     if (!endpoint->qp->attr.max_dest_rd_atomic)
         refuse_access(endpoint, IBV_WC_REM_INV_REQ_ERR);
-    else if (!tcp_readable(endpoint, frame->rkey, frame->addr, frame->total, &spans))
+    else if (!tcp_readable(endpoint, frame->srqn, frame->rkey, frame->addr, frame->total, &spans))
         refuse_access(endpoint, IBV_WC_REM_ACCESS_ERR);
     if (endpoint->receiving != TCP_HEADER)
         return true;
@@ -267,6 +295,7 @@ static bool end_read(struct tcp_endpoint *endpoint)
                                                       .total = frame->total,
                                                       .offset = frame->offset,
                                                       .end = frame->offset + frame->part,
+                                                      .srqn = frame->srqn,
                                                       .rkey = frame->rkey,
                                                       .addr = frame->addr});
 }

@@ -270,6 +270,7 @@ static struct tcp_frame make_frame(const struct tcp_endpoint *endpoint, uint32_t
     struct tcp_frame frame = {
         .kind = kind_of(wqe->opcode),
         .flags = wqe->flags & SLUICE_WQE_SOLICITED ? TCP_SOLICITED : 0,
+        .srqn = endpoint->qp->type == IBV_QPT_XRC_SEND ? wqe->remote_srqn : 0,
         .msn = endpoint->qp->sq.head - endpoint->base,
         .length = part,
         .total = message->total,

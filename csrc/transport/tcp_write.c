@@ -113,7 +113,7 @@ static bool request_spans(struct qp *qp, struct spans *spans)
 static bool answer_spans(struct tcp_endpoint *endpoint, struct tcp_answer *answer, struct spans *spans)
 {
     if (answer->kind == TCP_READ_ANSWER)
-        return tcp_readable(endpoint, answer->rkey, answer->addr, answer->total, spans);
+        return tcp_readable(endpoint, answer->srqn, answer->rkey, answer->addr, answer->total, spans);
     spans_clear(spans);
     spans_add_host(spans, &answer->value, sizeof(answer->value));
     return true;
@@ -237,7 +237,7 @@ static bool write_next(struct tcp_endpoint *endpoint, uint32_t *bytes)
 {
     if (endpoint->hello_due) {
         endpoint->hello_due = false;
-        return write_control(endpoint, TCP_HELLO, endpoint->expected, 0);
+        return write_control(endpoint, TCP_HELLO, endpoint->expected, endpoint->qp->type);
     }
     if (!endpoint->greeted)
         return false;

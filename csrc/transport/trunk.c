@@ -160,33 +160,64 @@ int trunk_accept(struct trunk *trunk, int fd)
 
 /* ---- sending ----------------------------------------------------------------- */
 
-enum progress trunk_send(struct trunk *trunk, struct qp *qp, const struct datagram_frame *frame,
-                         const struct spans *src)
+/* There is a connection, and room. False: memory could not be had. */
+static bool put(struct trunk *trunk, const struct datagram_frame *frame, const struct spans *src)
 {
-    struct sluice_engine *engine = trunk->engine;
-
-    uint32_t size = datagram_size(frame->length);
-
-    if (trunk->out.fd < 0 && trunk->given_up)
-        return PROGRESS_DROPPED;
-    if (trunk->out.fd < 0 || TRUNK_BUFFER - trunk->end < size) {
-        if (!trunk->timer.place)
-            timer_set(&engine->timers, &trunk->timer, engine->now + UNREACHABLE_NS);
-        qp->line = &trunk->waiting;
-        return PROGRESS_BLOCKED;
-    }
     struct datagram_frame *place = (struct datagram_frame *)(trunk->sending + trunk->end);
+    uint32_t size = datagram_size(frame->length);
     struct spans dst = {.count = 0};
 
     /* The header before the data is copied with them. */
-    spans_add_host(&dst, trunk->sending + trunk->end + offsetof(struct datagram_frame, grh),
-                   SLUICE_GRH + frame->length);
-    if (spans_copy_all(engine, &dst, src) > (uint32_t)src->total)
-        return PROGRESS_FAILED;
+    spans_add_host(&dst, place->grh, SLUICE_GRH + frame->length);
+    if (spans_copy_all(trunk->engine, &dst, src) > (uint32_t)src->total)
+        return false;
     memcpy(place, frame, offsetof(struct datagram_frame, grh));
     memset((uint8_t *)(place + 1) + frame->length, 0, size - sizeof(*frame) - frame->length);
     trunk->end += size;
-    net_wake(engine->net, &trunk->out);
+    net_wake(trunk->engine->net, &trunk->out);
+    return true;
+}
+
+static bool has_room(const struct trunk *trunk, const struct datagram_frame *frame)
+{
+    return TRUNK_BUFFER - trunk->end >= datagram_size(frame->length);
+}
+
+static enum progress wait_in_line(struct trunk *trunk, struct qp *qp)
+{
+    struct sluice_engine *engine = trunk->engine;
+
+    if (!trunk->timer.place)
+        timer_set(&engine->timers, &trunk->timer, engine->now + UNREACHABLE_NS);
+    qp->line = &trunk->waiting;
+    return PROGRESS_BLOCKED;
+}
+
+enum progress trunk_send(struct trunk *trunk, struct qp *qp, const struct datagram_frame *frame,
+                         const struct spans *src)
+{
+    if (trunk->out.fd < 0 && trunk->given_up)
+        return PROGRESS_DROPPED;
+    if (trunk->out.fd < 0 || !has_room(trunk, frame))
+        return wait_in_line(trunk, qp);
+    return put(trunk, frame, src) ? PROGRESS_DONE : PROGRESS_FAILED;
+}
+
+enum progress trunks_send(struct qp *qp, const struct datagram_frame *frame, const struct spans *src, uint32_t *copies)
+{
+    struct trunk **trunks = qp->session->engine->trunks;
+
+    *copies = 0;
+    for (uint32_t number = 0; number < TRUNKS && trunks[number]; number++)
+        if (trunks[number]->out.fd < 0 && !trunks[number]->given_up)
+            return wait_in_line(trunks[number], qp);
+    for (uint32_t number = 0; number < TRUNKS && trunks[number]; number++) {
+        if (trunks[number]->out.fd < 0 || !has_room(trunks[number], frame))
+            continue;
+        if (!put(trunks[number], frame, src))
+            return PROGRESS_FAILED;
+        ++*copies;
+    }
     return PROGRESS_DONE;
 }
 

@@ -74,6 +74,12 @@ void trunks_free(struct sluice_engine *engine);
 enum progress trunk_send(struct trunk *trunk, struct qp *qp, const struct datagram_frame *frame,
                          const struct spans *src);
 
+/*
+ * The same to all nodes that this one has trunks to, for a group: what finds no room on one of them is lost there.
+ * *copies gets how many were sent. PROGRESS_BLOCKED: a connection is still being made.
+ */
+enum progress trunks_send(struct qp *qp, const struct datagram_frame *frame, const struct spans *src, uint32_t *copies);
+
 /* datagram.c: the data follow the frame. */
 void datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame);
 

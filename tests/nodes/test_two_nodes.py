@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conformance import LIMIT, SUITE, judge
 from conftest import next_port, output_of, wait_until
 from network import Cluster, made
 
@@ -74,6 +75,16 @@ def test_every_byte(cluster: Cluster, program: Program) -> None:
     client = cluster["alpha"].run("client", program("bytes"), str(port), cluster["beta"].address)
     assert "every byte right" in output_of(client)
     output_of(server)
+
+
+def test_conformance(cluster: Cluster) -> None:
+    """The conformance suite (tests/conformance): the same statements as on one node."""
+    port = next_port()
+    first = cluster["alpha"].run("client", SUITE, "--json", "--listen", str(port))
+    other = cluster["beta"].run("server", SUITE, "--connect", f"{cluster['alpha'].address}:{port}", "--patience", "30")
+    output, _ = first.communicate(timeout=LIMIT)
+    wait_until(lambda: other.poll() is not None, "the other end's exit")
+    judge(output)
 
 
 def test_an_address_is_given_once_in_the_cluster(cluster: Cluster) -> None:

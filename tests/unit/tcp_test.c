@@ -177,7 +177,7 @@ static void nonsense_ends_the_connection(void)
     open_pair(&a, &b);
     memset(b.memory, 0xee, MEMORY);
     for (uint32_t round = 0; round < 2000; round++) {
-        struct tcp_frame frames[4] = {{.kind = TCP_HELLO, .total = TCP_VERSION}};
+        struct tcp_frame frames[4] = {{.kind = TCP_HELLO, .total = TCP_VERSION, .imm = IBV_QPT_RC}};
         int ends[2];
 
         for (uint32_t i = 0; i < sizeof(frames); i++) {

@@ -103,6 +103,10 @@ class Connector:
             return None
         return self.trunks.to(place.node)
 
+    def trunks_to_all(self) -> None:
+        """Datagrams go to groups, and so to all nodes."""
+        self.trunks.to_all()
+
     def status(self) -> dict[str, int]:
         return {
             "wanted": len(self._wanted),

@@ -60,6 +60,9 @@ class Remote(Protocol):
     def trunk_to(self, destination: IPv4Address) -> int | None:
         """The trunk for datagrams to an address; None where it isn't known to be on another node."""
 
+    def trunks_to_all(self) -> None:
+        """Datagrams go to a multicast group, whose members may be anywhere."""
+
     def forget(self, session: int, handle: int) -> None:
         """It is connected no longer, and needn't be."""
 

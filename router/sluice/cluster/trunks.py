@@ -27,6 +27,7 @@ class Trunks:
         self._links = links
         self._port = port
         self._engine = engine
+        self._to_all = False
         self._numbers: dict[str, int] = {}
         self._connected: set[str] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -50,6 +51,12 @@ class Trunks:
         self._try(node)
         return number
 
+    def to_all(self) -> None:
+        """To each node there is, from now on."""
+        self._to_all = True
+        for node in self._links.peers:
+            self.to(node)
+
     def connected(self) -> int:
         return len(self._connected)
 
@@ -66,6 +73,8 @@ class Trunks:
     def _on_alive(self, node: str) -> None:
         if node in self._alive:
             self._alive[node].set()
+        elif self._to_all:
+            self.to(node)
 
     async def _keep_trying(self, node: str) -> None:
         delay = FIRST_DELAY

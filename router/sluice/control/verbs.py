@@ -319,7 +319,12 @@ class Verbs:
         peer = self._directory.tenant_of(gid) if admitted else None
         reply.handle = self._engine.create_ah(session.number, request, self._device.gid, peer)
         remote = self._directory.remote if admitted and peer is None else None
-        trunk = remote.trunk_to(destination) if remote is not None and destination is not None else None
+        trunk = None
+        if remote is not None and destination is not None:
+            if destination.is_multicast:
+                remote.trunks_to_all()
+            else:
+                trunk = remote.trunk_to(destination)
         if trunk is not None:
             self._engine.lead_ah(session.number, reply.handle, trunk)
         if destination is not None and (peer is not None or trunk is not None):
