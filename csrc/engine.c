@@ -22,12 +22,14 @@
 #include "mr.h"
 #include "net.h"
 #include "multicast.h"
+#include "nic.h"
 #include "node.h"
 #include "qp.h"
 #include "relay.h"
 #include "session.h"
 #include "srq.h"
 #include "tenant.h"
+#include "transport/nic.h"
 #include "transport/tcp.h"
 #include "transport/trunk.h"
 #include "transport/transport.h"
@@ -187,6 +189,7 @@ void sluice_engine_close(struct sluice_engine *engine)
     for (uint32_t i = 0; engine->tenant_groups && i < SLUICE_MAX_GROUPS; i++)
         if (engine->tenant_groups[i])
             tenant_group_free(engine->tenant_groups[i]);
+    nic_close(engine);
     port_close(engine);
     trunks_free(engine);
     net_close(engine);
@@ -851,7 +854,15 @@ int sluice_qp_modify(struct sluice_engine *engine, uint32_t number, uint32_t han
     if (!qp)
         return -EINVAL;
     /* Who is on no node is looked for here, and not found. */
-    int result = qp_modify(qp, attr, attr_mask, transport == SLUICE_TRANSPORT_TCP ? &transport_tcp : &transport_local,
+    const struct transport *over = &transport_local;
+    int result = -EOPNOTSUPP;
+
+    if (transport == SLUICE_TRANSPORT_NIC)
+        over = &transport_nic;
+    else if (transport == SLUICE_TRANSPORT_TCP)
+        over = &transport_tcp;
+    if (over != &transport_nic || qp->twin)
+        result = qp_modify(qp, attr, attr_mask, over,
                            transport == SLUICE_TRANSPORT_LOCAL ? peer_tenant : -1);
 
     *now = qp->attr;
@@ -866,6 +877,16 @@ int sluice_qp_connect(struct sluice_engine *engine, uint32_t number, uint32_t ha
     if (!qp)
         return -EINVAL;
     int result = tcp_attach(qp, fd);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_qp_tenant(struct sluice_engine *engine, uint32_t qp_num)
+{
+    worker_enter(engine);
+    const struct qp *qp = qp_lookup(engine, qp_num);
+    int result = qp && !qp->session->broken ? (int)qp->tenant->number : -ENOENT;
 
     worker_leave(engine);
     return result;
@@ -900,6 +921,7 @@ int sluice_qp_query(struct sluice_engine *engine, uint32_t number, uint32_t hand
 
     if (!qp)
         return -EINVAL;
+    nic_qp_check(qp);
     *now = qp->attr;
     now->qp_state = now->cur_qp_state = qp->state;
     now->sq_draining = qp->state == 4 /* IBV_QPS_SQD */ && (qp->message.active || qp->completed != qp->sq.head);

@@ -173,7 +173,8 @@ struct sluice_session_files {
 enum sluice_transport_kind {
     SLUICE_TRANSPORT_NONE = 0,
     SLUICE_TRANSPORT_LOCAL,
-    SLUICE_TRANSPORT_TCP
+    SLUICE_TRANSPORT_TCP,
+    SLUICE_TRANSPORT_NIC
 };
 
 /*
@@ -190,6 +191,32 @@ int sluice_engine_event_fd(struct sluice_engine *engine);
 
 /* 1: *event is the oldest waiting event; 0: none waits. */
 int sluice_engine_next_event(struct sluice_engine *engine, struct sluice_engine_event *event);
+
+/* The node's RDMA NIC, one port of it. */
+struct sluice_nic {
+    char fw_ver[SLUICE_NAME];
+    uint64_t node_guid; /* big-endian bytes, as ibv_get_device_guid */
+    uint64_t max_mr_size;
+    uint32_t vendor_id, vendor_part_id, hw_ver;
+    uint32_t max_qp, max_qp_wr, max_sge, max_cqe, max_mr, max_pd, max_ah;
+    uint32_t max_srq, max_srq_wr, max_srq_sge, max_qp_rd_atom;
+    uint32_t port_state, active_mtu, active_speed, active_width; /* as struct ibv_port_attr */
+    uint32_t gid_count;
+    struct sluice_gid gids[SLUICE_MAX_GIDS]; /* those that tenants can use: RoCE v2 over IPv4 */
+    uint8_t indices[SLUICE_MAX_GIDS];        /* of these in the port's table */
+};
+
+/*
+ * Opens a device, before there are sessions. port: from 1. -ELIBACC: libibverbs can't be loaded, -ELIBBAD: it is
+ * older than 1.11, -ENODEV: no such device or port, -EBUSY: there is one, or there are sessions.
+ */
+int sluice_nic_open(struct sluice_engine *engine, const char *name, uint32_t port);
+/* What it is now; QPs use the GIDs that were told last. -ENODEV: none is open. */
+int sluice_nic_query(struct sluice_engine *engine, struct sluice_nic *out);
+/* Readable while there are async events. */
+int sluice_nic_async_fd(struct sluice_engine *engine);
+/* 1: *event_type (enum ibv_event_type) is the oldest; those of QPs are passed on already. 0: there is none. */
+int sluice_nic_next_event(struct sluice_engine *engine, uint32_t *event_type);
 
 /* Returns the tenant's number, which is its slot in the counters file. -EAGAIN: too many. */
 int sluice_tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape);
@@ -299,6 +326,8 @@ int sluice_trunk_open(struct sluice_engine *engine);
 /* fd: a TCP connection to (connect) or from (accept) that node's router. Taken over where the result is 0. */
 int sluice_trunk_connect(struct sluice_engine *engine, uint32_t trunk, int fd);
 int sluice_trunk_accept(struct sluice_engine *engine, uint32_t trunk, int fd);
+/* The number of the tenant whose QP has this number. -ENOENT: nobody's. */
+int sluice_qp_tenant(struct sluice_engine *engine, uint32_t qp_num);
 /* Its number. */
 int sluice_qp_number(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 /* To the error state, with IBV_EVENT_QP_FATAL for the application: its connection was taken from it. */

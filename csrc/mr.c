@@ -6,6 +6,7 @@
 
 #include "memory.h"
 #include "mw.h"
+#include "nic.h"
 #include "session.h"
 #include "tenant.h"
 
@@ -104,6 +105,12 @@ static int reg_mr(struct session *session, struct sluice_command *command)
         return ENOMEM;
     place(mr, memory, command);
     grant(mr, command->access);
+    int error = nic_reg_mr(mr, command->access);
+
+    if (error) {
+        mr_free(session->engine, mr);
+        return -error;
+    }
     command->key = mr->key;
     return 0;
 }
@@ -135,6 +142,8 @@ static int rereg_mr(struct session *session, struct sluice_command *command)
     uint32_t flags = command->flags;
     struct pd *pd = mr && (flags & IBV_REREG_MR_CHANGE_PD) ? pd_find(session, command->pd) : mr ? mr->pd : NULL;
 
+    if (mr && mr->nic)
+        return EOPNOTSUPP;
     if (!pd || flags == 0 || (flags & ~(uint32_t)IBV_REREG_MR_FLAGS_SUPPORTED))
         return EINVAL;
     uint32_t old_access = (mr->access & ~(uint32_t)(MR_LOCAL | MR_BY_PROCESS)) | (mr->zero_based ? IBV_ACCESS_ZERO_BASED : 0);
@@ -203,6 +212,7 @@ void mr_free(struct sluice_engine *engine, struct mr *mr)
         mw_unbind(mr);
         counters->mws--;
     }
+    nic_dereg_mr(mr);
     mr->pd->users--;
     list_remove(&mr->link);
     mr->last_key = mr->key;

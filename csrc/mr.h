@@ -10,6 +10,9 @@
  *   a window's tag is what a bind says (ibv_inc_rkey); the rest stays, as the
  *   specification has it for 24 bits of index
  *
+ * Where the node has an RDMA NIC, a region's key is the NIC's (nic.h): an index of 24 bits
+ * and a tag of 8, found by a table of its own.
+ *
  * Keys are the node's, not a session's, so that another tenant's never fits.
  */
 #ifndef SLUICE_MR_H
@@ -44,6 +47,7 @@ struct mr {
     struct mr *region;   /* window: what it is bound to, or NULL */
     uint32_t windows;    /* region: how many are */
     uint32_t last_key;   /* of the entry, before it was freed */
+    struct ibv_mr *nic;  /* its twin, whose key it has; NULL: none */
     struct list link;    /* in the session */
     struct list qp_link; /* window of type 2: in its QP while bound */
 } __attribute__((aligned(64)));
@@ -57,10 +61,22 @@ struct mr *mr_take(struct pd *pd, enum mr_kind kind);
 /* Also with windows bound to it: only at the end of a session. */
 void mr_free(struct sluice_engine *engine, struct mr *mr);
 
+/* The entry that has this key, if any has. */
+static inline struct mr *mr_entry(const struct sluice_engine *engine, uint32_t key)
+{
+    if (__builtin_expect(engine->nic_keys != NULL, 0)) {
+        struct mr *mr = &engine->mrs[engine->nic_keys[key >> 8]];
+
+        if (mr->key == key)
+            return mr;
+    }
+    return &engine->mrs[key >> MR_VARIANT_BITS];
+}
+
 /* The region or window that has this key, or NULL. */
 static inline struct mr *mr_at(const struct sluice_engine *engine, uint32_t key)
 {
-    struct mr *mr = &engine->mrs[key >> MR_VARIANT_BITS];
+    struct mr *mr = mr_entry(engine, key);
 
     return key && mr->key == key ? mr : NULL;
 }
@@ -72,7 +88,7 @@ static inline struct mr *mr_at(const struct sluice_engine *engine, uint32_t key)
 static inline const struct mr *mr_find(const struct sluice_engine *engine, uint32_t key, const struct pd *pd,
                                        uint64_t address, uint64_t length, uint32_t access)
 {
-    const struct mr *mr = &engine->mrs[key >> MR_VARIANT_BITS];
+    const struct mr *mr = mr_entry(engine, key);
 
     if (mr->key != key || key == 0 || mr->pd != pd || (mr->access & access) != access ||
         address < mr->iova || length > mr->length || address - mr->iova > mr->length - length)

@@ -98,6 +98,16 @@ int net_add(struct sluice_engine *engine, struct net_socket *socket, int fd)
     return 0;
 }
 
+int net_watch(struct sluice_engine *engine, int fd)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = 0 /* no QP's number */};
+
+    if (epoll_ctl(engine->net->epoll, EPOLL_CTL_ADD, fd, &event))
+        return -errno;
+    engine->net->watches = true;
+    return 0;
+}
+
 void net_remove(struct sluice_engine *engine, struct net_socket *socket, bool linger)
 {
     struct net *net = engine->net;
@@ -198,9 +208,11 @@ bool net_prepare(struct sluice_engine *engine, uint32_t *word)
 {
     struct net *net = engine->net;
 
-    if (net->sockets && !net->uring)
+    bool wanted = net->sockets || net->watches;
+
+    if (wanted && !net->uring)
         net->uring = uring_open(word, net->epoll);
-    return net->sockets && !net->uring;
+    return wanted && !net->uring;
 }
 
 void net_sleep(struct sluice_engine *engine, uint32_t *word, uint32_t value, uint64_t deadline, bool naps)

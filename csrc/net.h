@@ -32,6 +32,7 @@ struct net {
     struct list ready;
     struct list dead; /* struct tcp_endpoint */
     uint32_t sockets;
+    bool watches;    /* something else that may wake the worker: a NIC */
     uint64_t looked; /* ns: when epoll was last asked */
     struct uring *uring;
     struct tcp_batch *batch;
@@ -47,6 +48,8 @@ void net_close(struct sluice_engine *engine);
 
 /* The socket becomes non-blocking. -errno. */
 int net_add(struct sluice_engine *engine, struct net_socket *socket, int fd);
+/* Wakes a sleeping worker while it is readable. -errno. */
+int net_watch(struct sluice_engine *engine, int fd);
 /* Forgets it; closes it, or lets what was written arrive first (linger). */
 void net_remove(struct sluice_engine *engine, struct net_socket *socket, bool linger);
 

@@ -27,7 +27,9 @@ struct ah;
 struct context;
 struct cq;
 struct group;
+struct ibv_pd;
 struct mr;
+struct nic;
 struct qp;
 struct session;
 struct srq;
@@ -78,6 +80,7 @@ struct pd {
     struct context *context;
     uint32_t handle;
     uint32_t users; /* QPs, SRQs, AHs, MRs and windows */
+    struct ibv_pd *nic; /* its twin; NULL: the node has no NIC */
     struct list link;
 };
 
@@ -127,6 +130,8 @@ struct sluice_engine {
     struct worker *worker;
     struct net *net;    /* sockets of the tcp transport */
     struct trunk **trunks; /* SLUICE_MAX_NODES */
+    struct nic *nic;    /* or NULL */
+    uint32_t *nic_keys; /* NIC_NUMBERS, by a key's index: entries of mrs whose key is the NIC's; or NULL */
     uint64_t now; /* ns; read once a round of work */
     uint64_t commanded; /* ns; when the last command of a mailbox was carried out */
     uint64_t linger; /* ns for which an empty send queue is watched; 0: no core to spare */

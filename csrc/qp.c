@@ -9,12 +9,14 @@
 #include "atomic.h"
 #include "context.h"
 #include "multicast.h"
+#include "nic.h"
 #include "mw.h"
 #include "relay.h"
 #include "requester.h"
 #include "session.h"
 #include "srq.h"
 #include "tenant.h"
+#include "transport/nic.h"
 #include "transport/transport.h"
 #include "xrc.h"
 
@@ -148,6 +150,12 @@ static void lay_out(struct qp *qp, const struct sluice_qp_cap *asked)
                (uint64_t)qp->rq.entries * qp->rq.stride;
 }
 
+/* What a NIC has, of the types that there are. */
+static bool has_twin(const struct qp *qp)
+{
+    return qp->session->engine->nic && (qp->type == IBV_QPT_RC || qp->type == IBV_QPT_UC) && !qp->srq;
+}
+
 /* Its place in the segment, its handle, its number and its timer: all of them, or none and an error. */
 static int take_resources(struct qp *qp, const struct sluice_create_qp_request *request)
 {
@@ -165,6 +173,8 @@ static int take_resources(struct qp *qp, const struct sluice_create_qp_request *
         error = -ENOMEM;
         goto no_number;
     }
+    if (has_twin(qp) && (error = nic_qp_create(qp)))
+        goto no_twin;
     int handle = qp->xrcd ? qp_share_add(qp, session, xrcd_find(session, request->xrcd)) : qp_take_handle(session, qp);
 
     if (handle >= 0) {
@@ -172,6 +182,8 @@ static int take_resources(struct qp *qp, const struct sluice_create_qp_request *
         return 0;
     }
     error = handle;
+    nic_qp_destroy(qp);
+no_twin:
     give_number(qp);
 no_number:
     timers_release(&session->engine->timers);
@@ -283,6 +295,7 @@ void qp_free(struct qp *qp)
     mws_of_qp(qp);
     list_remove(&qp->in_xrcd);
     timers_release(&qp->session->engine->timers);
+    nic_qp_destroy(qp);
     give_number(qp);
     use_objects(qp, -1);
     qp->counters->qp_num = 0;
@@ -308,6 +321,8 @@ int qp_close(struct session *session, uint32_t handle)
 
 struct qp *qp_lookup(struct sluice_engine *engine, uint32_t qp_num)
 {
+    if (engine->nic && engine->nic->qps[qp_num & (NIC_NUMBERS - 1)])
+        return engine->nic->qps[qp_num & (NIC_NUMBERS - 1)];
     struct qp *qp = engine->qps[qp_num & (SLUICE_MAX_QPS - 1)];
 
     return qp && qp->qp_num == qp_num ? qp : NULL;

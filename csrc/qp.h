@@ -14,6 +14,7 @@
 #include "queue.h"
 
 struct allowance;
+struct nic_qp;
 struct transport;
 struct xrcd;
 
@@ -69,6 +70,7 @@ struct qp {
 
     uint32_t completed;  /* sends completed; those up to sq.head are on their way */
     void *wire;          /* the transport's own: tcp's struct tcp_endpoint */
+    struct nic_qp *twin; /* on the node's NIC; NULL: it has none, or not for this type */
 
     struct message message;
     struct receive receive;
@@ -148,6 +150,8 @@ bool qp_next_message(struct qp *qp);
 
 /* Into the error state: what is posted is flushed, in order. */
 void qp_error(struct qp *qp);
+/* The transport has brought back what was out when the QP failed. */
+void qp_drained(struct qp *qp);
 /* A WQE of an unreliable QP failed: sends are flushed, receives go on (IBTA 10.3.1.6). */
 void qp_send_error(struct qp *qp);
 /* The same, with an async event for the application. */

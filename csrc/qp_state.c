@@ -26,13 +26,9 @@ static void disconnect(struct qp *qp)
     qp->transport = NULL;
 }
 
-void qp_error(struct qp *qp)
+/* The end of it, when nothing is out any more. */
+static void flush(struct qp *qp)
 {
-    if (qp->state == IBV_QPS_ERR)
-        return;
-    qp_deactivate(qp);
-    disconnect(qp);
-    publish_state(qp, IBV_QPS_ERR);
     if (qp->session->broken)
         return;
     qp_flush_sends(qp);
@@ -40,6 +36,26 @@ void qp_error(struct qp *qp)
     /* No receive of the SRQ will complete for it any more (IBTA 11.6.3.1). */
     if (qp->srq)
         qp_async_event(qp, IBV_EVENT_QP_LAST_WQE_REACHED);
+}
+
+void qp_drained(struct qp *qp)
+{
+    disconnect(qp);
+    flush(qp);
+}
+
+void qp_error(struct qp *qp)
+{
+    if (qp->state == IBV_QPS_ERR)
+        return;
+    qp_deactivate(qp);
+    if (!qp->session->broken && qp->transport && qp->transport->drain && qp->transport->drain(qp)) {
+        publish_state(qp, IBV_QPS_ERR);
+        return;
+    }
+    disconnect(qp);
+    publish_state(qp, IBV_QPS_ERR);
+    flush(qp);
 }
 
 void qp_send_error(struct qp *qp)
@@ -123,11 +139,30 @@ static void reset(struct qp *qp)
     publish_state(qp, IBV_QPS_RESET);
 }
 
+/* Refused, it is as if it had not been asked for. */
+static int connect(struct qp *qp)
+{
+    int error = qp->transport->connect(qp);
+
+    if (error) {
+        disconnect(qp);
+        publish_state(qp, IBV_QPS_INIT);
+    }
+    return error;
+}
+
 int qp_modify(struct qp *qp, const struct sluice_qp_attr *attr, uint32_t attr_mask,
               const struct transport *transport, int32_t peer_tenant)
 {
     uint32_t from = qp->state;
 
+    if (qp->transport && qp->transport->modify && qp_can_respond(qp) &&
+        !((attr_mask & IBV_QP_STATE) && (attr->qp_state == IBV_QPS_RESET || attr->qp_state == IBV_QPS_ERR))) {
+        int error = qp->transport->modify(qp, attr, attr_mask);
+
+        if (error)
+            return error;
+    }
     apply(qp, attr, attr_mask);
     if (!(attr_mask & IBV_QP_STATE) || (attr->qp_state == from && from != IBV_QPS_RESET))
         return 0;
@@ -143,7 +178,7 @@ int qp_modify(struct qp *qp, const struct sluice_qp_attr *attr, uint32_t attr_ma
         qp->peer_tenant = peer_tenant;
         qp->counters->peer_qp_num = qp->attr.dest_qp_num;
         publish_state(qp, IBV_QPS_RTR);
-        return transport ? transport->connect(qp) : 0;
+        return transport ? connect(qp) : 0;
     case IBV_QPS_RTS:
         publish_state(qp, IBV_QPS_RTS);
         qp_ring(qp);

@@ -466,6 +466,9 @@ void qp_send(struct qp *qp, struct allowance *allowance)
 
 void qp_ring(struct qp *qp)
 {
+    /* What failed is not all back yet: it comes first. */
+    if (qp->state == IBV_QPS_ERR && qp->transport)
+        return;
     if (qp->state == IBV_QPS_ERR || qp->state == IBV_QPS_SQE)
         qp_flush_sends(qp);
     if (qp->state == IBV_QPS_ERR) {

@@ -17,6 +17,7 @@
 #include "memory.h"
 #include "mr.h"
 #include "multicast.h"
+#include "nic.h"
 #include "qp.h"
 #include "srq.h"
 #include "xrc.h"
@@ -291,6 +292,12 @@ int pd_alloc(struct session *session, uint32_t context)
         return of ? -ENOMEM : -EINVAL;
     pd->session = session;
     pd->context = of;
+    int error = nic_alloc_pd(pd);
+
+    if (error) {
+        free(pd);
+        return error;
+    }
     pd->handle = session->next_handle++;
     list_init(&pd->link);
     list_append(&session->pds, &pd->link);
@@ -313,6 +320,7 @@ int pd_dealloc(struct session *session, uint32_t handle)
         return -EINVAL;
     if (pd->users)
         return -EBUSY;
+    nic_dealloc_pd(pd);
     list_remove(&pd->link);
     free(pd);
     return 0;

@@ -17,6 +17,7 @@
 #include "clock.h"
 #include "futex.h"
 #include "net.h"
+#include "nic.h"
 #include "qp.h"
 #include "relay.h"
 #include "session.h"
@@ -217,11 +218,18 @@ static uint64_t park(struct sluice_engine *engine)
             keep_core(worker);
         bool naps = net_prepare(engine, &engine->page->parked);
 
+        if (engine->nic && !naps && !nic_arm(engine)) {
+            store_relaxed(&engine->page->parked, 0);
+            return 0;
+        }
+
         pthread_mutex_unlock(&worker->lock);
         net_sleep(engine, &engine->page->parked, 1, deadline, naps);
         pthread_mutex_lock(&worker->lock);
         engine->now = clock_now();
         slept = engine->now - start;
+        if (engine->nic)
+            engine->nic->woken = true;
     }
     store_relaxed(&engine->page->parked, 0);
     return slept;
@@ -273,11 +281,13 @@ static void *work(void *argument)
         timers_run(&engine->timers, start);
         look_around(engine);
         net_serve(engine);
+        if (engine->nic)
+            nic_serve(engine);
         engine->now = clock_now();
         bool more = serve(engine, engine->now - start);
 
         cq_notify_all(engine);
-        if (more || !list_empty(&engine->watched) || !list_empty(&engine->net->ready))
+        if (more || (engine->nic && nic_lingers(engine)) || !list_empty(&engine->watched) || !list_empty(&engine->net->ready))
             ask_for_cores(engine);
         else if (awaits_command(engine))
             sched_yield();

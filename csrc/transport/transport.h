@@ -48,6 +48,15 @@ struct transport {
 
     /* A receive was posted after its lack was met. */
     void (*receive_posted)(struct qp *qp);
+
+    /*
+     * The QP failed, and something of it is still out: true where the transport brings that back
+     * first and then calls qp_drained. NULL: there is never anything.
+     */
+    bool (*drain)(struct qp *qp);
+
+    /* A change of attributes of a connected QP, before it is in force: -errno refuses it. NULL: all are the engine's own. */
+    int (*modify)(struct qp *qp, const struct sluice_qp_attr *attr, uint32_t mask);
 };
 
 /* Both ends on this node: one copy from memory to memory. */
@@ -55,6 +64,9 @@ extern const struct transport transport_local;
 
 /* The other end on another node, over kernel TCP (tcp.h). */
 extern const struct transport transport_tcp;
+
+/* Where the node has an RDMA NIC: over that (nic.h). */
+extern const struct transport transport_nic;
 
 /* Their send_datagram (datagram.c). */
 enum progress local_send_datagram(struct qp *qp, uint32_t *status);

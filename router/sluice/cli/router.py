@@ -40,6 +40,12 @@ def add_to(commands: Any, state_dir: Path) -> None:
         help="the device's rate in each direction, which all traffic keeps to (default: guarantees are a share of what "
         "this machine is measured to copy, and the sum is not limited)",
     )
+    command.add_argument(
+        "--device",
+        default="none",
+        metavar="auto|none|NAME",
+        help="the node's RDMA NIC, for peers on other hosts; auto: the first active one (default: %(default)s)",
+    )
     cluster = command.add_argument_group("a node of a cluster")
     cluster.add_argument("--cluster", type=Path, metavar="FILE", help="cluster file, the same on all nodes; watched")
     cluster.add_argument("--node", default=host_name(), help="which of its nodes this is (default: %(default)s)")
@@ -65,7 +71,7 @@ async def serve(options: argparse.Namespace) -> None:
         membership = among = KubernetesMembership(settings.node, settings.address, settings.port, key)
         members = among.members
     capacity = Capacity(options.capacity, True) if options.capacity else None
-    router = Router(options.state_dir.absolute(), membership, capacity)
+    router = Router(options.state_dir.absolute(), membership, capacity, options.device)
     if settings is not None and not router.hierarchy.capacity.wire:
         # What the scheduler hands out; the NICs themselves keep the sum to it.
         router.hierarchy.apply(Capacity(sum(nic.bandwidth_bps for nic in settings.nics), False, "its NICs"))

@@ -170,6 +170,15 @@ class Directory:
         found = None if address is None else self._tenants.get(address)
         return found[0] if found is not None else None
 
+    def tenant_at(self, address: IPv4Address) -> int | None:
+        """The number of this node's tenant with an address, or None."""
+        found = self._tenants.get(address)
+        return None if found is None else found[0]
+
+    def address_of_tenant(self, number: int) -> IPv4Address | None:
+        """The address of this node's tenant with this number."""
+        return next((address for address, (tenant, _) in self._tenants.items() if tenant == number), None)
+
     def find(self, address: IPv4Address) -> Place | None:
         """Who has an address, here or on another node, or None."""
         if address in self._tenants:

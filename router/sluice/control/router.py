@@ -29,6 +29,7 @@ from sluice.control.cm.place import ClusterLocator
 from sluice.control.cm.realm import HostRealm
 from sluice.control.connections import Gate, OpenGate
 from sluice.control.tenant import Tenant
+from sluice.device.nic import DEVICE_FATAL, PORT_EVENTS, Nic, find_device
 from sluice.engine import Engine, QpDisconnected, TrunkDisconnected, lib
 from sluice.engine.counters import Counters
 from sluice.policy.file import load_policies
@@ -49,8 +50,14 @@ class AlreadyRunning(RuntimeError):
 class Router:
     """Make it inside a running event loop; close it there too."""
 
-    def __init__(self, state_dir: Path, membership: Joins | None = None, capacity: Capacity | None = None) -> None:
-        """capacity: the device's, None where it is to be measured.
+    def __init__(
+        self,
+        state_dir: Path,
+        membership: Joins | None = None,
+        capacity: Capacity | None = None,
+        device: str = "none",
+    ) -> None:
+        """capacity: the device's, None where it is to be measured. device: the NIC's name, "auto" or "none".
 
         OSError, AlreadyRunning; ClusterFileError and KeyFileError, which are ValueErrors, with a membership.
         """
@@ -61,6 +68,14 @@ class Router:
         self.state_dir = state_dir
         self._lock = self._take_lock()
         self._engine = Engine(state_dir / "counters")
+        self.nic: Nic | None = None
+        try:
+            name = find_device(device)
+            if name is not None:
+                self.nic = Nic(self._engine, name)
+        except ValueError:
+            self._engine.close()
+            raise
         self.counters = Counters(state_dir / "counters")
         self.hierarchy = Hierarchy(self._engine, capacity)
         self._from_file: set[str] = set()
@@ -85,6 +100,9 @@ class Router:
         self.tenants: dict[str, Tenant] = {}
         self.started = time.time()
         asyncio.get_running_loop().add_reader(self._engine.event_fd(), self._on_engine_event)
+        if self.nic is not None:
+            log.warning("device %s: %s", self.nic.name, self.nic.describe())
+            asyncio.get_running_loop().add_reader(self._engine.nic_event_fd(), self._on_nic_event)
 
     def _take_lock(self) -> int:
         path = self.state_dir / "router.lock"
@@ -123,6 +141,22 @@ class Router:
                     )
                     session.end(f"garbage in its shared memory: {event.reason}")
 
+    def _on_nic_event(self) -> None:
+        assert self.nic is not None
+        for event in self._engine.nic_events():
+            if event not in PORT_EVENTS:
+                continue
+            if event == DEVICE_FATAL:
+                # Its descriptor stays readable for ever.
+                asyncio.get_running_loop().remove_reader(self._engine.nic_event_fd())
+                self.nic.lost()
+            else:
+                self.nic.renew()
+            log.warning("device %s: %s: %s", self.nic.name, PORT_EVENTS[event], self.nic.describe())
+            for tenant in self.tenants.values():
+                tenant.renew_device()
+                tenant.tell(event, 1)
+
     def add_tenant(
         self,
         name: str,
@@ -156,6 +190,7 @@ class Router:
             address,
             late_address,
             keep,
+            self.nic,
         )
         self.tenants[name] = tenant
         log.info("tenant %s: added, address %s", name, tenant.address or "not known yet")
@@ -263,6 +298,8 @@ class Router:
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._engine.event_fd())
+        if self.nic is not None:
+            asyncio.get_running_loop().remove_reader(self._engine.nic_event_fd())
         for tenant in self.tenants.values():
             tenant.close(keep=True)
         self.tenants.clear()

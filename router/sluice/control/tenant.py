@@ -21,6 +21,7 @@ from sluice.control.cm.requests import TenantCm
 from sluice.control.connections import Connection, Flow, Gate
 from sluice.control.session import Session
 from sluice.control.verbs import ProtocolError, Verbs, hello_token, refusal, same_token
+from sluice.device.nic import Nic
 from sluice.device.sysfs import Sysfs
 from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, lib
@@ -56,6 +57,7 @@ class Tenant:
         address: IPv4Address | None = None,
         late_address: bool = False,
         keep: bool = False,
+        nic: Nic | None = None,
     ) -> None:
         """address: None takes a free one. late_address: set_address tells it, sessions wait till then.
 
@@ -75,8 +77,9 @@ class Tenant:
         self.number = hierarchy.add_tenant(name, policy)
         self.address: IPv4Address | None = None
         self._keep = keep
+        self._nic = nic
         self._cm = TenantCm(cm, self.number)
-        self._verbs = Verbs(engine, directory, gate, self._cm.operations(), cm.flow)
+        self._verbs = Verbs(engine, directory, gate, self._cm.operations(), cm.flow, nic)
         self.sessions: dict[int, Session] = {}
         self._speakers: dict[bytes, Session] = {}
         self._waiting: list[tuple[bytes, bytes, Session]] = []
@@ -212,7 +215,7 @@ class Tenant:
         self._verbs.set_address(address)
         self._cm.set_address(address)
         try:
-            self._sysfs.write(VirtualDevice(address))
+            self._sysfs.write(VirtualDevice(address, self._nic))
         except OSError as error:
             # Its own container may have done that to it.
             log.warning("tenant %s: can't write its sysfs files: %s", self.name, error)
@@ -235,6 +238,17 @@ class Tenant:
     def end_forbidden(self, admits: Callable[[Flow], bool]) -> list[Connection]:
         """Ends the connections that are admitted no longer, and returns them."""
         return self._verbs.end_forbidden(admits) if self.address is not None else []
+
+    def tell(self, event: int, element: int) -> None:
+        """An async event (enum ibv_event_type) for all its processes."""
+        for session in self.sessions.values():
+            self._engine.tell_session(session.number, event, element)
+
+    def renew_device(self) -> None:
+        """The NIC is another than before: what its files say follows."""
+        if self.address is not None:
+            with suppress(OSError):
+                self._sysfs.write(VirtualDevice(self.address, self._nic))
 
     @property
     def policy(self) -> Policy:

@@ -12,6 +12,7 @@ from sluice.cluster.directory import Directory, address_of
 from sluice.control.connections import Connection, Connections, Flow, Gate
 from sluice.control.qp_state import Attr, State, Type, address_fits, allowed
 from sluice.control.session import Session
+from sluice.device.nic import Nic
 from sluice.device.virtual import NAME, VirtualDevice
 from sluice.engine import Engine, ffi, lib
 
@@ -48,6 +49,7 @@ class Verbs:
         gate: Gate,
         more: Sequence[Operation] = (),
         flow_of: Callable[[IPv4Address, IPv4Address, int], Flow] = lambda own, peer, _qp_num: Flow(own, peer),
+        nic: Nic | None = None,
     ) -> None:
         """more: operations of others that come by the same channel.
 
@@ -57,6 +59,7 @@ class Verbs:
         self._directory = directory
         self._gate = gate
         self._flow_of = flow_of
+        self._nic = nic
         self.connections = Connections()
         self.addresses = Connections()
         """Address handles: they connect as well."""
@@ -140,7 +143,7 @@ class Verbs:
     def set_address(self, address: IPv4Address) -> None:
         """Where the tenant is; before this no session is greeted."""
         self._address = address
-        self._device = VirtualDevice(address)
+        self._device = VirtualDevice(address, self._nic)
 
     def hello(self, frame: bytes, session: Session) -> bytes:
         """Answers HELLO, whose token was this session's."""
@@ -261,28 +264,40 @@ class Verbs:
         self._engine.query_qp(session.number, request.handle, now)
         attr, mask = ffi.addressof(request, "attr"), request.attr_mask
         kind = self._engine.qp_type(session.number, request.handle)
-        if not allowed(kind, now.qp_state, attr, mask, gid_count=1):
+        if not allowed(kind, now.qp_state, attr, mask, self._device.gid_count):
             raise OSError(errno.EINVAL, "the state table forbids it")
         peer = None
         destination = flow = None
-        admitted = False
+        admitted = nic = False
         if mask & STATE and attr.qp_state == State.RTR and kind != Type.UD:
             gid = bytes(ffi.buffer(attr.ah.dgid))
             destination = address_of(gid)
+            # Which of its GIDs the application chose says which network it means.
+            nic = destination is not None and self._device.is_of_nic(attr.ah.sgid_index)
+            if nic:
+                destination = self._neighbour(gid, attr.dest_qp_num) or destination
             if destination is not None:
                 flow = self._flow_of(self._address, destination, attr.dest_qp_num)
                 if self._gate.admits(flow.source, flow.destination, flow.port):
-                    admitted, peer = True, self._directory.tenant_of(gid)
-        remote = self._directory.remote if admitted and peer is None else None
-        self._engine.modify_qp(session.number, request.handle, attr, mask, peer, now, remote is not None)
+                    admitted, peer = True, self._directory.tenant_at(destination)
+        nic = nic and admitted and peer is None
+        remote = self._directory.remote if admitted and peer is None and not nic else None
+        self._engine.modify_qp(session.number, request.handle, attr, mask, peer, now, remote is not None, nic)
         if mask & STATE and attr.qp_state in (State.RESET, State.ERR):
             self.connections.remove(session.number, request.handle)
             self._forget_remote(session.number, request.handle)
-        elif flow is not None and destination is not None and (peer is not None or remote is not None):
+        elif flow is not None and destination is not None and (nic or peer is not None or remote is not None):
             self.connections.add(Connection(session.number, request.handle, destination, flow))
             if remote is not None:
                 number = self._engine.qp_number(session.number, request.handle)
                 remote.want(session.number, request.handle, number, self._address, destination, attr.dest_qp_num)
+
+    def _neighbour(self, gid: bytes, number: int) -> IPv4Address | None:
+        """The address of this node's tenant that has a QP behind the NIC's GID, which all its tenants share."""
+        if self._nic is None or gid not in self._nic.gids:
+            return None
+        tenant = self._engine.tenant_of_qp(number)
+        return None if tenant is None else self._directory.address_of_tenant(tenant)
 
     def _forget_remote(self, session: int, handle: int) -> None:
         if self._directory.remote is not None:
@@ -311,7 +326,7 @@ class Verbs:
         self._engine.destroy_srq(session.number, request.handle)
 
     def _create_ah(self, session: Session, request: Any, reply: Any) -> None:
-        if not address_fits(request.attr, gid_count=1) or request.attr.port_num != 1:
+        if not address_fits(request.attr, self._device.gid_count) or request.attr.port_num != 1:
             raise OSError(errno.EINVAL, "an address handle needs a GID")
         gid = bytes(ffi.buffer(request.attr.dgid))
         destination = address_of(gid)

@@ -113,9 +113,9 @@ def files(device: VirtualDevice) -> dict[str, str]:
     }
     of_port = {
         "cap_mask": "0x00010000",
-        "gid_attrs/ndevs/0": "lo",
-        "gid_attrs/types/0": "RoCE v2",
-        "gids/0": _groups(device.gid),
+        **{f"gid_attrs/ndevs/{i}": "lo" for i in range(device.gid_count)},
+        **{f"gid_attrs/types/{i}": "RoCE v2" for i in range(device.gid_count)},
+        **{f"gids/{i}": _groups(gid) for i, gid in enumerate(device.gids)},
         "lid": "0x0",
         "lid_mask_count": "0",
         "link_layer": "Ethernet",

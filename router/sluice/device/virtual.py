@@ -6,6 +6,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from sluice import __version__
+from sluice.device.nic import Nic
 from sluice.engine import ffi, lib
 
 NAME = "sluice0"
@@ -20,13 +21,30 @@ SPEED_EDR = 32  # 4 lanes of 25 Gb/s
 
 @dataclass(frozen=True)
 class VirtualDevice:
-    """One tenant's device; its only GID is its address, IPv4-mapped, RoCE v2."""
+    """One tenant's device: the GIDs of the node's NIC, where it has one, then its own address, IPv4-mapped, RoCE v2.
+
+    The NIC's GIDs come first, since applications that choose for themselves take the first that fits.
+    """
 
     address: IPv4Address
+    nic: Nic | None = None
 
     @property
     def gid(self) -> bytes:
         return bytes(10) + b"\xff\xff" + self.address.packed
+
+    @property
+    def gids(self) -> list[bytes]:
+        """Its table."""
+        return [*(self.nic.gids if self.nic is not None else ()), self.gid]
+
+    @property
+    def gid_count(self) -> int:
+        return len(self.gids)
+
+    def is_of_nic(self, index: int) -> bool:
+        """Whether the GID at this index is one of the NIC's."""
+        return self.nic is not None and index < len(self.nic.gids)
 
     @property
     def node_guid(self) -> bytes:
@@ -61,6 +79,9 @@ class VirtualDevice:
         reply.active_mtu = MTU_4096
         reply.active_speed = SPEED_EDR
         reply.active_width = WIDTH_4X
-        reply.gid_count = 1
-        ffi.memmove(reply.gids[0].raw, self.gid, 16)
-        reply.gids[0].type = GID_TYPE_ROCE_V2
+        reply.gid_count = self.gid_count
+        for entry, gid in zip(reply.gids, self.gids, strict=False):
+            ffi.memmove(entry.raw, gid, 16)
+            entry.type = GID_TYPE_ROCE_V2
+        if self.nic is not None:
+            self.nic.limit(reply)

@@ -136,6 +136,35 @@ class Engine:
             elif event.kind == lib.SLUICE_EVENT_TRUNK_DISCONNECTED:
                 yield TrunkDisconnected(int(event.trunk))
 
+    def open_nic(self, name: str, port: int = 1) -> None:
+        """The node's RDMA NIC, before there are sessions. OSError ELIBACC, ELIBBAD: no libibverbs, or an old one."""
+        checked(lib.sluice_nic_open(self._engine, name.encode(), port))
+
+    def query_nic(self) -> Any:
+        """A struct sluice_nic, as it is now."""
+        nic = ffi.new("struct sluice_nic *")
+        checked(lib.sluice_nic_query(self._engine, nic))
+        return nic
+
+    def nic_event_fd(self) -> int:
+        """Readable while nic_events() has something to say."""
+        return checked(lib.sluice_nic_async_fd(self._engine))
+
+    def nic_events(self) -> Iterator[int]:
+        """Async events (enum ibv_event_type) since the last call; QPs' were passed on already."""
+        event = ffi.new("uint32_t *")
+        while lib.sluice_nic_next_event(self._engine, event):
+            yield int(event[0])
+
+    def tell_session(self, session: int, event: int, element: int) -> None:
+        """An async event (enum ibv_event_type) for all contexts of a session."""
+        checked(lib.sluice_session_async_event(self._engine, session, event, element))
+
+    def tenant_of_qp(self, number: int) -> int | None:
+        """The number of the tenant that has the QP with this number."""
+        tenant = int(lib.sluice_qp_tenant(self._engine, number))
+        return None if tenant < 0 else tenant
+
     def add_tenant(self, shape: Shape) -> int:
         return checked(lib.sluice_tenant_add(self._engine, shape.to_c()))
 
@@ -295,14 +324,24 @@ class Engine:
         checked(lib.sluice_xrcd_close(self._engine, session, handle))
 
     def modify_qp(
-        self, session: int, handle: int, attr: Any, mask: int, peer: int | None, now: Any, remote: bool = False
+        self,
+        session: int,
+        handle: int,
+        attr: Any,
+        mask: int,
+        peer: int | None,
+        now: Any,
+        remote: bool = False,
+        nic: bool = False,
     ) -> None:
         """peer: the number of the tenant behind the destination GID, None where nobody here has it.
 
-        remote: it may be on another node; connect_qp gives the connection.
+        remote: it may be on another node; connect_qp gives the connection. nic: the NIC leads to it.
         """
         transport = lib.SLUICE_TRANSPORT_LOCAL
-        if peer is None:
+        if nic:
+            transport = lib.SLUICE_TRANSPORT_NIC
+        elif peer is None:
             transport = lib.SLUICE_TRANSPORT_TCP if remote else lib.SLUICE_TRANSPORT_NONE
         checked(
             lib.sluice_qp_modify(

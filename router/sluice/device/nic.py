@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's RDMA NIC: which one, what it can do, what happens to it.
+
+The engine opens it and posts to it (csrc/nic.h); this is what the control plane knows of it.
+Devices are found in sysfs, where the kernel lists them whether or not libibverbs has a provider.
+"""
+
+import errno
+import os
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from sluice.engine import Engine, ffi
+
+SYSFS = Path("/sys/class/infiniband")
+
+# Numbers of rdma-core's enums (infiniband/verbs.h).
+PORT_DOWN = 1
+PORT_ACTIVE = 4
+DEVICE_FATAL = 8
+PORT_EVENTS = {
+    DEVICE_FATAL: "the device failed",
+    9: "its port is active",
+    10: "its port is down",
+    11: "its LID changed",
+    12: "its partition table changed",
+    18: "its GID table changed",
+}
+"""enum ibv_event_type: those of the port and the device, which every tenant hears of."""
+
+_STATES = {0: "no state", 1: "down", 2: "initialising", 3: "armed", 4: "active", 5: "active, deferred"}
+
+
+class NicError(ValueError):
+    """A device that can't be used; the text says why and what would be right."""
+
+
+def devices() -> list[str]:
+    """The names of this node's RDMA devices."""
+    return sorted(entry.name for entry in SYSFS.iterdir()) if SYSFS.is_dir() else []
+
+
+def _is_active(name: str) -> bool:
+    port = SYSFS / name / "ports" / "1"
+    try:
+        state = (port / "state").read_text()
+        return state.startswith(f"{PORT_ACTIVE}:") and (port / "link_layer").read_text().strip() == "Ethernet"
+    except OSError:
+        return False
+
+
+def find_device(wanted: str) -> str | None:
+    """The device that --device means: "none", "auto" (the first active one with RoCE, or none), or its name.
+
+    NicError where there is none of that name.
+    """
+    if wanted == "none":
+        return None
+    if wanted == "auto":
+        return next((name for name in devices() if _is_active(name)), None)
+    if wanted not in devices():
+        raise NicError(f"--device {wanted}: there is no such RDMA device; there are: {', '.join(devices()) or 'none'}")
+    return wanted
+
+
+class Nic:
+    """One device, port 1, opened by the engine."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        """NicError where it can't be opened."""
+        self._engine = engine
+        self.name = name
+        self.present = True
+        try:
+            engine.open_nic(name)
+            self._ask()
+        except OSError as error:
+            reason = {
+                errno.ELIBACC: "libibverbs.so.1 can't be loaded: install libibverbs1 and ibverbs-providers",
+                errno.ELIBBAD: "libibverbs is older than rdma-core 32",
+                errno.ENODEV: "libibverbs doesn't list it: its provider is missing (ibverbs-providers)",
+            }.get(error.errno or 0, os.strerror(error.errno or errno.EIO))
+            raise NicError(f"--device {name}: {reason}") from None
+
+    def renew(self) -> None:
+        """Asks the device anew; one that doesn't answer is no longer present."""
+        try:
+            self._ask()
+        except OSError:
+            self.lost()
+
+    def lost(self) -> None:
+        """It was removed: its port is down, for whoever asks."""
+        self.present = False
+        self._now.port_state = PORT_DOWN
+
+    def _ask(self) -> None:
+        self._now = self._engine.query_nic()
+        self.gids = [bytes(ffi.buffer(self._now.gids[i].raw)) for i in range(self._now.gid_count)]
+        """Those that tenants can use, in their order: RoCE v2 over IPv4."""
+
+    def describe(self) -> str:
+        addresses = ", ".join(str(IPv4Address(gid[12:])) for gid in self.gids)
+        if not self.present:
+            return "it is gone; start the router anew when it is back"
+        return f"port 1 is {_STATES.get(self._now.port_state, 'unknown')}, addresses: {addresses or 'none'}"
+
+    def limit(self, reply: Any) -> None:
+        """What a tenant can't have more of than the device has, and its port (struct sluice_device_reply)."""
+        now = self._now
+        for field in ("max_mr_size", "max_qp", "max_sge", "max_mr", "max_pd", "max_ah", "max_qp_rd_atom", "max_cqe"):
+            setattr(reply, field, min(getattr(reply, field), getattr(now, field)))
+        # Each queue has its completions in one CQ of the device's.
+        reply.max_qp_wr = min(reply.max_qp_wr, now.max_qp_wr, 1 << (now.max_cqe.bit_length() - 1))
+        for field in ("port_state", "active_mtu", "active_speed", "active_width"):
+            setattr(reply, field, getattr(now, field))
