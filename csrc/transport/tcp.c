@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 
+#include "../account.h"
 #include "../srq.h"
 #include "../clock.h"
 
@@ -128,6 +129,77 @@ static void on_timer(struct timer *timer)
     timer_set(&engine->timers, timer, next);
 }
 
+/* ---- the responder's ceilings -------------------------------------------------- */
+
+static void let_go_on(struct tcp_endpoint *endpoint)
+{
+    struct sluice_engine *engine = endpoint->qp->session->engine;
+
+    /* A requester that is held back for long hears that somebody is there. */
+    if (engine->now - endpoint->spoke >= NS_PER_SECOND) {
+        endpoint->spoke = engine->now;
+        endpoint->acknowledge = true;
+    }
+    net_wake(engine->net, &endpoint->socket);
+}
+
+static void may_take(struct claim *claim)
+{
+    let_go_on(list_entry(claim, struct tcp_endpoint, grants[FLOW_INGRESS].claim));
+}
+
+static void may_give(struct claim *claim)
+{
+    let_go_on(list_entry(claim, struct tcp_endpoint, grants[FLOW_EGRESS].claim));
+}
+
+static bool is_limited(const struct tenant *tenant, uint32_t direction)
+{
+    return tenant->limited[direction];
+}
+
+bool tcp_admitted(struct tcp_endpoint *endpoint, uint32_t direction)
+{
+    struct tcp_grant *grant = &endpoint->grants[direction];
+    struct tenant *tenant = endpoint->qp->tenant;
+
+    if (!is_limited(tenant, direction)) {
+        grant->left = UINT32_MAX;
+        return true;
+    }
+    if (grant->claim.lane)
+        return false;
+    if (grant->left && grant->left <= tenant->chunk[direction])
+        return true;
+    struct lane *lane = account_lane(&tenant->account, direction, &grant->claim);
+
+    if (lane) {
+        claim_wait(&grant->claim, lane, &grant->firsts, SLUICE_WEIGHT_DEFAULT);
+        return false;
+    }
+    grant->claim.pass = NULL;
+    grant->left = tenant->chunk[direction];
+    return true;
+}
+
+void tcp_charge(struct tcp_endpoint *endpoint, uint32_t direction, uint32_t bytes)
+{
+    struct tcp_grant *grant = &endpoint->grants[direction];
+    struct tenant *tenant = endpoint->qp->tenant;
+
+    if (!is_limited(tenant, direction))
+        return;
+    grant->left = bytes < grant->left ? grant->left - bytes : 0;
+    account_charge(&tenant->account, direction, bytes);
+}
+
+static void init_grant(struct tcp_grant *grant, void (*admitted)(struct claim *claim))
+{
+    claim_init(&grant->claim);
+    grant->claim.admitted = admitted;
+    list_init(&grant->firsts);
+}
+
 /* ---- a connection ----------------------------------------------------------- */
 
 static void stop_holding(struct tcp_endpoint *endpoint)
@@ -141,6 +213,8 @@ static void drop(struct tcp_endpoint *endpoint)
     struct qp *qp = endpoint->qp;
 
     net_remove(qp->session->engine, &endpoint->socket, false);
+    claim_cancel(&endpoint->grants[FLOW_INGRESS].claim);
+    claim_cancel(&endpoint->grants[FLOW_EGRESS].claim);
     endpoint->greeted = endpoint->hello_due = false;
     endpoint->source = TCP_NOTHING;
     endpoint->sending = endpoint->sending_header = 0;
@@ -225,6 +299,8 @@ static int tcp_connect(struct qp *qp)
     endpoint->socket.serve = serve;
     list_init(&endpoint->socket.ready);
     list_init(&endpoint->held);
+    init_grant(&endpoint->grants[FLOW_INGRESS], may_take);
+    init_grant(&endpoint->grants[FLOW_EGRESS], may_give);
     qp->completed = qp->sq.head;
     qp->wire = endpoint;
     return 0;
@@ -238,6 +314,8 @@ static void tcp_disconnect(struct qp *qp)
     if (!endpoint)
         return;
     list_remove(&endpoint->held);
+    claim_cancel(&endpoint->grants[FLOW_INGRESS].claim);
+    claim_cancel(&endpoint->grants[FLOW_EGRESS].claim);
     timer_cancel(&engine->timers, &endpoint->timer);
     timers_release(&engine->timers);
     net_remove(engine, &endpoint->socket, endpoint->failed);

@@ -48,6 +48,16 @@ enum {
     TCP_VISIT = 1 << 20    /* bytes of one connection before the next has its turn */
 };
 
+/*
+ * What a responder's tenant may take or give before its ceilings are asked again. Who must wait
+ * reads (or answers) nothing meanwhile, so that TCP holds back the sender: of this QP, and of no other.
+ */
+struct tcp_grant {
+    struct claim claim;
+    struct list firsts; /* each connection has a line of its own */
+    uint32_t left;      /* bytes */
+};
+
 /* Something that this responder owes. */
 struct tcp_answer {
     uint8_t kind; /* TCP_READ_ANSWER, TCP_ATOMIC_ANSWER or TCP_NAK */
@@ -104,6 +114,8 @@ struct tcp_endpoint {
     bool acknowledge;  /* even if there is nothing new: an RNR is over, or to see whether the wire works */
     bool losing;       /* unreliable: what is left of message lost_msn is thrown away */
     uint32_t lost_msn;
+    struct tcp_grant grants[DIRECTIONS];
+    uint64_t spoke;    /* ns: when a sign of life was last sent to a requester who is held back */
     bool failed;       /* a NAK was queued */
     uint32_t event;    /* enum ibv_event_type that goes with it; 0: none */
     struct tcp_answer answers[TCP_ANSWERS + 1]; /* one more for a NAK */
@@ -158,6 +170,11 @@ static inline void tcp_broken(struct tcp_endpoint *endpoint)
     endpoint->socket.readable = true;
     net_wake(endpoint->qp->session->engine->net, &endpoint->socket);
 }
+
+/* Whether the tenant's ceilings let the responder go on. False: it waits, and is served again when they do. */
+bool tcp_admitted(struct tcp_endpoint *endpoint, uint32_t direction);
+/* Bytes that it took or gave. */
+void tcp_charge(struct tcp_endpoint *endpoint, uint32_t direction, uint32_t bytes);
 
 /* The peer lives. */
 static inline void tcp_heard(struct tcp_endpoint *endpoint)

@@ -104,6 +104,8 @@ static bool take_payload(struct tcp_endpoint *endpoint)
                 return false;
         }
     }
+    if (is_request(&endpoint->frame))
+        tcp_charge(endpoint, FLOW_INGRESS, length);
     endpoint->start += length;
     endpoint->left -= length;
     return endpoint->left || end_frame(endpoint);
@@ -174,7 +176,11 @@ static int64_t read_bulk(struct tcp_endpoint *endpoint)
     }
     if (!place(endpoint, &spans))
         return endpoint->dead || endpoint->receiving == TCP_PAYLOAD ? -1 : 0;
-    while (wanted < direct && count < IOVS) {
+    /* What comes for a READ was charged when it was asked for. */
+    bool charged = is_request(&endpoint->frame);
+    uint32_t most = charged && endpoint->grants[FLOW_INGRESS].left < direct ? endpoint->grants[FLOW_INGRESS].left : direct;
+
+    while (wanted < most && count < IOVS) {
         uint32_t piece;
 
         while (offset >= spans.list[i].length)
@@ -183,8 +189,8 @@ static int64_t read_bulk(struct tcp_endpoint *endpoint)
 
         if (!at)
             return -2;
-        if (piece > direct - wanted)
-            piece = direct - wanted;
+        if (piece > most - wanted)
+            piece = most - wanted;
         iov[count++] = (struct iovec){.iov_base = at, .iov_len = piece};
         wanted += piece;
         offset += piece;
@@ -202,6 +208,8 @@ static int64_t read_bulk(struct tcp_endpoint *endpoint)
     if (result > 0) {
         uint32_t placed = result < places ? (uint32_t)result : places;
 
+        if (charged)
+            tcp_charge(endpoint, FLOW_INGRESS, placed);
         endpoint->left -= placed;
         endpoint->start = 0;
         endpoint->end = (uint32_t)result - placed;
@@ -236,9 +244,13 @@ bool tcp_read(struct tcp_endpoint *endpoint)
 
     if (endpoint->receiving == TCP_HOLD && !tcp_continue_request(endpoint))
         goto over;
+    if (!tcp_admitted(endpoint, FLOW_INGRESS))
+        return true;
     if (!stopped(endpoint) && endpoint->start != endpoint->end && !parse(endpoint))
         goto over;
     while (!endpoint->dead && endpoint->socket.readable && !stopped(endpoint) && bytes < TCP_VISIT) {
+        if (!tcp_admitted(endpoint, FLOW_INGRESS))
+            return true;
         bool bulk = endpoint->receiving != TCP_HEADER && endpoint->start == endpoint->end && endpoint->left > TCP_BULK;
         int64_t result = bulk ? read_bulk(endpoint) : fill_buffer(endpoint);
 

@@ -195,6 +195,8 @@ static bool write_answer(struct tcp_endpoint *endpoint, uint32_t *bytes)
     frame.length = answer->kind == TCP_ATOMIC_ANSWER ? (uint32_t)sizeof(answer->value)
                    : left < TCP_ANSWER_FRAME        ? left
                                                      : TCP_ANSWER_FRAME;
+    if (frame.length > endpoint->grants[FLOW_EGRESS].left && answer->kind == TCP_READ_ANSWER)
+        frame.length = endpoint->grants[FLOW_EGRESS].left;
     frame.offset = answer->offset;
     frame.flags = answer->kind == TCP_ATOMIC_ANSWER || left == frame.length ? TCP_LAST : 0;
     bool fault = endpoint->fault;
@@ -215,6 +217,7 @@ static bool write_answer(struct tcp_endpoint *endpoint, uint32_t *bytes)
     answer->begun = frame.flags & TCP_LAST;
     answer->offset += frame.length;
     if (answer->kind == TCP_READ_ANSWER) {
+        tcp_charge(endpoint, FLOW_EGRESS, frame.length);
         qp->counters->tx_bytes += frame.length;
         qp->tenant->counters->tx_bytes += frame.length;
     }
@@ -241,7 +244,7 @@ static bool write_next(struct tcp_endpoint *endpoint, uint32_t *bytes)
     }
     if (!endpoint->greeted)
         return false;
-    if (endpoint->answers_count)
+    if (endpoint->answers_count && tcp_admitted(endpoint, FLOW_EGRESS))
         return write_answer(endpoint, bytes);
     if (endpoint->rnr_due) {
         endpoint->rnr_due = false;
