@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kubernetes: what bandwidth costs the scheduler, and what 5,000 pods cost a router.
+"""Kubernetes: what bandwidth costs the scheduler, what a claim costs a node, what 5,000 pods cost a router.
 
     make bench-kubernetes
 
@@ -9,12 +9,22 @@ Each round schedules the same pods in four ways (crowd.KINDS): one control plane
 import argparse
 import asyncio
 import resource
+import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
+import grpc.aio
+import yaml
 from cluster import DEPLOY
+from conftest import wait_until
 from control_plane import ControlPlane
-from crowd import KINDS, Crowd, crowd_pod, node_name
+from crowd import CLAIMS, KINDS, Crowd, crowd_pod, node_name
+from programs import start, stop
+from sluice.kubernetes import DRIVER, protocol
 from sluice.kubernetes.api import Api
 from sluice.kubernetes.directory import PodDirectory
 
@@ -37,6 +47,66 @@ async def throughput(plane: ControlPlane, pods: int, rounds: int) -> None:
         median = statistics.median(rates[kind])
         print(f"schedule {pods} pods on {NODES} nodes, {kind:9}{median:8.0f} pods/s   {median / plain:.2f} of plain")
         print("    CPU of a pod: " + ", ".join(f"{name} {spent:.1f} ms" for name, spent in processor[kind].items()))
+
+
+def start_router(plane: ControlPlane, root: Path) -> "subprocess.Popen[bytes]":
+    """Of the crowd's first node, without a kubelet."""
+    settings = root / "settings.yaml"
+    settings.write_text(
+        yaml.safe_dump(
+            {
+                "node": node_name(0),
+                "kubeconfig": str(plane.kubeconfig),
+                "nics": {"mlx5_0": "25G", "mlx5_1": "25G"},
+                "kubelet-dir": str(root / "k"),
+                "cdi-dir": str(root / "cdi"),
+                "shim-dir": str(root / "shim"),
+            }
+        )
+    )
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "sluice",
+        "router",
+        "--state-dir",
+        root / "s",
+        "--kubernetes",
+        settings,
+    ]
+    return start(command, root / "log")
+
+
+async def prepare(plane: ControlPlane, rounds: int) -> None:
+    """The kubelet's calls, one claim after the other, as the kubelet would see them."""
+    root = Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp"))
+    socket = root / "k" / "plugins" / DRIVER / "dra.sock"
+    async with Crowd(plane, 1) as crowd:
+        router = start_router(plane, root)
+        await crowd.schedule("template", 10)
+        wait_until(socket.exists, "the router's socket")
+        claims = (await crowd.api.list(CLAIMS))[0]
+        seconds: dict[str, list[float]] = {"NodePrepareResources": [], "NodeUnprepareResources": []}
+        async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+            for method in [*seconds] * rounds:
+                for each in claims:
+                    request = protocol.message(f"{protocol.DRA}.{method}Request")()
+                    metadata = each["metadata"]
+                    request.claims.add(**{name: metadata[name] for name in ("namespace", "name", "uid")})
+                    begun = time.monotonic()
+                    call = protocol.call(channel, f"{protocol.DRA}.DRAPlugin", method)
+                    answer = await call(request, wait_for_ready=True)
+                    seconds[method].append(time.monotonic() - begun)
+                    assert not answer.claims[metadata["uid"]].error, answer
+        stop(router)
+    shutil.rmtree(root)
+    for method, times in seconds.items():
+        # The first call of all also makes the connections.
+        warm = sorted(times[1:])
+        print(
+            f"{method}: median {1000 * statistics.median(warm):.1f} ms, "
+            f"99th percentile {1000 * warm[int(0.99 * len(warm))]:.1f} ms, first {1000 * times[0]:.1f} ms"
+        )
 
 
 async def directory(plane: ControlPlane, pods: int) -> None:
@@ -66,13 +136,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pods", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
+    parts = ("throughput", "prepare", "directory")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     options = parser.parse_args()
     plane = ControlPlane()
     plane.start()
     try:
         plane.kubectl("apply", "-f", DEPLOY / "kubernetes" / "deviceclass.yaml")
-        asyncio.run(throughput(plane, options.pods, options.rounds))
-        asyncio.run(directory(plane, 5000))
+        for part in options.parts:
+            asyncio.run(
+                {
+                    "throughput": lambda: throughput(plane, options.pods, options.rounds),
+                    "prepare": lambda: prepare(plane, 10),
+                    "directory": lambda: directory(plane, 5000),
+                }[part]()
+            )
     finally:
         plane.stop()
 

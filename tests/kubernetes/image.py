@@ -13,6 +13,11 @@ NAME = "sluice.test/perftest:1"
 PROGRAMS = ("ib_write_bw", "ib_write_lat", "ib_read_bw", "ib_send_bw", "ibv_devinfo")
 
 
+OPTIONAL = ("ucx_perftest", "ucx_info")
+"""Where they are installed, with the modules that they load by dlopen."""
+MODULES = "/usr/lib/x86_64-linux-gnu/ucx"
+
+
 def _closure(path: str) -> set[str]:
     """A program's libraries and its loader."""
     listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
@@ -27,10 +32,12 @@ def _file(archive: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644
 
 def _layer() -> bytes:
     programs = [f"/usr/bin/{name}" for name in PROGRAMS]
-    files = {library for path in programs for library in _closure(path)}
+    programs += [f"/usr/bin/{name}" for name in OPTIONAL if Path(f"/usr/bin/{name}").exists()]
+    modules = [str(path) for path in sorted(Path(MODULES).glob("*.so*"))]
+    files = {library for path in [*programs, *modules] for library in _closure(path)}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for path in [*programs, *sorted(files)]:
+        for path in [*programs, *modules, *sorted(files)]:
             _file(archive, path.lstrip("/"), Path(path).resolve().read_bytes(), 0o755)
         _file(archive, "bin/busybox", Path("/bin/busybox").read_bytes(), 0o755)
         for name in ("sh", "sleep", "cat", "ls", "env", "id", "ip", "timeout", "grep", "touch", "nc"):

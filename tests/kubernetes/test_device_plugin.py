@@ -58,6 +58,37 @@ def test_a_pod_gets_what_it_asks_for(plane: ControlPlane, extended: Worker) -> N
     wait_until(lambda: len(extended.tenants()) == 1, "the first pod's to be returned")
 
 
+def test_containers_of_a_pod_are_one_tenant(plane: ControlPlane, extended: Worker) -> None:
+    """Each asks for its own; an init container's part goes to the others, as the kubelet counts."""
+    made = asking("several", 10)
+    (main,) = made["spec"]["containers"]
+    side = main | {"name": "side", "resources": {"limits": {RESOURCE: "5"}}}
+    seen = "ibv_devinfo -v | grep ::ffff:"
+    first = main | {"name": "first", "resources": {"limits": {RESOURCE: "3"}}, "command": ["/bin/sh", "-c", seen]}
+    made["spec"] |= {"containers": [main, side], "initContainers": [first]}
+    plane.apply(made)
+    plane.wait_for("pod/several", "condition=Ready")
+    address = plane.pod("several")["status"]["podIP"]
+    wait_until(lambda: len(extended.tenants()) == 1, "one tenant")
+    (tenant,) = extended.tenants().values()
+    assert (tenant["address"], tenant["min_bps"]) == (address, 15 * 10**9)
+    assert sum(nic["used_bps"] for nic in extended.nic_states().values()) == 15 * 10**9
+
+    def both_see_it() -> None:
+        for container in ("main", "side"):
+            text = extended.execute("several", "ibv_devinfo", "-v", container=container).stdout
+            assert f"::ffff:{address}" in text, container
+
+    both_see_it()
+    extended.stop_router()
+    extended.start_router()
+    wait_until(lambda: [each["address"] for each in extended.tenants().values()] == [address], "the tenant again")
+    both_see_it()
+    plane.kubectl("delete", "pod", "several", "--timeout=60s")
+    wait_until(lambda: not extended.tenants(), "everything to be returned")
+    assert list((extended.state_dir / "tenants").iterdir()) == []
+
+
 def test_the_kubelet_and_the_router_come_back(plane: ControlPlane, extended: Worker) -> None:
     plane.apply(asking("one", 10))
     plane.wait_for("pod/one", "condition=Ready")

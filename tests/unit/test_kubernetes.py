@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Kubernetes part without a cluster: quantities, parameters, claims, settings, NetworkPolicies, what is on disk."""
 
+import socket
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 pytest.importorskip("kubernetes.aio", reason="the kubernetes extra is not installed")
 
 from sluice.kubernetes.claim import ClaimError, Share, shares
-from sluice.kubernetes.inventory import discover
+from sluice.kubernetes.inventory import Nic, discover, trouble
 from sluice.kubernetes.network_policy import End, Evaluation, NetworkPolicy
 from sluice.kubernetes.parameters import FieldError, Parameters, parse_annotations, parse_parameters
 from sluice.kubernetes.pod import Pod, selects
@@ -18,6 +19,7 @@ from sluice.kubernetes.policy import policy_of
 from sluice.kubernetes.quantity import format_quantity, parse_quantity
 from sluice.kubernetes.settings import SettingsError, load_settings
 from sluice.kubernetes.state import Grant, State
+from sluice.kubernetes.twin import renew
 
 KIND = {"apiVersion": "rdma.sluice.dev/v1", "kind": "Bandwidth"}
 
@@ -156,6 +158,21 @@ def test_the_kernel_tells_the_nics(tmp_path: Path) -> None:
     assert (nic.name, nic.interface, nic.bandwidth_bps, nic.rdma) == ("mlx5-0", "mlx5_0", 10**11, True)
 
 
+def test_the_kernel_tells_what_is_wrong_with_a_nic(tmp_path: Path) -> None:
+    state = tmp_path / "class/infiniband/mlx5_0/ports/1/state"
+    state.parent.mkdir(parents=True)
+    operstate = tmp_path / "class/net/eth0/operstate"
+    operstate.parent.mkdir(parents=True)
+    rdma, ethernet, unknown = (Nic(name, 10**9, name) for name in ("mlx5_0", "eth0", "other"))
+    state.write_text("4: ACTIVE\n")
+    operstate.write_text("up\n")
+    assert [trouble(each, tmp_path) for each in (rdma, ethernet, unknown)] == ["", "", ""]
+    state.write_text("1: DOWN\n")
+    operstate.write_text("lowerlayerdown\n")
+    assert trouble(rdma, tmp_path) == "port 1 of mlx5_0 is DOWN"
+    assert trouble(ethernet, tmp_path) == "eth0 is lowerlayerdown"
+
+
 def test_grants_survive(tmp_path: Path) -> None:
     state = State(tmp_path)
     grant = Grant("u", "ns", "c", "p", "pu", "t", (Share("r", "eth0", 5, "s", Parameters(max=7)),), ("eth0-1",))
@@ -250,3 +267,26 @@ def test_selectors() -> None:
         assert (
             selects({"matchExpressions": [{"key": "app", "operator": operator, "values": values}]}, labels) is expected
         )
+
+
+# ---- directories ------------------------------------------------------------
+
+
+def test_a_twin_holds_what_the_original_does(tmp_path: Path) -> None:
+    original, twin = tmp_path / "original", tmp_path / "twin"
+    (original / "sys" / "class").mkdir(parents=True)
+    (original / "sys" / "gid").write_text("1")
+    (original / "link").symlink_to("sys/class")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(str(original / "control"))
+        listener.listen()
+        twin.mkdir()
+        inode = twin.stat().st_ino
+        (twin / "stale").mkdir()
+        (twin / "stale" / "file").touch()
+        for _ in range(2):
+            renew(twin, original)
+        assert sorted(each.name for each in twin.rglob("*")) == ["class", "control", "gid", "link", "sys"]
+        assert (twin.stat().st_ino, (twin / "sys/gid").read_text()) == (inode, "1")
+        client.connect(str(twin / "control"))
+        listener.accept()[0].close()

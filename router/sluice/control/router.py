@@ -207,11 +207,12 @@ class Router:
             known = ", ".join(sorted(self.tenants)) or "none yet"
             raise PolicyError(f"there is no tenant {name!r}; there are: {known}") from None
 
-    def remove_tenant(self, name: str, force: bool = False) -> None:
+    def remove_tenant(self, name: str, force: bool = False, keep: bool = False) -> None:
+        """force: also under running processes. keep: its directory stays (add_tenant). PolicyError."""
         tenant = self.find_tenant(name)
         if tenant.sessions and not force:
             raise PolicyError(f"tenant {name!r} has {len(tenant.sessions)} running processes")
-        tenant.close()
+        tenant.close(keep)
         del self.tenants[name]
         log.info("tenant %s: removed", name)
 

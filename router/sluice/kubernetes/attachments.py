@@ -9,10 +9,12 @@ ceiling. Pods that share a claim are one tenant, named after the first of them.
 import hashlib
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 from sluice.control.router import Router
@@ -24,6 +26,7 @@ from sluice.kubernetes.quantity import format_quantity
 from sluice.kubernetes.settings import Settings
 from sluice.kubernetes.slices import capacity_bps
 from sluice.kubernetes.state import Grant, State
+from sluice.kubernetes.twin import renew
 from sluice.policy.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -134,6 +137,7 @@ class Attachments:
             undo.callback(take_back)
             self._router.add_tenant(grant.tenant, self._policy(entry), late_address=True, keep=True)
             self._apply(grant.tenant)
+            self._renew_twin(grant)
             device = ""
             if grant.claim:
                 undo.callback(self._specifications.remove, grant.uid)
@@ -143,18 +147,43 @@ class Attachments:
             undo.pop_all()
         return device
 
-    def adopt(self, grant: Grant) -> None:
-        """A grant of the device plugin whose pod is known by now."""
+    def adopt(self, grant: Grant, tenant: str) -> None:
+        """A device plugin's grant whose pod is known by now. tenant: the pod's; its own, or another container's."""
+        old = grant.tenant
+        grant = replace(grant, tenant=tenant)
+        if tenant != old:
+            # Its containers have its directory mounted: that stays, as the other's twin.
+            del self._tenants[old]
+            self._router.remove_tenant(old, force=True, keep=True)
+        self._tenants[tenant].grants[grant.uid] = grant
+        self._apply(tenant)
+        self._renew_twin(grant)
         self._state.save(grant)
         self.grants[grant.uid] = grant
-        self._tenants[grant.tenant].grants[grant.uid] = grant
+
+    def succeed(self, old: Grant, new: Grant) -> Grant:
+        """Grants new what old had, as the same tenant, whose directory stays. ClaimError, OSError."""
+        del self._tenants[old.tenant].grants[old.uid]
+        del self.grants[old.uid]
+        self._state.remove(old.uid)
+        new = replace(new, tenant=old.tenant)
+        self.attach(new)
+        return new
+
+    def directory(self, grant: Grant) -> Path:
+        """What the grant's containers have mounted: the tenant's own, or its twin."""
+        return self._router.state_dir / "tenants" / (grant.uid if grant.devices else grant.tenant)
+
+    def _renew_twin(self, grant: Grant) -> None:
+        original = self._router.tenants[grant.tenant].path
+        if self.directory(grant) != original:
+            renew(self.directory(grant), original)
 
     def injection(self, grant: Grant) -> Injection:
         parameters = Parameters()
         for share in grant.shares:
             parameters = parameters.under(share.parameters)
-        tenant_dir = self._router.state_dir / "tenants" / grant.tenant
-        return injection(tenant_dir, self._settings.shim_dir, parameters)
+        return injection(self.directory(grant), self._settings.shim_dir, parameters)
 
     def detach(self, uid: str) -> bool:
         """Returns everything; False where there is nothing."""
@@ -170,6 +199,8 @@ class Attachments:
         else:
             del self._tenants[grant.tenant]
             self._router.remove_tenant(grant.tenant, force=True)
+        if grant.devices and grant.uid != grant.tenant:
+            shutil.rmtree(self.directory(grant), ignore_errors=True)
         # Last: who is stopped before here does it again.
         self._state.remove(uid)
         log.warning("pod %s/%s: returned what %s had", grant.namespace, grant.pod, grant.claim or "its containers")
@@ -194,6 +225,8 @@ class Attachments:
         running = self._router.tenants[tenant]
         if running.address is None:
             running.set_address(address)
+            for grant in self.grants_of(tenant):
+                self._renew_twin(grant)
 
     def without_address(self) -> list[Grant]:
         """Grants whose pods' processes wait for the pod's address."""

@@ -18,6 +18,7 @@ import grpc.aio
 from sluice.kubernetes import DRIVER, protocol
 from sluice.kubernetes.attachments import Attachments
 from sluice.kubernetes.claim import Share
+from sluice.kubernetes.inventory import trouble
 from sluice.kubernetes.settings import Settings
 from sluice.kubernetes.slices import capacity_bps
 from sluice.kubernetes.state import Grant
@@ -58,12 +59,11 @@ def grant_of(devices: list[str], settings: Settings) -> Grant:
 
 
 class Plugin:
-    """v1beta1.DevicePlugin. trouble(nic): empty, or why it is not healthy."""
+    """v1beta1.DevicePlugin"""
 
-    def __init__(self, settings: Settings, attachments: Attachments, trouble: Callable[[str], str]) -> None:
+    def __init__(self, settings: Settings, attachments: Attachments) -> None:
         self._settings = settings
         self._attachments = attachments
-        self._trouble = trouble
         self.allocated = asyncio.Event()
 
     async def GetDevicePluginOptions(self, _request: Any, _context: Any) -> Any:
@@ -72,7 +72,7 @@ class Plugin:
     async def ListAndWatch(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
         said: dict[str, str] = {}
         while True:
-            health = {nic.name: self._trouble(nic.name) for nic in self._settings.nics}
+            health = {nic.name: trouble(nic) for nic in self._settings.nics}
             if health != said:
                 said = health
                 answer = protocol.message(f"{API}.ListAndWatchResponse")()
@@ -104,10 +104,7 @@ class Plugin:
         try:
             for wanted in request.container_requests:
                 grant = grant_of(list(wanted.devices_ids), self._settings)
-                # The kubelet gives what it considers free: whoever had it is gone.
-                for old in [old for old in self._attachments.grants.values() if set(old.devices) & set(grant.devices)]:
-                    self._attachments.detach(old.uid)
-                self._attachments.attach(grant)
+                grant = self._attach(grant)
                 done.append(grant.uid)
                 edits = self._attachments.injection(grant)
                 response = answer.container_responses.add(envs=edits.environment)
@@ -120,6 +117,19 @@ class Plugin:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         self.allocated.set()
         return answer
+
+    def _attach(self, grant: Grant) -> Grant:
+        before = [old for old in self._attachments.grants.values() if set(old.devices) & set(grant.devices)]
+        # An init container's go to the pod's others, and its directory is needed first. Its pod is not known yet.
+        mine = next((old for old in before if not old.pod_uid), None)
+        for old in before:
+            # The kubelet gives what it considers free: whoever had it is gone.
+            if old is not mine:
+                self._attachments.detach(old.uid)
+        if mine is not None and mine.uid != grant.uid:
+            return self._attachments.succeed(mine, grant)
+        self._attachments.attach(grant)
+        return grant
 
     async def PreStartContainer(self, _request: Any, _context: Any) -> Any:
         return protocol.message(f"{API}.PreStartContainerResponse")()

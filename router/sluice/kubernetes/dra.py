@@ -21,6 +21,7 @@ from sluice.kubernetes.attachments import Attachments, tenant_name
 from sluice.kubernetes.claim import ClaimError, consumers, shares
 from sluice.kubernetes.claim_status import ClaimStatus
 from sluice.kubernetes.events import Events, Subject
+from sluice.kubernetes.inventory import trouble
 from sluice.kubernetes.quantity import format_quantity
 from sluice.kubernetes.settings import Settings
 from sluice.kubernetes.state import Grant
@@ -176,23 +177,22 @@ class Plugin:
 
 
 class Health:
-    """v1.DRAResourceHealth. healthy(nic): empty, or what is wrong."""
+    """v1.DRAResourceHealth"""
 
-    def __init__(self, settings: Settings, trouble: Callable[[str], str]) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._trouble = trouble
 
     async def NodeWatchResources(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
         while True:
             answer = protocol.message("v1.NodeWatchResourcesResponse")()
             for nic in self._settings.nics:
-                trouble = self._trouble(nic.name)
+                wrong = trouble(nic)
                 answer.devices.add(
                     device={"pool_name": self._settings.node, "device_name": nic.name},
-                    health=2 if trouble else 1,
+                    health=2 if wrong else 1,
                     last_updated_time=int(time.time()),
                     health_check_timeout_seconds=3 * HEALTH_SECONDS,
-                    message=trouble,
+                    message=wrong,
                 )
             yield answer
             await asyncio.sleep(HEALTH_SECONDS)

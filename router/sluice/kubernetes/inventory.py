@@ -66,6 +66,17 @@ def ethernet_nics(sysfs: Path = SYSFS, proc: Path = Path("/proc")) -> list[Nic]:
     return found
 
 
+def trouble(nic: Nic, sysfs: Path = SYSFS) -> str:
+    """Why a NIC can't be used now; empty where it can, or where the kernel doesn't know its name."""
+    port = sysfs / "class/infiniband" / nic.interface / "ports/1"
+    if port.exists():
+        # As in "4: ACTIVE".
+        state = _read(port / "state").partition(": ")[2] or "unknown"
+        return "" if state == "ACTIVE" else f"port 1 of {nic.interface} is {state}"
+    state = _read(sysfs / "class/net" / nic.interface / "operstate")
+    return f"{nic.interface} is {state}" if state in ("down", "lowerlayerdown", "notpresent") else ""
+
+
 def discover(sysfs: Path = SYSFS, proc: Path = Path("/proc")) -> list[Nic]:
     """RDMA devices where there are any, else the interfaces towards the other nodes."""
     return rdma_nics(sysfs) or ethernet_nics(sysfs, proc)

@@ -45,8 +45,8 @@ class KubernetesNode:
         self.gate = PolicyGate(router, self.directory, self.events)
         self.claim_status = ClaimStatus(api, settings.node)
         self.plugin = dra.Plugin(api, settings, self.attachments, self.events, self.claim_status, self.refresh)
-        self._server = dra.Server(settings, self.plugin, dra.Health(settings, self.trouble))
-        allocator = device_plugin.Plugin(settings, self.attachments, self.trouble)
+        self._server = dra.Server(settings, self.plugin, dra.Health(settings))
+        allocator = device_plugin.Plugin(settings, self.attachments)
         self._device_server = device_plugin.Server(settings, allocator, self.attachments, self._identified)
         self._tasks: list[asyncio.Task[None]] = []
         self._enforcing = False
@@ -86,10 +86,6 @@ class KubernetesNode:
     def _on_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             log.error("%s ended", task.get_name(), exc_info=task.exception())
-
-    def trouble(self, nic: str) -> str:
-        """Why a NIC can't be used; empty where it can."""
-        return ""
 
     def healthy(self) -> str:
         """Empty, or what doesn't run any more. An API server that is away is no reason to be restarted."""
@@ -171,18 +167,15 @@ class KubernetesNode:
         pod = next((pod for pod in mine if (pod.namespace, pod.name) == (namespace, name)), None)
         if pod is None:
             return
-        other = self.attachments.tenant_of_pod(pod.uid)
-        if other is not None and other != grant.tenant:
-            self.events.warn(
-                subject_of(pod),
-                "BandwidthOfSecondContainer",
-                "Allocating",
-                f"more than one container asks for {device_plugin.RESOURCE_NAME}: only the first has the pod's "
-                "address as its GID; let one container ask for the whole pod",
-            )
-        self.attachments.adopt(replace(grant, namespace=namespace, pod=name, pod_uid=pod.uid))
+        # All containers of a pod are one tenant: that of the first.
+        tenant = self.attachments.tenant_of_pod(pod.uid) or grant.tenant
+        try:
+            self.attachments.adopt(replace(grant, namespace=namespace, pod=name, pod_uid=pod.uid), tenant)
+        except (ValueError, OSError) as error:
+            self.events.warn(subject_of(pod), "BandwidthNotPrepared", "Allocating", str(error))
+            return
         amount = format_rate(sum(share.bps for share in grant.shares))
-        self.events.inform(subject_of(pod), "BandwidthGranted", "Allocating", f"{amount} as tenant {grant.tenant}")
+        self.events.inform(subject_of(pod), "BandwidthGranted", "Allocating", f"{amount} as tenant {tenant}")
         self._apply(pod)
 
     # ---- policies --------------------------------------------------------

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Applications that find the libraries in their own ways."""
+
+import shutil
+from typing import Any
+
+import pytest
+from cluster import in_background, pod, template
+from conftest import wait_until
+from control_plane import ControlPlane
+from worker import Worker
+
+pytest_plugins = ["cluster"]
+
+UCX = ("env", "UCX_TLS=rc_verbs", "UCX_NET_DEVICES=sluice0:1", "ucx_perftest", "-p", "18700")
+
+
+def two_pods(plane: ControlPlane, **parameters: Any) -> str:
+    """Address of the server."""
+    plane.apply(template("any", "1G", **parameters), pod("server", "any"), pod("client", "any"))
+    for name in ("server", "client"):
+        plane.wait_for(f"pod/{name}", "condition=Ready")
+    address: str = plane.pod("server")["status"]["podIP"]
+    return address
+
+
+@pytest.mark.skipif(shutil.which("ucx_perftest") is None, reason="ucx-utils is not installed")
+@pytest.mark.parametrize("preload", ["environment", "file"])
+def test_ucx_loads_its_modules(plane: ControlPlane, worker: Worker, preload: str) -> None:
+    """UCX opens a module by dlopen, which needs libibverbs.so.1: that is there already."""
+    address = two_pods(plane, preload=preload)
+    in_background(worker, "server", *UCX)
+    # Port 18700 is 0x490C.
+    wait_until(lambda: ":490C 00000000:0000 0A" in worker.output("server", "cat", "/proc/net/tcp"), "UCX's server")
+    text = worker.output("client", *UCX, "-t", "tag_bw", "-s", "65536", "-n", "200", address)
+    assert "Final:" in text and "ERROR" not in text, text
+
+
+def test_all_names_of_the_libraries(plane: ControlPlane, worker: Worker) -> None:
+    plane.apply(template("any", "1G"), pod("one", "any"))
+    plane.wait_for("pod/one", "condition=Ready")
+    names = worker.output("one", "ls", "/usr/lib/sluice").split()
+    libraries = {"libibverbs.so", "libibverbs.so.1", "librdmacm.so", "librdmacm.so.1", "libsluice.so"}
+    assert set(names) == libraries | {"ld.so.preload"}
+    # The loader finds them where a pod says so, before the image's own.
+    text = worker.output("one", "env", "-u", "LD_PRELOAD", "LD_LIBRARY_PATH=/usr/lib/sluice", "ibv_devinfo")
+    assert "sluice0" in text
+    assert worker.execute("one", "touch", "/usr/lib/sluice/mine").returncode != 0, "read-only"
