@@ -3,7 +3,7 @@
 # The router with its Kubernetes part, and the shim for glibc (here) and musl (from the second stage) images.
 FROM debian:bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends \
-      gcc libc6-dev pkg-config libibverbs-dev python3 python3-dev python3-venv \
+      gcc libc6-dev pkg-config libibverbs-dev librdmacm-dev python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 COPY . /src
 RUN python3 -m venv /opt/sluice && /opt/sluice/bin/pip install --no-cache-dir '/src[kubernetes]'

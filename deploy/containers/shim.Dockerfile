@@ -3,8 +3,12 @@
 #   docker build -f deploy/containers/shim.Dockerfile --target glibc --output . .     makes ./libsluice.so
 #   docker build -f deploy/containers/shim.Dockerfile --target musl --output . .      makes ./libsluice-musl.so
 FROM debian:bookworm AS build-glibc
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev meson ninja-build pkg-config libibverbs-dev \
+RUN apt-get update && apt-get install -y --no-install-recommends \
+      gcc libc6-dev pkg-config libibverbs-dev librdmacm-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
+# Debian 12's own meson is too old.
+RUN python3 -m venv /opt/meson && /opt/meson/bin/pip install --no-cache-dir meson ninja
+ENV PATH=/opt/meson/bin:$PATH
 COPY . /src
 RUN meson setup -Drouter=false /build /src && ninja -C /build
 

@@ -12,7 +12,7 @@ from worker import Worker
 
 pytest_plugins = ["cluster"]
 
-UCX = ("env", "UCX_TLS=rc_verbs", "UCX_NET_DEVICES=sluice0:1", "ucx_perftest", "-p", "18700")
+UCX = ("env", "UCX_TLS=rc_verbs,ud_verbs,self", "UCX_NET_DEVICES=sluice0:1", "ucx_perftest", "-p", "18700")
 
 
 def two_pods(plane: ControlPlane, **parameters: Any) -> str:

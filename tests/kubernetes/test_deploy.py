@@ -2,6 +2,7 @@
 """What deploy/ holds, applied: the DaemonSet with its own account, upgraded under running pods, and the examples."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,12 +48,19 @@ def for_this_machine(plane: ControlPlane, worker: Worker, daemon_set: dict[str, 
         {"name": "KUBERNETES_SERVICE_HOST", "value": "127.0.0.1"},
         {"name": "KUBERNETES_SERVICE_PORT", "value": str(plane.port)},
     ]
-    folders = {"/usr": "/usr", "/lib": "/usr/lib", "/lib64": "/usr/lib64"}
-    folders |= {prefix: prefix for prefix in (sys.prefix, sys.base_prefix) if not prefix.startswith("/usr")}
-    for index, (inside, outside) in enumerate(folders.items()):
-        router["volumeMounts"].append({"name": f"host{index}", "mountPath": inside, "readOnly": True})
-        spec["volumes"].append({"name": f"host{index}", "hostPath": {"path": outside}})
+    prefixes = (sys.prefix, sys.base_prefix)
+    mount_programs(spec, {prefix: prefix for prefix in prefixes if not prefix.startswith("/usr")})
     return made
+
+
+def mount_programs(spec: dict[str, Any], more: dict[str, str]) -> None:
+    """This machine's programs in place of an image's. more: folders besides, by where they are in the container."""
+    (container,) = spec["containers"]
+    folders = {"/usr": "/usr", "/lib": "/usr/lib", "/lib64": "/usr/lib64"} | more
+    for index, (inside, outside) in enumerate(folders.items()):
+        mount = {"name": f"host{index}", "mountPath": inside, "readOnly": True}
+        container.setdefault("volumeMounts", []).append(mount)
+        spec.setdefault("volumes", []).append({"name": f"host{index}", "hostPath": {"path": outside}})
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +133,9 @@ def test_the_account_has_the_least_rights(plane: ControlPlane, deployed: Worker)
     assert "the router of node worker-1 writes the slice of that node only" in refused.stderr
 
 
-def apply_example(plane: ControlPlane, name: str, jobs: bool = False, **environment: str) -> None:
+def apply_example(
+    plane: ControlPlane, name: str, jobs: bool = False, programs: dict[str, str] | None = None, **environment: str
+) -> None:
     """As it is, but that images are not pulled, and jobs get addresses in place of names: there is no DNS here."""
     objects = [each for each in yaml.safe_load_all((DEPLOY / "examples" / name).read_text()) if each]
     objects = [each for each in objects if (each["kind"] == "Job") == jobs]
@@ -134,6 +144,9 @@ def apply_example(plane: ControlPlane, name: str, jobs: bool = False, **environm
         for container in spec.get("containers", []):
             container["imagePullPolicy"] = "Never"
             container["env"] = [{"name": key, "value": value} for key, value in environment.items()]
+            if programs is not None:
+                container["image"] = NAME
+                mount_programs(spec, programs)
     plane.apply(*objects)
 
 
@@ -148,6 +161,25 @@ def test_example_perftest(plane: ControlPlane, worker: Worker) -> None:
     assert rows, text
     assert 0 < float(rows[0][3]) < 13
     plane.kubectl("delete", "-f", DEPLOY / "examples" / "perftest.yaml", "--timeout=60s")
+
+
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("mpicc", "mpirun", "ucx_info"))), reason="Open MPI with UCX is not installed"
+)
+def test_example_mpi(plane: ControlPlane, worker: Worker) -> None:
+    """With a program of ours, and this machine's Open MPI in place of an image's."""
+    source, folder = Path(__file__).parent / "exchange.c", worker.root / "program"
+    folder.mkdir()
+    subprocess.run(["mpicc", "-Wall", "-Wextra", "-Werror", "-o", folder / "exchange", source], check=True)
+    apply_example(plane, "mpi.yaml")
+    folders = {"/program": str(folder), "/etc/openmpi": "/etc/openmpi", "/etc/alternatives": "/etc/alternatives"}
+    apply_example(plane, "mpi.yaml", jobs=True, programs=folders, PROGRAM="/program/exchange")
+    try:
+        plane.wait_for("job/mpi", "condition=Complete", timeout=90)
+    finally:
+        text = plane.try_kubectl("logs", "job/mpi").stdout
+    assert text.count("of 2: exchanged") == 2, text
+    plane.kubectl("delete", "-f", DEPLOY / "examples" / "mpi.yaml", "--timeout=60s")
 
 
 def test_example_isolation(plane: ControlPlane, worker: Worker) -> None:
