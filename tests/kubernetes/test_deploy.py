@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,15 @@ def for_this_machine(plane: ControlPlane, worker: Worker, daemon_set: dict[str, 
         {"name": "KUBERNETES_SERVICE_HOST", "value": "127.0.0.1"},
         {"name": "KUBERNETES_SERVICE_PORT", "value": str(plane.port)},
     ]
-    prefixes = (sys.prefix, sys.base_prefix)
-    mount_programs(spec, {prefix: prefix for prefix in prefixes if not prefix.startswith("/usr")})
+    folders = {"/usr": "/usr", "/lib": "/usr/lib", "/lib64": "/usr/lib64"}
+    folders |= {prefix: prefix for prefix in (sys.prefix, sys.base_prefix) if not prefix.startswith("/usr")}
+    mount_programs(spec, folders)
     return made
 
 
-def mount_programs(spec: dict[str, Any], more: dict[str, str]) -> None:
-    """This machine's programs in place of an image's. more: folders besides, by where they are in the container."""
+def mount_programs(spec: dict[str, Any], folders: dict[str, str]) -> None:
+    """This machine's folders in place of an image's, by where they are in the container."""
     (container,) = spec["containers"]
-    folders = {"/usr": "/usr", "/lib": "/usr/lib", "/lib64": "/usr/lib64"} | more
     for index, (inside, outside) in enumerate(folders.items()):
         mount = {"name": f"host{index}", "mountPath": inside, "readOnly": True}
         container.setdefault("volumeMounts", []).append(mount)
@@ -172,7 +173,12 @@ def test_example_mpi(plane: ControlPlane, worker: Worker) -> None:
     folder.mkdir()
     subprocess.run(["mpicc", "-Wall", "-Wextra", "-Werror", "-o", folder / "exchange", source], check=True)
     apply_example(plane, "mpi.yaml")
-    folders = {"/program": str(folder), "/etc/openmpi": "/etc/openmpi", "/etc/alternatives": "/etc/alternatives"}
+    libraries = f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}"
+    # Not all of /usr: the shim is mounted into it.
+    folders = {"/program": str(folder), libraries.removeprefix("/usr"): libraries, "/lib64": "/usr/lib64"}
+    folders |= {
+        each: each for each in (libraries, "/usr/bin", "/usr/share/openmpi", "/etc/openmpi", "/etc/alternatives")
+    }
     apply_example(plane, "mpi.yaml", jobs=True, programs=folders, PROGRAM="/program/exchange")
     try:
         plane.wait_for("job/mpi", "condition=Complete", timeout=90)
