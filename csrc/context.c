@@ -12,22 +12,24 @@
 #include "qp.h"
 #include "session.h"
 #include "srq.h"
+#include "tenant.h"
 #include "xrc.h"
 
 int context_open(struct session *session, int *read_fd)
 {
     if (session->context_count == SESSION_CONTEXTS)
         return -EMFILE;
+    if (!tenant_take_files(session->tenant, 1))
+        return -EMFILE;
     struct context *context = calloc(1, sizeof(*context));
-
-    if (!context)
-        return -ENOMEM;
-    int error = pipe_open(read_fd, &context->fd);
+    int error = context ? pipe_open(read_fd, &context->fd) : -ENOMEM;
 
     if (error) {
+        tenant_give_files(session->tenant, 1);
         free(context);
         return error;
     }
+    context->session = session;
     context->handle = session->next_handle++;
     list_init(&context->link);
     list_append(&session->contexts, &context->link);
@@ -48,8 +50,10 @@ struct context *context_find(struct session *session, uint32_t handle)
 
 void context_free(struct context *context)
 {
-    if (context->fd >= 0)
+    if (context->fd >= 0) {
         close(context->fd);
+        tenant_give_files(context->session->tenant, 1);
+    }
     list_remove(&context->link);
     free(context);
 }
@@ -139,6 +143,7 @@ int context_close(struct session *session, uint32_t handle)
     bool empty = destroy_rest(session, context);
 
     close(context->fd);
+    tenant_give_files(session->tenant, 1);
     context->fd = -1;
     if (empty) {
         session->context_count--;

@@ -13,6 +13,7 @@ enum { SESSION_CONTEXTS = 256 };
 
 struct context {
     uint32_t handle;
+    struct session *session;
     int fd; /* write end of the pipe; -1: closed, but something that others use is still its own */
     struct list link;
 };

@@ -47,6 +47,8 @@ enum sluice_limit {
     SLUICE_LIMIT_MR_BYTES,
     SLUICE_LIMIT_QPS,
     SLUICE_LIMIT_CQS,
+    SLUICE_LIMIT_FILES,   /* the router's open files that its objects are: EMFILE */
+    SLUICE_LIMIT_WINDOWS, /* of the engine onto its memory (window.h): an access error */
     SLUICE_LIMITS
 };
 
@@ -108,8 +110,8 @@ struct sluice_tenant_counters {
     uint64_t atomics;       /* atomic operations it asked for */
     uint64_t completions;   /* CQEs written to it */
     uint64_t errors;        /* of these, with a status other than success and flush */
-    uint64_t throttled_ns[10]; /* by enum sluice_limit: time in which work waited for it */
-    uint64_t refused[10];   /* by enum sluice_limit: verbs that failed for it */
+    uint64_t throttled_ns[12]; /* by enum sluice_limit: time in which work waited for it */
+    uint64_t refused[12];   /* by enum sluice_limit: verbs that failed for it */
     uint64_t last_refused;  /* enum sluice_limit of the latest, plus 1; 0: none yet */
     uint64_t engine_ns;     /* of the engine's time that its work took */
     uint64_t verbs;         /* control verbs that the engine carried out for it */
@@ -126,7 +128,7 @@ struct sluice_tenant_counters {
 };
 
 struct sluice_group_counters {
-    uint64_t throttled_ns[10]; /* by enum sluice_limit */
+    uint64_t throttled_ns[12]; /* by enum sluice_limit */
     uint64_t tenants;       /* now */
     uint64_t min_bps[2];    /* beyond its tenants' */
     uint64_t max_bps[2];

@@ -11,21 +11,26 @@
 #include <sys/vfs.h>
 
 #include "relay.h"
+#include "tenant.h"
 
 /* What may lead to a store, through the region or a window of it: memory that can't be written grants none. */
 #define MAY_WRITE (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)
 
 static struct memory *add(struct session *session, uint32_t kind)
 {
-    struct memory *memory = session->memory_count < MEMORY_MAX ? calloc(1, sizeof(*memory)) : NULL;
-
-    if (!memory)
+    if (session->memory_count >= MEMORY_MAX || !tenant_take_files(session->tenant, 1))
         return NULL;
+    struct memory *memory = calloc(1, sizeof(*memory));
+
+    if (!memory) {
+        tenant_give_files(session->tenant, 1);
+        return NULL;
+    }
     memory->session = session;
     memory->kind = kind;
     memory->handle = session->next_handle++;
     memory->view.fd = -1;
-    memory->view.used = &session->tenant->windows;
+    memory->view.tenant = session->tenant;
     list_init(&memory->link);
     list_append(&session->memories, &memory->link);
     session->memory_count++;
@@ -39,6 +44,7 @@ void memory_free(struct memory *memory)
     arena_close(&memory->view);
     list_remove(&memory->link);
     memory->session->memory_count--;
+    tenant_give_files(memory->session->tenant, 1);
     free(memory);
 }
 

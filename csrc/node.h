@@ -69,6 +69,7 @@ struct tenant {
     uint32_t message_ns, kib_ns; /* what its last turns cost, averaged */
     uint32_t session_count;
     uint32_t windows;     /* of its arenas and files: window.h */
+    uint32_t files;       /* open files of the router: tenant_take_files */
     struct list xrcds;
     uint32_t xrcd_opens, xrc_srqs;
     uint32_t memberships; /* of its QPs in multicast groups */

@@ -67,11 +67,15 @@ static void free_memory(struct session *session)
 
 int session_open(struct tenant *tenant, struct sluice_session_files *files)
 {
+    if (!tenant_take_files(tenant, FILES_OF_SESSION))
+        return -EMFILE;
     struct session *session = calloc(1, sizeof(*session));
     int error = -ENOMEM;
 
-    if (!session)
+    if (!session) {
+        tenant_give_files(tenant, FILES_OF_SESSION);
         return -ENOMEM;
+    }
     session->engine = tenant->engine;
     session->tenant = tenant;
     session->segment.fd = session->arena.view.fd = -1;
@@ -81,7 +85,7 @@ int session_open(struct tenant *tenant, struct sluice_session_files *files)
     session->ah_hint = (uint32_t)(engine_random(tenant->engine) >> 34) % SLUICE_SESSION_AHS;
     session->arena.session = session;
     session->arena.writable = true;
-    session->arena.view.used = &tenant->windows;
+    session->arena.view.tenant = tenant;
     list_init(&session->contexts);
     list_init(&session->pds);
     list_init(&session->channels);
@@ -119,6 +123,7 @@ fail_files:
         close(files->arena);
 fail:
     free_memory(session);
+    tenant_give_files(tenant, FILES_OF_SESSION);
     return error;
 }
 
@@ -155,6 +160,7 @@ void session_free(struct session *session)
     engine->sessions[session->number] = NULL;
     engine->live[session->live] = engine->live[--engine->live_count];
     engine->live[session->live]->live = session->live;
+    tenant_give_files(session->tenant, FILES_OF_SESSION);
     session->tenant->session_count--;
     session->tenant->counters->sessions--;
     free_memory(session);
@@ -328,13 +334,13 @@ int pd_dealloc(struct session *session, uint32_t handle)
 
 int channel_create(struct session *session, int *read_fd)
 {
+    if (!tenant_take_files(session->tenant, 1))
+        return -EMFILE;
     struct channel *channel = calloc(1, sizeof(*channel));
-
-    if (!channel)
-        return -ENOMEM;
-    int error = pipe_open(read_fd, &channel->fd);
+    int error = channel ? pipe_open(read_fd, &channel->fd) : -ENOMEM;
 
     if (error) {
+        tenant_give_files(session->tenant, 1);
         free(channel);
         return error;
     }
@@ -355,6 +361,7 @@ int channel_destroy(struct session *session, uint32_t handle)
             return -EBUSY;
         list_remove(&channel->link);
         close(channel->fd);
+        tenant_give_files(session->tenant, 1);
         free(channel);
         return 0;
     }

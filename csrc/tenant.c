@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "account.h"
 #include "clock.h"
@@ -142,4 +143,28 @@ bool tenant_may_have(struct tenant *tenant, enum sluice_limit limit, uint64_t ha
     tenant->counters->refused[limit]++;
     tenant->counters->last_refused = limit + 1;
     return false;
+}
+
+/* An eighth of what the router may have open, which it has raised as far as it may (man getrlimit). */
+static uint32_t most_files(void)
+{
+    struct rlimit limit;
+    rlim_t most = FILES_OF_TENANT;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur / 8 < most)
+        most = limit.rlim_cur / 8;
+    return (uint32_t)most;
+}
+
+bool tenant_take_files(struct tenant *tenant, uint32_t count)
+{
+    if (!tenant_may_have(tenant, SLUICE_LIMIT_FILES, tenant->files, count, most_files()))
+        return false;
+    tenant->files += count;
+    return true;
+}
+
+void tenant_give_files(struct tenant *tenant, uint32_t count)
+{
+    tenant->files -= count;
 }

@@ -11,6 +11,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "tenant.h"
+
 #ifdef __SANITIZE_THREAD__
 enum { SLOTS = 64 }; /* its shadow leaves little room */
 #else
@@ -28,6 +30,7 @@ struct slot {
 static uint8_t *stretch;
 static struct slot slots[SLOTS];
 static uint32_t free_slots[SLOTS], free_count;
+static uint32_t sharers; /* tenants that have any */
 static struct sigaction earlier_action;
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -116,8 +119,21 @@ static void unmap(struct arena *arena, uint32_t index)
     slot_free((uint32_t)((size_t)(arena->windows[index] - stretch) / WINDOW_SIZE));
     arena->windows[index] = NULL;
     arena->mapped--;
-    if (arena->used)
-        --*arena->used;
+    if (arena->tenant && --arena->tenant->windows == 0)
+        __atomic_fetch_sub(&sharers, 1, __ATOMIC_RELAXED);
+}
+
+/* Whether the tenant has as many as it may have now. */
+static bool at_its_limit(const struct tenant *tenant)
+{
+    uint32_t part = SLOTS / 2 / (__atomic_load_n(&sharers, __ATOMIC_RELAXED) + 1);
+
+    if (part < 2)
+        part = 2; /* a copy needs two */
+    pthread_mutex_lock(&slots_lock);
+    bool scarce = free_count <= SLOTS / 2;
+    pthread_mutex_unlock(&slots_lock);
+    return tenant->windows >= WINDOWS_OF_TENANT || (scarce && tenant->windows >= part);
 }
 
 /* False: it has too few, so that a copy between two of its windows would never get both. */
@@ -190,8 +206,10 @@ uint8_t *arena_map(struct arena *arena, uint64_t address)
 {
     uint32_t slot;
 
-    if (arena->used && *arena->used >= WINDOWS_OF_TENANT && !give_up_one(arena))
+    if (arena->tenant && at_its_limit(arena->tenant) && !give_up_one(arena)) {
+        tenant_may_have(arena->tenant, SLUICE_LIMIT_WINDOWS, arena->tenant->windows, 1, arena->tenant->windows);
         return NULL;
+    }
     pthread_mutex_lock(&slots_lock);
     slot = free_count ? free_slots[--free_count] : SLOTS;
     pthread_mutex_unlock(&slots_lock);
@@ -204,8 +222,8 @@ uint8_t *arena_map(struct arena *arena, uint64_t address)
         return NULL;
     }
     arena->mapped++;
-    if (arena->used)
-        ++*arena->used;
+    if (arena->tenant && arena->tenant->windows++ == 0)
+        __atomic_fetch_add(&sharers, 1, __ATOMIC_RELAXED);
     return arena->windows[address >> SLUICE_WINDOW_SHIFT] = stretch + slot * WINDOW_SIZE;
 }
 

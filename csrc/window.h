@@ -22,17 +22,22 @@
 #define WINDOW_SIZE (1ull << SLUICE_WINDOW_SHIFT)
 #define ARENA_SIZE (1ull << SLUICE_ARENA_SHIFT)
 
+struct tenant;
+
 struct arena {
     int fd;
     bool read_only;
     uint32_t count;    /* windows */
     uint32_t mapped;   /* of these */
     uint32_t hand;     /* where to look for one to give up */
-    uint32_t *used;    /* by its tenant, all arenas and files; NULL: not counted */
+    struct tenant *tenant; /* whose windows they are, all arenas and files together; NULL: not counted */
     uint8_t **windows; /* NULL: not mapped */
 };
 
-/* Of the node's 16,384: a tenant that wants more gives up its oldest. */
+/*
+ * Of the node's 16,384: a tenant that wants more gives up its oldest. Half of the node's are for those who have less than
+ * their part of that half, so that many tenants who want all that they may have together keep none from the others.
+ */
 enum { WINDOWS_OF_TENANT = 1024 };
 
 /* Reserves the addresses and installs the SIGBUS handler. Once a process. -errno. */

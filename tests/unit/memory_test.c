@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "atomic.h"
@@ -187,37 +188,107 @@ static void a_queue_is_resized_in_order(void)
 }
 
 #ifndef __SANITIZE_THREAD__ /* which leaves room for few windows */
+/* b's memory, all of it, under one key. */
+static uint32_t everywhere(struct client *b)
+{
+    struct sluice_command what = reg_mr(b);
+
+    what.addr = what.iova = 0;
+    what.length = ARENA_SIZE;
+    return command(b, what);
+}
+
+/* Touches so many windows of b, one after the other. */
+static void touch(struct client *a, struct client *b, uint32_t key, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        post_write(a, b, i, 8);
+        struct sluice_wqe *wqe =
+            (struct sluice_wqe *)((uint8_t *)a->sq + ((a->posted - 1) & (ENTRIES - 1)) * a->sq_stride);
+
+        wqe->rkey = key;
+        wqe->remote_addr = (1ull << 32) + i * WINDOW_SIZE;
+        publish(a);
+        CHECK(wait_cqe(a).status == IBV_WC_SUCCESS);
+    }
+}
+
 /* A tenant that touches memory everywhere keeps no window from the others, and goes on itself. */
 static void windows_are_shared_out(void)
 {
     struct client a, b;
-    uint64_t far = 1ull << 32;
 
     open_client(&a);
     open_client(&b);
     join(&a, &b);
-    struct sluice_command what = reg_mr(&b);
-
-    what.addr = what.iova = 0;
-    what.length = ARENA_SIZE;
-    uint32_t key = command(&b, what);
-
-    for (uint32_t i = 0; i < 3 * WINDOWS_OF_TENANT; i++) {
-        post_write(&a, &b, i, 8);
-        struct sluice_wqe *wqe =
-            (struct sluice_wqe *)((uint8_t *)a.sq + ((a.posted - 1) & (ENTRIES - 1)) * a.sq_stride);
-
-        wqe->rkey = key;
-        wqe->remote_addr = far + i * WINDOW_SIZE;
-        publish(&a);
-        CHECK(wait_cqe(&a).status == IBV_WC_SUCCESS);
-    }
+    touch(&a, &b, everywhere(&b), 3 * WINDOWS_OF_TENANT);
     CHECK(engine->tenants[tenant]->windows <= WINDOWS_OF_TENANT);
     close_client(&b);
     close_client(&a);
     CHECK(engine->tenants[tenant]->windows == 0);
 }
+
+/* Many tenants who together want more windows than the node has leave enough for one that comes late. */
+static void colluding_tenants_leave_windows(void)
+{
+    enum { GREEDY = 20, ENOUGH = 128 };
+    static struct client ends[GREEDY + 1][2];
+    uint32_t first = tenant, tenants[GREEDY + 1];
+    struct sluice_shape none = {0};
+
+    for (uint32_t i = 0; i <= GREEDY; i++) {
+        tenant = tenants[i] = (uint32_t)sluice_tenant_add(engine, &none);
+        CHECK((int)tenant >= 0);
+        open_client(&ends[i][0]);
+        open_client(&ends[i][1]);
+        join(&ends[i][0], &ends[i][1]);
+        touch(&ends[i][0], &ends[i][1], everywhere(&ends[i][1]), i < GREEDY ? 2 * WINDOWS_OF_TENANT : ENOUGH);
+    }
+    CHECK(engine->tenants[tenant]->windows >= ENOUGH);
+    for (uint32_t i = 0; i <= GREEDY; i++) {
+        CHECK(engine->tenants[tenants[i]]->windows <= WINDOWS_OF_TENANT);
+        close_client(&ends[i][0]);
+        close_client(&ends[i][1]);
+        CHECK(sluice_tenant_remove(engine, tenants[i]) == 0);
+    }
+    tenant = first;
+}
 #endif
+
+/* A tenant that opens all that it may open is refused more, and another one isn't. */
+static void files_are_shared_out(void)
+{
+    struct rlimit before, few = {.rlim_cur = 1024};
+    uint32_t first = tenant;
+    struct sluice_shape none = {0};
+    struct client a, b;
+    int fd, handle, count = 0;
+
+    CHECK(getrlimit(RLIMIT_NOFILE, &before) == 0);
+    few.rlim_max = before.rlim_max;
+    CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+    open_client(&a);
+    const uint64_t refused = engine->tenants[tenant]->counters->refused[SLUICE_LIMIT_FILES];
+
+    while ((handle = sluice_channel_create(engine, a.session, &fd)) > 0) {
+        close(fd);
+        count++;
+    }
+    CHECK(handle == -EMFILE && count > 64 && count < 128);
+    CHECK(sluice_context_open(engine, a.session, &fd) == -EMFILE);
+    CHECK(engine->tenants[tenant]->counters->refused[SLUICE_LIMIT_FILES] == refused + 2);
+    tenant = (uint32_t)sluice_tenant_add(engine, &none);
+    open_client(&b);
+    handle = sluice_channel_create(engine, b.session, &fd);
+    CHECK(handle > 0 && close(fd) == 0);
+    CHECK(sluice_channel_destroy(engine, b.session, (uint32_t)handle) == 0);
+    close_client(&b);
+    CHECK(engine->tenants[tenant]->files == 0 && sluice_tenant_remove(engine, tenant) == 0);
+    tenant = first;
+    close_client(&a);
+    CHECK(engine->tenants[tenant]->files == 0);
+    CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
+}
 
 /* ---- memory of other kinds --------------------------------------------- */
 
@@ -389,7 +460,9 @@ int main(void)
     RUN(a_queue_is_resized_in_order);
 #ifndef __SANITIZE_THREAD__
     RUN(windows_are_shared_out);
+    RUN(colluding_tenants_leave_windows);
 #endif
+    RUN(files_are_shared_out);
     RUN(only_files_in_memory);
     RUN(a_thread_copies_what_the_worker_cannot);
     RUN(ends_in_the_middle);

@@ -4,6 +4,7 @@
 import argparse
 import asyncio
 import logging
+import resource
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -71,6 +72,9 @@ async def serve(options: argparse.Namespace) -> None:
         membership = among = KubernetesMembership(settings.node, settings.address, settings.port, key)
         members = among.members
     capacity = Capacity(options.capacity, True) if options.capacity else None
+    # Each tenant gets a part of what the router may have open (csrc/tenant.h): as much as there can be.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     router = Router(options.state_dir.absolute(), membership, capacity, options.device)
     if settings is not None and not router.hierarchy.capacity.wire:
         # What the scheduler hands out; the NICs themselves keep the sum to it.
