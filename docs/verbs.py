@@ -83,6 +83,8 @@ def answer(body: str | None) -> str:
     """What a function that does just this answers."""
     if body is None:
         return "not in this release"
+    if body == "ABSENT;":
+        return "ENOSYS"
     for pattern in (
         r"NO_OBJECT;",
         r"return (E[A-Z]+);",
@@ -117,18 +119,40 @@ def main() -> None:
         + ", ".join(name for name in WORK_REQUESTS if name not in requests)
         + ".\n"
     )
+    transports()
     print(SYSFS)
     for name, text in files(VirtualDevice(IPv4Address("100.64.0.1"))).items():
         shown = {"local_cpus": "the machine's", "local_cpulist": "the machine's", "fw_ver": "the router's version"}
         print(f"| `/{name}` | {shown.get(name.rpartition('/')[2], text)} |")
 
 
+def transports() -> None:
+    """What depends on where the peer is, as far as the engine's sources tell."""
+    room = SHIM.parent / "csrc" / "transport"
+    whole = {name: "\n".join(path.read_text() for path in room.glob(f"{name}*.c")) for name in ("local", "tcp")}
+    found = {name: text for name, text in whole.items() if f"transport_{name} = {{" in text}
+    rows = {
+        "RC, UC": {name: "works" for name in found},
+        "XRC": {name: "works" if "XRC" in text or "xrc" in text else "EOPNOTSUPP" for name, text in found.items()},
+        "UD": {name: "works" if ".send_datagram" in text else "messages are lost" for name, text in found.items()},
+        "messages from and into memory that only its process reaches": {
+            name: "works but for UD and atomics" if "relay_copy" in text else "LOC_PROT_ERR"
+            for name, text in found.items()
+        },
+    }
+    print("## By transport\n\n| | " + " | ".join(f"`{name}`" for name in found) + " |")
+    print("| --- " * (len(found) + 1) + "|")
+    for what, answers in rows.items():
+        print(f"| {what} | " + " | ".join(answers[name] for name in found) + " |")
+    print("\nSuch memory is stacks and files on disk: all else is moved or passed to the router (ARCHITECTURE.md).\n")
+
+
 HEAD = """<!-- SPDX-License-Identifier: Apache-2.0 -->
 <!-- Written by docs/verbs.py (make docs): change that, or the code that it reads. -->
 # Verbs
 
-What the shim answers, function by function, and how a process gets it. What works, works as its manual page says, on
-QPs whose peer is on the same node (transport `local`); other transports take part in it as their own pages say. An
+What the shim answers, function by function, and how a process gets it. What works, works as its manual page says, by
+whichever transport a QP's bytes travel; what differs between these is a table of its own. An
 errno in the tables is the answer to any call; what works still refuses single options with the errno of the manual page.
 
 ## Ways in
@@ -159,8 +183,8 @@ builds it alone.
 SYSFS = """## sysfs
 
 Paths that begin with `/sys/class/infiniband`, `/sys/class/misc/rdma_cm` or `/dev/infiniband` lead into the tenant's directory, by
-whichever function of libc they are named; a real device's files stay hidden. A path relative to a directory of these
-(`openat`) finds the same files, but counters as 0: they are asked of the router when their absolute path is opened.
+whichever function of libc they are named, as an absolute path or from a directory (`chdir`, `openat`: hwloc starts at `/`); a
+real device's files stay hidden. A counter is asked of the router when its file is opened.
 `port_*_data` counts in units of four bytes; a message counts as one packet. The names below are for the address 100.64.0.1.
 
 | file | text |
