@@ -14,7 +14,6 @@ Sluice and what it is compared with take turns, and each figure is the median of
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -24,9 +23,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from figure import MIB, Figure, medians, show
 from sluice.cli.temporary import temporary_router
 from sluice.control.admin import ask
 
@@ -35,29 +34,6 @@ UCX_TLS = "posix,cma,self,tcp"
 """Shared memory for the data; tcp is only how its two processes meet."""
 UCX_SLUICE_TLS = "rc_verbs,ud_verbs,self"
 """RC for the data; UD is what its wire-up goes over."""
-MIB = 1 << 20
-
-
-@dataclass
-class Figure:
-    """One line: a figure, what it is measured against, and the bound that it should keep."""
-
-    what: str
-    value: float
-    unit: str
-    against: str
-    bound: float
-    higher_is_better: bool
-    peer: float | None = None
-
-    @property
-    def compared(self) -> float:
-        """What the bound is about: the ratio to the peer, or the figure itself."""
-        return self.value if self.peer is None else self.value / self.peer
-
-    @property
-    def kept(self) -> bool:
-        return self.compared >= self.bound if self.higher_is_better else self.compared <= self.bound
 
 
 class Bench:
@@ -109,12 +85,6 @@ def _wait_for_listener(port: int, server: "subprocess.Popen[str]") -> None:
     raise RuntimeError(f"a server ended early:\n{server.communicate()[0]}")
 
 
-def _medians(rounds: int, *measures: Callable[[], float]) -> list[float]:
-    """Each in turn, so that a machine whose speed changes treats all alike."""
-    values = [[measure() for measure in measures] for _ in range(rounds)]
-    return [statistics.median(column) for column in zip(*values, strict=True)]
-
-
 def _limit(name: str, *arguments: str) -> list[float]:
     output = subprocess.run([BUILD / name, *arguments], check=True, capture_output=True, text=True).stdout
     return [float(number) for number in re.findall(r"[\d.]*\d", re.sub(r"[a-z]\w*", "", output))]
@@ -162,7 +132,7 @@ def ucx(bench: Bench) -> list[Figure]:
             lambda *argv: bench.tenant("a", *settings, *argv),
         )
 
-    ours, peer = _medians(bench.rounds, over_sluice, lambda: _ucx("tag_bw", MIB, 5000, _by_itself, _by_itself))
+    ours, peer = medians(bench.rounds, over_sluice, lambda: _ucx("tag_bw", MIB, 5000, _by_itself, _by_itself))
     return [Figure("UCX tag_bw 1 MiB", ours, "GB/s", "UCX shared memory", 0.8, True, peer)]
 
 
@@ -178,7 +148,7 @@ def bandwidth(bench: Bench) -> list[Figure]:
         ]
         if shutil.which("ucx_perftest"):
             measures.append(lambda size=size: _ucx_put(size))  # type: ignore[misc]
-        ours, *peers = _medians(bench.rounds, *measures)
+        ours, *peers = medians(bench.rounds, *measures)
         for peer, against, bound in zip(peers, ("memcpy", "UCX put_bw"), (0.85, 1.0), strict=False):
             figures.append(Figure(f"WRITE {name}", ours, "GB/s", against, bound, True, peer))
     return figures
@@ -195,7 +165,7 @@ def messages(bench: Bench) -> list[Figure]:
         finally:
             ask(bench.state_dir, "policy-set", name="a", policy={"max": "none"})
 
-    free, metered = _medians(bench.rounds, rate, limited)
+    free, metered = medians(bench.rounds, rate, limited)
     return [
         Figure("WRITE 8 B, lists of 64", free, "M/s", "", 5, True),
         Figure("the same, without / with a ceiling", free, "M/s", "a ceiling never met", 0.97, True, metered),
@@ -277,17 +247,6 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
 }
 
 
-def _row(figure: Figure) -> str:
-    sign = "≥" if figure.higher_is_better else "≤"
-    peer = "" if figure.peer is None else f"{figure.peer:.2f}"
-    ratio = "" if figure.peer is None else f"{figure.compared:.2f}"
-    kept = "yes" if figure.kept else "NO"
-    return (
-        f"{figure.what:<42}{figure.value:>9.2f} {figure.unit:<12}{figure.against:<20}{peer:>8}{ratio:>7}"
-        f"  {sign} {figure.bound:<6g}{kept:>4}"
-    )
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
@@ -310,12 +269,7 @@ def main() -> None:
                 continue
             print(f"[{number}/{len(PARTS)}] {name} …", file=sys.stderr, flush=True)
             figures += part(bench)
-    if options.json:
-        print(json.dumps([asdict(figure) | {"ratio": figure.compared, "kept": figure.kept} for figure in figures]))
-        return
-    print(f"{'':<42}{'Sluice':>9} {'':<12}{'against':<20}{'':>8}{'ratio':>7}  {'bound':<8}{'kept':>4}")
-    for figure in figures:
-        print(_row(figure))
+    show(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sluice.cli.nodes import LocalNode, NoNodes, one_node, two_nodes
 from sluice.cli.plot import Plot
-from sluice.cli.temporary import temporary_router
 from sluice.control.admin import ask
 from sluice.policy.rate import format_rate, parse_rate
 
@@ -37,6 +37,13 @@ def add_to(commands: Any, state_dir: Path) -> None:
         "ceiling, with one, and with one changed while it runs. Takes about 20 seconds and leaves nothing.",
     )
     command.add_argument("--port", type=int, default=PORT, help="TCP port for perftest (default: %(default)s)")
+    command.add_argument(
+        "--nodes",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="2: the tenants are on two nodes, which are network namespaces of this machine (needs root)",
+    )
     command.set_defaults(run=run)
 
 
@@ -63,20 +70,18 @@ class Phase:
 class Perftest:
     """ib_write_bw without end. Its lines are read from a terminal: into a pipe it would print them late."""
 
-    def __init__(self, state_dir: Path, port: int) -> None:
+    def __init__(self, port: int) -> None:
         self.reported = 0.0
         self.lines = 0
         self._common = ["ib_write_bw", "-p", str(port), "-s", str(MESSAGE), "--run_infinitely", "-D", "1"]
         # Posted ahead, as it computes for 0.2 s before it prints a line.
         self._common += ["-t", "512", "-Q", "16"]
-        self._state_dir = state_dir
         self._children: list[subprocess.Popen[bytes]] = []
         self.output = ""
 
-    def _start(self, tenant: str, *more: str, stdout: int) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "sluice", "run", "--state-dir", str(self._state_dir), "--tenant", tenant]
+    def _start(self, node: LocalNode, tenant: str, *more: str, stdout: int) -> "subprocess.Popen[bytes]":
         child = subprocess.Popen(
-            [*command, "--", *self._common, "--report_gbits", *more],
+            node.as_tenant(tenant, *self._common, "--report_gbits", *more),
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.STDOUT,
@@ -84,12 +89,12 @@ class Perftest:
         self._children.append(child)
         return child
 
-    def start(self, port: int) -> None:
-        server = self._start("receiver", stdout=subprocess.DEVNULL)
-        while server.poll() is None and not _listens(port):
+    def start(self, sender: LocalNode, receiver: LocalNode, port: int) -> None:
+        server = self._start(receiver, "receiver", stdout=subprocess.DEVNULL)
+        while server.poll() is None and not receiver.listens(port):
             time.sleep(0.02)
         master, slave = pty.openpty()
-        self._start("sender", "127.0.0.1", stdout=slave)
+        self._start(sender, "sender", receiver.address, stdout=slave)
         os.close(slave)
         threading.Thread(target=self._read, args=(master,), daemon=True).start()
 
@@ -118,11 +123,6 @@ class Perftest:
                 child.send_signal(signal.SIGTERM)
         for child in self._children:
             child.wait()
-
-
-def _listens(port: int) -> bool:
-    rows = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    return any(row.split()[3] == "0A" and int(row.split()[1].split(":")[1], 16) == port for row in rows)
 
 
 def _sent(state_dir: Path) -> tuple[int, int]:
@@ -168,29 +168,46 @@ def run(options: argparse.Namespace) -> int:
         print("sluice: the demo needs perftest: apt-get install perftest", file=sys.stderr)
         return 1
     phases = [Phase(label, asked) for label, asked in PHASES]
-    print("Two tenants, 'sender' and 'receiver', each with an RDMA device sluice0 of its own;")
-    print("Debian's ib_write_bw runs between them, unmodified, for 18 seconds.\n")
-    with temporary_router() as state_dir:
-        perftest = Perftest(state_dir, options.port)
-        plot = Plot(len(phases) * PHASE_SECONDS)
-        try:
-            perftest.start(options.port)
-            while _sent(state_dir)[1] == 0:
-                if perftest.failed():
-                    print(f"sluice: perftest did not run:\n{perftest.output}", file=sys.stderr)
-                    return 1
-                time.sleep(0.05)
-            for phase in phases:
-                if phase.asked is not None:
-                    ask(state_dir, "policy-set", name="sender", policy={"max": phase.asked})
-                plot.phase(phase.label)
-                _run_phase(state_dir, perftest, phase, plot)
-        finally:
-            plot.end()
-            perftest.stop()
+    try:
+        with two_nodes() if options.nodes == 2 else one_node() as (sender, receiver):
+            failed = _show(sender, receiver, phases, options)
+    except NoNodes as error:
+        print(f"sluice: {error}", file=sys.stderr)
+        return 1
+    if failed:
+        return 1
     _summary(phases)
     if (os.cpu_count() or 1) <= 2:
         print(
             "\nThe dips are perftest's: it computes for 0.2 s before it prints a line, and this machine has two cores."
         )
     return 0
+
+
+def _show(sender: LocalNode, receiver: LocalNode, phases: list[Phase], options: argparse.Namespace) -> bool:
+    """Runs all phases. Returns whether perftest failed."""
+    if sender is receiver:
+        print("Two tenants, 'sender' and 'receiver', each with an RDMA device sluice0 of its own;")
+    else:
+        print("Two tenants, 'sender' on node alpha and 'receiver' on node beta: two network namespaces with a veth")
+        print("pair between them, a router in each, no RDMA NIC;")
+    print("Debian's ib_write_bw runs between them, unmodified, for 18 seconds.\n")
+    state_dir = sender.state_dir
+    perftest = Perftest(options.port)
+    plot = Plot(len(phases) * PHASE_SECONDS)
+    try:
+        perftest.start(sender, receiver, options.port)
+        while _sent(state_dir)[1] == 0:
+            if perftest.failed():
+                print(f"sluice: perftest did not run:\n{perftest.output}", file=sys.stderr)
+                return True
+            time.sleep(0.05)
+        for phase in phases:
+            if phase.asked is not None:
+                ask(state_dir, "policy-set", name="sender", policy={"max": phase.asked})
+            plot.phase(phase.label)
+            _run_phase(state_dir, perftest, phase, plot)
+    finally:
+        plot.end()
+        perftest.stop()
+    return False

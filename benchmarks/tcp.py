@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Two nodes and the tcp transport: Sluice beside iperf3 and UCX over the same veth pair, all measured in this run.
+
+    benchmarks/tcp.py             everything, as a table (about three minutes; as root)
+    benchmarks/tcp.py --json      the same for machines
+
+perftest runs unmodified, as the tenants a (node alpha) and b (beta). What it is compared with:
+
+iperf3  one TCP stream
+UCX     ucx_perftest over UCX's own tcp
+
+Sluice and what it is compared with take turns, and each figure is the median of all rounds.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from figure import MIB, Figure, medians, show
+from sluice.cli.nodes import LocalNode, NoNodes, two_nodes
+
+PORT = 18600
+
+
+class Bench:
+    """Runs a server on beta, then its client on alpha."""
+
+    def __init__(self, alpha: LocalNode, beta: LocalNode, rounds: int) -> None:
+        self.alpha = alpha
+        self.beta = beta
+        self.rounds = rounds
+        self._port = PORT
+
+    def pair(self, server_of: Callable[[str], list[str]], client_of: Callable[[str], list[str]]) -> str:
+        """Both get the port; returns what the client prints."""
+        self._port += 1
+        server = _start(server_of(str(self._port)))
+        while not self.beta.listens(self._port):
+            if server.poll() is not None:
+                raise RuntimeError(f"a server ended early:\n{server.communicate()[0]}")
+            time.sleep(0.02)
+        client = _start(client_of(str(self._port)))
+        text, _ = client.communicate(timeout=120)
+        server.communicate(timeout=120)
+        if client.returncode:
+            raise RuntimeError(f"{' '.join(client_of(str(self._port)))}:\n{text}")
+        return text
+
+    def perftest(self, tool: str, *options: str) -> list[float]:
+        """The columns of perftest's last line."""
+        text = self.pair(
+            lambda port: self.beta.as_tenant("b", tool, "-F", "-p", port, *options),
+            lambda port: self.alpha.as_tenant("a", tool, "-F", "-p", port, *options, self.beta.address),
+        )
+        rows = [line.split() for line in text.splitlines() if re.match(r"\s*\d+\s+\d+\s+[\d.]+\s", line)]
+        if not rows:
+            raise RuntimeError(text)
+        return [float(column) for column in rows[-1]]
+
+    def bandwidth(self, tool: str, size: int, *options: str) -> float:
+        """GB/s."""
+        count = str(max(400, 3 * 10**9 // size))
+        return self.perftest(tool, "-s", str(size), "-n", count, *options)[3] * MIB / 1e9
+
+    def ucx(self, test: str, size: int, count: int) -> list[str]:
+        """The columns of ucx_perftest's last line, over its own tcp."""
+        argv = ["env", "UCX_TLS=tcp,self", "UCX_NET_DEVICES=eth0", "ucx_perftest", "-t", test]
+        argv += ["-s", str(size), "-n", str(count), "-w", "200"]
+        text = self.pair(
+            lambda port: self.beta.inside(*argv, "-p", port),
+            lambda port: self.alpha.inside(*argv, "-p", port, "-f", self.beta.address),
+        )
+        return text.splitlines()[-1].split()
+
+    def ucx_bandwidth(self, test: str, size: int) -> float:
+        """GB/s."""
+        return float(self.ucx(test, size, max(400, 3 * 10**9 // size))[5]) * MIB / 1e9
+
+    def iperf3(self) -> float:
+        """GB/s of one stream."""
+        text = self.pair(
+            lambda port: self.beta.inside("iperf3", "-s", "-1", "-p", port),
+            lambda port: self.alpha.inside("iperf3", "-J", "-t", "2", "-p", port, "-c", self.beta.address),
+        )
+        return float(json.loads(text)["end"]["sum_received"]["bits_per_second"]) / 8e9
+
+
+def _start(argv: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def bandwidth(bench: Bench) -> list[Figure]:
+    peers: list[tuple[str, float, Callable[[], float]]] = []
+    if shutil.which("iperf3"):
+        peers.append(("iperf3", 0.9, bench.iperf3))
+    if shutil.which("ucx_perftest"):
+        peers.append(("UCX put_bw", 1.0, lambda: bench.ucx_bandwidth("ucp_put_bw", MIB)))
+        peers.append(("UCX tag_bw", 0.8, lambda: bench.ucx_bandwidth("tag_bw", MIB)))
+    write, read, *measured = medians(
+        bench.rounds,
+        # Sends and waits for the event: four processes share the cores.
+        lambda: bench.bandwidth("ib_write_bw", MIB),
+        lambda: bench.bandwidth("ib_read_bw", MIB, "-e"),
+        *(measure for _, _, measure in peers),
+    )
+    figures = [
+        Figure("WRITE 1 MiB", write, "GB/s", against, bound, True, peer)
+        for (against, bound, _), peer in zip(peers, measured, strict=True)
+    ]
+    figures.append(Figure("READ 1 MiB", read, "GB/s", "WRITE", 1.0, True, write))
+    if shutil.which("ucx_perftest"):
+        ours, peer = medians(
+            bench.rounds,
+            lambda: bench.bandwidth("ib_write_bw", 65536),
+            lambda: bench.ucx_bandwidth("ucp_put_bw", 65536),
+        )
+        figures.append(Figure("WRITE 64 KiB", ours, "GB/s", "UCX put_bw", 1.0, True, peer))
+    return figures
+
+
+def messages(bench: Bench) -> list[Figure]:
+    (rate,) = medians(bench.rounds, lambda: bench.perftest("ib_write_bw", "-s", "8", "-l", "64", "-n", "2000000")[4])
+    return [Figure("WRITE 8 B, lists of 64", rate, "M/s", "", 1, True)]
+
+
+def latency(bench: Bench) -> list[Figure]:
+    def ours() -> float:
+        return bench.perftest("ib_write_lat", "-s", "8", "-n", "5000")[4]
+
+    if not shutil.which("ucx_perftest"):
+        (value,) = medians(bench.rounds, ours)
+        return [Figure("WRITE latency 8 B", value, "us", "", 100, False)]
+    value, peer = medians(bench.rounds, ours, lambda: float(bench.ucx("ucp_put_lat", 8, 5000)[1]))
+    return [Figure("WRITE latency 8 B", value, "us", "UCX put_lat", 1.3, False, peer)]
+
+
+PARTS: dict[str, Callable[[Bench], list[Figure]]] = {"bandwidth": bandwidth, "messages": messages, "latency": latency}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], epilog=f"Parts: {', '.join(PARTS)}."
+    )
+    arguments.add_argument("--json", action="store_true", help="for machines")
+    arguments.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: %(default)s)")
+    arguments.add_argument("parts", nargs="*", metavar="PART", help="default: all")
+    options = arguments.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        arguments.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    for program, package in (("iperf3", "iperf3"), ("ucx_perftest", "ucx-utils")):
+        if not shutil.which(program):
+            print(f"left out: {program}, which is not installed (apt-get install {package})", file=sys.stderr)
+    figures: list[Figure] = []
+    try:
+        with two_nodes() as (alpha, beta):
+            bench = Bench(alpha, beta, options.rounds)
+            for number, (name, part) in enumerate(PARTS.items(), 1):
+                if options.parts and name not in options.parts:
+                    continue
+                print(f"[{number}/{len(PARTS)}] {name} …", file=sys.stderr, flush=True)
+                figures += part(bench)
+    except NoNodes as error:
+        sys.exit(str(error))
+    show(figures, options.json)
+
+
+if __name__ == "__main__":
+    main()
