@@ -29,7 +29,7 @@ help:
 	@echo "make test   set up, then all tests"
 	@echo "make test-kubernetes  tests against a real Kubernetes, built from source the first time (10 minutes)"
 	@echo "make test-kubernetes-scale  the same with 1,000 pods"
-	@echo "make test-vm  the conformance suite on a kernel RDMA device in a virtual machine, and through a router there"
+	@echo "make test-vm  a kernel RDMA device in a virtual machine: the conformance suite on it, through a router beside it, and through routers that own it"
 	@echo "make fuzz   each fuzzer for FUZZ_SECONDS ($(FUZZ_SECONDS))"
 	@echo "make setup  set up: system packages, virtual environment, $(BIN)/sluice"
 	@echo "make lint   ruff, mypy --strict"
@@ -109,6 +109,8 @@ test-vm: setup build/build.ninja
 	$(SUDO) tests/vm/boot -t 1500 -o build/vm -- $(CURDIR)/tests/vm/conformance $(CURDIR) /run/vm/out
 	$(BIN)/python tests/vm/compare.py build/vm/bare-one-process.json build/vm/local-one-tenant.json \
 	  build/vm/local-two-tenants.json
+	$(SUDO) tests/vm/boot -t 600 -o build/vm -- $(CURDIR)/tests/vm/nic $(CURDIR) /run/vm/out
+	$(BIN)/python tests/vm/compare.py build/vm/bare-two-processes.json build/vm/nic-two-tenants.json
 
 # Leaks are looked for by the unit tests, which close what they open: sessions that live on between two inputs are found
 # through tables that LeakSanitizer doesn't search (mmap).

@@ -347,6 +347,11 @@ static bool is_answered(uint8_t opcode)
     return opcode >= IBV_WR_RDMA_READ && opcode <= IBV_WR_ATOMIC_FETCH_AND_ADD;
 }
 
+static bool is_atomic(uint8_t opcode)
+{
+    return opcode == IBV_WR_ATOMIC_CMP_AND_SWP || opcode == IBV_WR_ATOMIC_FETCH_AND_ADD;
+}
+
 static bool may_be_cut(uint8_t opcode)
 {
     return opcode == IBV_WR_RDMA_WRITE || opcode == IBV_WR_RDMA_WRITE_WITH_IMM || opcode == IBV_WR_RDMA_READ;
@@ -462,7 +467,7 @@ static void count_request(struct qp *qp, uint8_t opcode, uint32_t bytes, bool la
         tenant->rx_bytes += bytes;
         qp->counters->reads += last;
         tenant->reads += last;
-    } else if (is_answered(opcode)) {
+    } else if (is_atomic(opcode)) {
         qp->counters->atomics++;
         tenant->atomics++;
     } else {
@@ -500,7 +505,9 @@ static enum progress nic_send(struct qp *qp, uint32_t budget, uint32_t *status)
 
     if (!describe(qp, message, part, last, &wr, sges) || ibv_post_send(twin->qp, &wr, &refused)) {
         twin->stuck = true;
-        twin->fault = IBV_WC_LOC_QP_OP_ERR;
+        /* A library may look at an atomic's address where the responder would have. */
+        twin->fault = is_atomic(opcode) && message->wqe->remote_addr % sizeof(uint64_t) ? IBV_WC_REM_INV_REQ_ERR
+                                                                                      : IBV_WC_LOC_QP_OP_ERR;
         return fail_in_turn(qp, status, twin->fault);
     }
     twin->ring[twin->posted++ & twin->ring_mask] = (struct nic_request){

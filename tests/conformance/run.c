@@ -40,7 +40,7 @@ static struct {
     bool processes, list, json, untried;
     const char *filters[32];
     int filter_count;
-    const char *listen, *connect;
+    const char *listen, *connect, *over;
 } say = {.options = {.gid_index = -1, .patience = 10}};
 
 static struct result *results; /* of both ends, shared with the children */
@@ -411,12 +411,14 @@ static void usage(void)
 {
     fputs("usage: conformance [--device NAME] [--gid-index N] [--patience SECONDS] [--filter PATTERN]... [--json]\n"
           "                   [--processes | --listen PORT | --connect HOST:PORT] [--untried]\n"
+          "                   [--over DEVICE]\n"
           "       conformance --list\n"
           "\n"
           "  --filter      shell pattern of names, as 'qp_states.*'; several are alternatives\n"
           "  --processes   the two ends are two processes, not two threads of one\n"
           "  --listen      wait for the other end, which runs on another node or as another tenant\n"
           "  --connect     be the other end: it runs what the first one asks for\n"
+          "  --over        what this device hands everything to: that one's known deviations are its own\n"
           "  --untried     run also what is known to harm this device\n",
           stderr);
     exit(2);
@@ -430,6 +432,7 @@ static void parse(int argc, char **argv)
         {"json", no_argument, NULL, 'j'},          {"list", no_argument, NULL, 'l'},
         {"processes", no_argument, NULL, '2'},     {"listen", required_argument, NULL, 'L'},
         {"connect", required_argument, NULL, 'C'}, {"untried", no_argument, NULL, 'u'},
+        {"over", required_argument, NULL, 'o'},
         {NULL, 0, NULL, 0},
     };
     int option;
@@ -444,6 +447,7 @@ static void parse(int argc, char **argv)
         case '2': say.processes = true; break;
         case 'L': say.listen = optarg; break;
         case 'C': say.connect = optarg; break;
+        case 'o': say.over = optarg; break;
         case 'u': say.untried = true; break;
         case 'f':
             if (say.filter_count == sizeof(say.filters) / sizeof(*say.filters))
@@ -494,7 +498,7 @@ int main(int argc, char **argv)
     for (struct test *test = first_test; test; test = test->next) {
         if (!wanted(full_name(test, name)))
             continue;
-        const struct deviation *deviation = deviation_of(on, name);
+        const struct deviation *deviation = deviation_of(say.over ? say.over : on, name);
         double start = now();
 
         /* What is known to fail isn't waited for long. */
