@@ -169,15 +169,17 @@ static int to_rtr(struct nic *nic, const struct qp *qp)
     return nic->call.ibv_modify_qp(qp->twin->qp, &attr, mask);
 }
 
-static int to_rts(struct nic *nic, const struct qp *qp, const struct sluice_qp_attr *now)
+static int to_rts(struct nic *nic, const struct qp *qp, const struct sluice_qp_attr *now, uint32_t asked)
 {
     struct ibv_qp_attr attr = {.qp_state = IBV_QPS_RTS,
                                .sq_psn = now->sq_psn & 0xffffff,
                                .timeout = (uint8_t)now->timeout,
                                .retry_cnt = (uint8_t)now->retry_cnt,
                                .rnr_retry = (uint8_t)now->rnr_retry,
-                               .max_rd_atomic = (uint8_t)now->max_rd_atomic};
-    int mask = IBV_QP_STATE | IBV_QP_SQ_PSN;
+                               .max_rd_atomic = (uint8_t)now->max_rd_atomic,
+                               .qp_access_flags = now->qp_access_flags,
+                               .min_rnr_timer = (uint8_t)now->min_rnr_timer};
+    int mask = IBV_QP_STATE | IBV_QP_SQ_PSN | (int)(asked & (IBV_QP_ACCESS_FLAGS | IBV_QP_MIN_RNR_TIMER));
 
     if (qp->type == IBV_QPT_RC)
         mask |= IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC;
@@ -264,7 +266,7 @@ static int nic_modify(struct qp *qp, const struct sluice_qp_attr *attr, uint32_t
     struct nic *nic = nic_of(qp);
 
     if ((mask & IBV_QP_STATE) && qp->state == IBV_QPS_RTR && attr->qp_state == IBV_QPS_RTS)
-        return -to_rts(nic, qp, attr);
+        return -to_rts(nic, qp, attr, mask);
     /* SQD is the engine's own: the twin stays ready, and gets nothing. What only SQD allows, it can't have. */
     if (mask & (IBV_QP_AV | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC |
                 IBV_QP_MAX_DEST_RD_ATOMIC))
