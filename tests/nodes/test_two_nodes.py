@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real applications between two nodes, and what happens when the wire or a router goes away."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -66,6 +67,25 @@ def test_ud_pingpong(cluster: Cluster, options: list[str]) -> None:
     server, client = pair(cluster, "ibv_ud_pingpong", "-g", "0", *options, port=next_port())
     assert "usec/iter" in output_of(client)
     output_of(server)
+
+
+UCX_RC, UCX_UD = "rc_verbs,ud_verbs,self", "ud_verbs,self"
+
+
+@pytest.mark.skipif(shutil.which("ucx_perftest") is None, reason="ucx-utils is not installed")
+@pytest.mark.parametrize(
+    ("transports", "test", "size"),
+    [(UCX_RC, "tag_bw", 1 << 20), (UCX_RC, "ucp_put_bw", 65536), (UCX_RC, "ucp_get", 65536), (UCX_UD, "tag_lat", 8)],
+)
+def test_ucx(cluster: Cluster, transports: str, test: str, size: int) -> None:
+    port = str(next_port())
+    argv = ["env", f"UCX_TLS={transports}", "UCX_NET_DEVICES=sluice0:1", "ucx_perftest", "-p", port]
+    server = cluster["beta"].run("server", *argv)
+    wait_until(lambda: cluster["beta"].listening(int(port)) or server.poll() is not None, "the server")
+    options = ["-t", test, "-s", str(size), "-n", "100", "-w", "10"]
+    text = output_of(cluster["alpha"].run("client", *argv, *options, cluster["beta"].address))
+    output_of(server)
+    assert "Final:" in text and "ERROR" not in text, text
 
 
 def test_every_byte(cluster: Cluster, program: Program) -> None:
