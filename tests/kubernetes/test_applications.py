@@ -37,12 +37,12 @@ def test_ucx_loads_its_modules(plane: ControlPlane, worker: Worker, preload: str
 
 
 def test_all_names_of_the_libraries(plane: ControlPlane, worker: Worker) -> None:
-    plane.apply(template("any", "1G"), pod("one", "any"))
-    plane.wait_for("pod/one", "condition=Ready")
-    names = worker.output("one", "ls", "/usr/lib/sluice").split()
+    plane.apply(template("any", "1G"), pod("lister", "any"))
+    plane.wait_for("pod/lister", "condition=Ready")
+    names = worker.output("lister", "ls", "/usr/lib/sluice").split()
     libraries = {"libibverbs.so", "libibverbs.so.1", "librdmacm.so", "librdmacm.so.1", "libsluice.so"}
     assert set(names) == libraries | {"ld.so.preload"}
     # The loader finds them where a pod says so, before the image's own.
-    text = worker.output("one", "env", "-u", "LD_PRELOAD", "LD_LIBRARY_PATH=/usr/lib/sluice", "ibv_devinfo")
+    text = worker.output("lister", "env", "-u", "LD_PRELOAD", "LD_LIBRARY_PATH=/usr/lib/sluice", "ibv_devinfo")
     assert "sluice0" in text
-    assert worker.execute("one", "touch", "/usr/lib/sluice/mine").returncode != 0, "read-only"
+    assert worker.execute("lister", "touch", "/usr/lib/sluice/mine").returncode != 0, "read-only"

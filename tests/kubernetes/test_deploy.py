@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster import DEPLOY, pod, template
+from cluster import DEPLOY, PERFTEST, pod, start_server, template
 from conftest import wait_until
 from control_plane import ControlPlane
 from image import NAME
@@ -108,6 +108,13 @@ def test_it_is_upgraded_under_running_pods(plane: ControlPlane, deployed: Worker
         lambda: all(each["status"].get("devices") for each in plane.get("resourceclaims")["items"]),
         "the claims' status",
     )
+    # Memory that can't be moved, a file on disk: the router has to reach into the processes.
+    command = [*PERFTEST, "--mmap=/tmp/memory", "-n", "100"]
+    for name in ("before", "after"):
+        deployed.output(name, "busybox", "dd", "if=/dev/zero", "of=/tmp/memory", "bs=1M", "count=1")
+    start_server(deployed, "before", command)
+    written = deployed.execute("after", *command, plane.pod("before")["status"]["podIP"])
+    assert written.returncode == 0, written.stdout + written.stderr
     logged = plane.kubectl("logs", router_pod(plane), *SYSTEM)
     assert "Traceback" not in logged
     assert "forbidden" not in logged, "the account's rights are enough"
