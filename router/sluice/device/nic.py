@@ -109,7 +109,7 @@ class Nic:
     def limit(self, reply: Any) -> None:
         """What a tenant can't have more of than the device has, and its port (struct sluice_device_reply)."""
         now = self._now
-        for field in ("max_mr_size", "max_qp", "max_sge", "max_mr", "max_pd", "max_ah", "max_qp_rd_atom", "max_cqe"):
+        for field in ("max_mr_size", "max_qp", "max_sge", "max_mr", "max_pd", "max_ah", "max_qp_rd_atom"):
             setattr(reply, field, min(getattr(reply, field), getattr(now, field)))
         # Each queue has its completions in one CQ of the device's.
         reply.max_qp_wr = min(reply.max_qp_wr, now.max_qp_wr, 1 << (now.max_cqe.bit_length() - 1))
