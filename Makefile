@@ -22,7 +22,7 @@ FUZZ_SECONDS ?= 20
 KUBERNETES_PACKAGES := runc busybox-static openssl util-linux
 
 .PHONY: help setup demo test test-c test-sanitize test-python test-kubernetes test-kubernetes-scale bench-kubernetes test-vm fuzz \
-        lint bench bench-isolation shell docs clean
+        lint bench bench-isolation bench-tcp shell docs clean
 
 help:
 	@echo "make demo   set up, then see it work"
@@ -35,6 +35,7 @@ help:
 	@echo "make lint   ruff, mypy --strict"
 	@echo "make bench  the benchmarks, beside their peers (about 2 minutes)"
 	@echo "make bench-isolation  the victim under attack, rates, shares (about 5 minutes)"
+	@echo "make bench-tcp  two nodes beside iperf3 and UCX over the same wire (about three minutes)"
 	@echo "make shell  a shell in which 'sluice' is found"
 	@echo "make docs   docs/verbs.md anew, from the code"
 	@echo "make clean  remove what was built"
@@ -145,6 +146,10 @@ bench: setup build/build.ninja
 bench-isolation: setup build/build.ninja
 	$(BIN)/ninja -C build >/dev/null
 	SLUICE_BUILD=$(CURDIR)/build $(BIN)/python benchmarks/isolation/isolation.py
+
+bench-tcp: setup
+	$(call install,iperf3)
+	$(SUDO) $(BIN)/python benchmarks/tcp.py
 
 docs: setup
 	$(BIN)/python docs/verbs.py > docs/verbs.md

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two nodes and the tcp transport: Sluice beside iperf3 and UCX over the same veth pair, all measured in this run.
 
-    benchmarks/tcp.py             everything, as a table (about three minutes; as root)
+    make bench-tcp                everything, as a table (about three minutes; as root)
     benchmarks/tcp.py --json      the same for machines
 
 perftest runs unmodified, as the tenants a (node alpha) and b (beta). What it is compared with:
@@ -104,7 +104,7 @@ def bandwidth(bench: Bench) -> list[Figure]:
         peers.append(("UCX tag_bw", 0.8, lambda: bench.ucx_bandwidth("tag_bw", MIB)))
     write, read, *measured = medians(
         bench.rounds,
-        # Sends and waits for the event: four processes share the cores.
+        # READ waits for events where it can: four processes share the cores. perftest has none for WRITE.
         lambda: bench.bandwidth("ib_write_bw", MIB),
         lambda: bench.bandwidth("ib_read_bw", MIB, "-e"),
         *(measure for _, _, measure in peers),
