@@ -112,7 +112,7 @@ class Peer:
         except zmq.Again:
             raise PeerUnreachable(f"there is no link to node {self.node.name!r}") from None
         finally:
-            # Sending may have taken the notice that something came in.
+            # Sending may have taken the notice that something came in, which doesn't come twice.
             asyncio.get_running_loop().call_soon(self._drain)
 
     async def request(self, body: Any, timeout: float) -> Any:
@@ -376,7 +376,7 @@ class Links:
 
     def _drain(self) -> None:
         with suppress(zmq.Again):
-            while True:
+            while not self._server.closed:
                 identity, *frames = self._server.recv_multipart(zmq.NOBLOCK, copy=False)
                 node = str(frames[-1].get("User-Id")) if frames else ""
                 self._answer(node, identity.bytes, [frame.bytes for frame in frames])
@@ -415,6 +415,8 @@ class Links:
         finally:
             peer.working -= 1
         self._reply(identity, number, body)
+        # Sending may have taken the notice that something came in, which doesn't come twice.
+        asyncio.get_running_loop().call_soon(self._drain)
 
     def _reply(self, identity: bytes, number: bytes, body: Any) -> None:
         if int.from_bytes(number, "big"):

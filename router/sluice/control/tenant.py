@@ -230,6 +230,8 @@ class Tenant:
                 with suppress(zmq.Again):
                     self._control.send_multipart([identity, self._verbs.hello(frame, session)], zmq.NOBLOCK)
         self._waiting.clear()
+        # Sending may have taken the notice that something came in, which doesn't come twice.
+        self._on_control()
 
     def cm_status(self) -> dict[str, Any]:
         """rdma_cm's ids, and what is listened on."""
