@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,22 @@ def test_nothing_is_printed_into_others(router: RunningRouter) -> None:
         check=True,
     )
     assert (done.stdout, done.stderr) == ("one\ntwo\n", "")
+
+
+@pytest.mark.parametrize("options", [[], ["--no-isolate"]], ids=["isolated", "not isolated"])
+def test_killing_sluice_run_ends_the_command(router: RunningRouter, options: list[str]) -> None:
+    mark = f"{os.getpid()}.25"
+    command = [sys.executable, "-m", "sluice", "run", "--state-dir", str(router.state_dir), "--tenant", "killed"]
+    child = subprocess.Popen([*command, *options, "--", "sleep", mark])
+
+    def sleeps() -> bool:
+        found = False
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                found |= (process / "cmdline").read_bytes() == f"sleep\0{mark}\0".encode()
+        return found
+
+    wait_until(sleeps, "the command")
+    child.kill()
+    child.wait()
+    wait_until(lambda: not sleeps(), "its end")

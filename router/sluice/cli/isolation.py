@@ -2,7 +2,8 @@
 """Namespaces for a tenant's command: it reaches its own directory and sees no other tenant's processes.
 
 Three processes: this one waits and passes signals on; the first in the new PID
-namespace is its init, which reaps; the third is the command.
+namespace is its init, which reaps; the third is the command. Killed, even by SIGKILL,
+this one takes the others along.
 """
 
 import ctypes
@@ -21,6 +22,7 @@ MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+PR_SET_PDEATHSIG = 1
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -65,6 +67,13 @@ def _exec(argv: Sequence[str], environment: Mapping[str, str]) -> None:
     except OSError as error:
         print(f"sluice: {argv[0]}: {error.strerror}", file=sys.stderr)
         os._exit(126)
+
+
+def _die_with(parent: int) -> None:
+    """The kernel kills this process when its parent dies (prctl(2)), which may have been just now."""
+    _check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+    if os.getppid() not in (parent, 0):
+        os._exit(128 + signal.SIGKILL)
 
 
 def _exit_code(status: int) -> int:
@@ -118,8 +127,10 @@ def run_command(
         except OSError as error:
             print(f"sluice: {error.strerror} (--no-isolate leaves that out)", file=sys.stderr)
             return 125
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
+        _die_with(parent)
         if not isolate:
             _exec(argv, environment)
         os._exit(_init(argv, environment, state_dir, tenant_dir))
