@@ -69,6 +69,7 @@ ATTACKS = [
     Attack("bandwidth hog, 1 MiB on 16 QPs", Load("write", 1 << 20, 16, 16)),
     Attack("small-message flood, 8 B", Load("write", 8, 1024, 8), 2),
     Attack("READ flood out of the victim's node", Load("read", 1 << 20, 16, 4), 2, "victim-peer"),
+    Attack("READ flood into the victim's node", Load("read", 1 << 20, 16, 4), 2),
     Attack("incast, 8 tenants on the victim's peer", Load("write", 65536, 32), 8, "victim-peer"),
     Attack("MR storm, 64 KiB", Load("mr", 65536, 1), 2),
     Attack("QP storm", Load("qp", 8, 1), 2),
