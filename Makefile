@@ -34,7 +34,7 @@ help:
 	@echo "make setup  set up: system packages, virtual environment, $(BIN)/sluice"
 	@echo "make lint   ruff, mypy --strict"
 	@echo "make bench  the benchmarks, beside their peers (about 2 minutes)"
-	@echo "make bench-isolation  the victim under attack, rates, shares (about 5 minutes)"
+	@echo "make bench-isolation  the victim under attack, rates, shares (about 6 minutes)"
 	@echo "make bench-tcp  two nodes beside iperf3 and UCX over the same wire (about three minutes)"
 	@echo "make shell  a shell in which 'sluice' is found"
 	@echo "make docs   docs/verbs.md anew, from the code"

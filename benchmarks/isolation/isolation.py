@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Isolation under attack: a victim with a guarantee beside attackers, and how exact rates and shares are.
 
-    make bench-isolation                         everything, as tables (about four minutes)
+    make bench-isolation                         everything, as tables (about six minutes)
     benchmarks/isolation/isolation.py --json     the same for machines
     benchmarks/isolation/isolation.py attacks    only some parts: attacks, rates, changes, shares, cost, decisions
     benchmarks/isolation/isolation.py --plots d  also as SVG files in d/
