@@ -25,7 +25,7 @@
 #include "nic.h"
 #include "node.h"
 #include "qp.h"
-#include "relay.h"
+#include "reach.h"
 #include "session.h"
 #include "srq.h"
 #include "tenant.h"

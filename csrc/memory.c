@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
-#include "relay.h"
+#include "reach.h"
 #include "tenant.h"
 
 /* What may lead to a store, through the region or a window of it: memory that can't be written grants none. */

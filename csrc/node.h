@@ -100,7 +100,7 @@ struct memory {
     uint32_t users;  /* regions */
     bool writable;
     struct arena view;
-    struct reach *reach; /* PROCESS: relay.h */
+    struct reach *reach; /* PROCESS: reach.h */
     struct list link;
 };
 
@@ -167,7 +167,7 @@ struct sluice_engine {
     struct timers timers;
     struct list notify;       /* CQs with CQEs that nobody was told of yet */
 
-    struct port *port;        /* relay.h */
+    struct port *port;        /* reach.h */
 
     uint8_t *counters;        /* the mapped file */
     struct sluice_counters_header *header;

@@ -11,6 +11,7 @@
 #include "multicast.h"
 #include "nic.h"
 #include "mw.h"
+#include "parcel.h"
 #include "relay.h"
 #include "requester.h"
 #include "session.h"
@@ -251,6 +252,7 @@ int qp_create(struct session *session, const struct sluice_create_qp_request *re
     list_init(&qp->link);
     claim_init(&qp->claim);
     list_init(&qp->windows);
+    list_init(&qp->parcels);
     list_init(&qp->groups);
     list_init(&qp->shares);
     list_init(&qp->in_xrcd);
@@ -289,6 +291,7 @@ void qp_free(struct qp *qp)
 {
     qp_deactivate(qp);
     relay_free(qp);
+    parcels_drop(qp);
     if (qp->transport)
         qp->transport->disconnect(qp);
     multicast_detach_all(qp);

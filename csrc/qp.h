@@ -24,7 +24,7 @@ enum qp_wait {
     QP_WAIT_PEER,    /* nobody answers: until the transport timer gives up */
     QP_WAIT_RECEIVE, /* the responder has no receive posted: RNR */
     QP_WAIT_TRANSPORT, /* the transport can't take more: until it can */
-    QP_WAIT_COPY,    /* a thread copies the next piece: relay.h */
+    QP_WAIT_COPY,    /* a thread copies the next piece, or performs an atomic: relay.h */
     QP_WAIT_RATE,    /* claim: for the ceiling at the other end */
     QP_WAIT_POST     /* watched: nothing to send, but something may come at once */
 };
@@ -84,6 +84,7 @@ struct qp {
     struct list windows;  /* of type 2, bound by this QP */
     struct relay *relay;  /* where its message reaches memory that the worker can't; or NULL */
 
+    struct list parcels;  /* UD: struct parcel, datagrams that came and aren't placed yet, in order */
     struct list groups;   /* UD: struct member */
     uint32_t group_count;
     struct xrcd *xrcd;    /* XRC_RECV */
@@ -167,7 +168,10 @@ void qps_of_dead_cq(struct cq *cq);
 bool qp_take_receive(struct qp *qp, struct srq *srq, bool arm);
 /* The first message that comes while the QP is in RTR tells the application (IBTA 11.6.3.1). */
 void qp_establish(struct qp *qp);
-/* Completes qp->receive. */
+/* Completes a receive that was taken. */
+void qp_complete_taken(struct qp *qp, const struct receive *receive, uint32_t status, uint32_t opcode, uint32_t byte_len,
+                       uint32_t wc_flags, uint32_t imm_data, bool solicited);
+/* The same for qp->receive. */
 void qp_complete_receive(struct qp *qp, uint32_t status, uint32_t opcode, uint32_t byte_len,
                          uint32_t wc_flags, uint32_t imm_data, bool solicited);
 

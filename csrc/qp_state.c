@@ -6,6 +6,7 @@
 
 #include "atomic.h"
 #include "mw.h"
+#include "parcel.h"
 #include "qp.h"
 #include "session.h"
 #include "transport/transport.h"
@@ -126,6 +127,7 @@ static void reset(struct qp *qp)
     /* Everything posted is forgotten; the shim does the same with its side. */
     qp->message.active = false;
     qp->receive.active = false;
+    parcels_drop(qp);
     qp->established = false;
     if (qp->shared) {
         qp->completed = qp->sq.head = qp->sq.seen = load_acquire(&qp->sq.shared->producer);

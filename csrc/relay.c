@@ -1,248 +1,51 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define _GNU_SOURCE
 #include "relay.h"
 
-#include <errno.h>
-#include <pthread.h>
-#include <signal.h>
+#include <infiniband/verbs.h>
 #include <stdlib.h>
-#include <unistd.h>
 
-#include "atomic.h"
-#include "futex.h"
-#include "qp.h"
 #include "spans.h"
 
-/* Outlives the engine where a thread still hangs: whoever leaves last frees it. */
-struct port {
-    pthread_mutex_t lock;
-    struct list done;
-    uint32_t rung;
-    uint32_t users; /* the engine and the threads */
-    struct sluice_engine_page *page; /* NULL: the engine is closed */
-};
+/* ---- the thread's -------------------------------------------------------- */
 
-struct reach {
-    struct port *port;
-    uint32_t *threads; /* of the tenant */
-    int mem;
-    bool closing;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    struct list queue;
-};
-
-/* Hanging threads count on, also when their tenant is removed and its number taken by another. */
-static uint32_t threads[SLUICE_MAX_TENANTS];
-
-/* ---- the port ---------------------------------------------------------- */
-
-int port_open(struct sluice_engine *engine)
+static bool carry(const struct reach *reach, struct errand *errand)
 {
-    struct port *port = calloc(1, sizeof(*port));
+    struct relay *relay = list_entry(errand, struct relay, errand);
 
-    if (!port)
-        return -ENOMEM;
-    pthread_mutex_init(&port->lock, NULL);
-    list_init(&port->done);
-    port->users = 1;
-    port->page = engine->page;
-    engine->port = port;
-    return 0;
+    switch (relay->purpose) {
+    case RELAY_FETCHED:
+        return reach_read(reach, relay->address, relay->buffer, relay->length);
+    case RELAY_STORED:
+        return reach_write(reach, relay->address, relay->buffer, relay->length);
+    default:
+        return reach_atomic(reach, relay->address, &relay->atomic.operands, relay->atomic.compare, &relay->atomic.original);
+    }
 }
 
-static void port_leave(struct port *port)
+static void done(struct errand *errand, bool carried)
 {
-    pthread_mutex_lock(&port->lock);
-    bool last = --port->users == 0;
+    struct relay *relay = list_entry(errand, struct relay, errand);
 
-    while (!port->page && !list_empty(&port->done))
-        free(list_entry(list_take(&port->done), struct relay, link));
-    pthread_mutex_unlock(&port->lock);
-    if (!last)
+    if (!relay->qp) {
+        free(relay);
         return;
-    pthread_mutex_destroy(&port->lock);
-    free(port);
-}
-
-void port_close(struct sluice_engine *engine)
-{
-    struct port *port = engine->port;
-
-    if (!port)
-        return;
-    pthread_mutex_lock(&port->lock);
-    port->page = NULL;
-    pthread_mutex_unlock(&port->lock);
-    port_leave(port);
-    engine->port = NULL;
-}
-
-bool port_rung(const struct sluice_engine *engine)
-{
-    return load_relaxed(&engine->port->rung);
-}
-
-static void port_put(struct port *port, struct relay *relay, enum relay_state result)
-{
-    relay->result = result;
-    pthread_mutex_lock(&port->lock);
-    list_append(&port->done, &relay->link);
-    if (port->page) {
-        exchange(&port->rung, 1);
-        full_fence();
-        if (load_relaxed(&port->page->parked)) {
-            /* Cleared first, so that a worker which is only about to sleep doesn't. */
-            exchange(&port->page->parked, 0);
-            futex_wake(&port->page->parked);
-        }
     }
-    pthread_mutex_unlock(&port->lock);
+    relay->state = carried ? relay->purpose : RELAY_FAILED;
+    if (relay->qp->wait == QP_WAIT_COPY)
+        qp_activate(relay->qp);
 }
 
-void port_collect(struct sluice_engine *engine)
+/* ---- the worker's -------------------------------------------------------- */
+
+/* The piece at the relay's address; its QP waits from now. False: too much of its tenant's hangs. */
+static bool start(struct reach *reach, struct relay *relay, enum relay_state purpose)
 {
-    struct port *port = engine->port;
-    struct list done;
-
-    list_init(&done);
-    pthread_mutex_lock(&port->lock);
-    store_relaxed(&port->rung, 0);
-    list_splice(&done, &port->done);
-    pthread_mutex_unlock(&port->lock);
-    while (!list_empty(&done)) {
-        struct relay *relay = list_entry(list_take(&done), struct relay, link);
-
-        if (!relay->qp) {
-            free(relay);
-            continue;
-        }
-        relay->state = relay->result;
-        if (relay->qp->wait == QP_WAIT_COPY)
-            qp_activate(relay->qp);
-    }
-}
-
-/* ---- the thread -------------------------------------------------------- */
-
-static bool copy_all(const struct reach *reach, struct relay *relay, uint32_t from, uint32_t to)
-{
-    while (from < to) {
-        off_t at = (off_t)(relay->address + from);
-        ssize_t done = relay->store ? pwrite(reach->mem, relay->buffer + from, to - from, at)
-                                    : pread(reach->mem, relay->buffer + from, to - from, at);
-
-        if (done <= 0)
-            return false;
-        from += (uint32_t)done;
-    }
-    return true;
-}
-
-static bool carry(const struct reach *reach, struct relay *relay)
-{
-    /* Applications poll on the last bytes: they come last. */
-    uint32_t tail = relay->store && relay->length > 8 ? 8 : 0;
-
-    if (!copy_all(reach, relay, 0, relay->length - tail))
+    if (!reach_has_room(relay->qp->session->engine, reach))
         return false;
-    release_fence();
-    return copy_all(reach, relay, relay->length - tail, relay->length);
-}
-
-static void *work(void *argument)
-{
-    struct reach *reach = argument;
-
-    pthread_setname_np(pthread_self(), "sluice-relay");
-    pthread_mutex_lock(&reach->lock);
-    for (;;) {
-        while (!reach->closing && list_empty(&reach->queue))
-            pthread_cond_wait(&reach->changed, &reach->lock);
-        if (reach->closing)
-            break;
-        struct relay *relay = list_entry(list_take(&reach->queue), struct relay, link);
-
-        pthread_mutex_unlock(&reach->lock);
-        port_put(reach->port, relay, !carry(reach, relay) ? RELAY_FAILED : relay->store ? RELAY_STORED : RELAY_FETCHED);
-        pthread_mutex_lock(&reach->lock);
-    }
-    while (!list_empty(&reach->queue))
-        port_put(reach->port, list_entry(list_take(&reach->queue), struct relay, link), RELAY_FAILED);
-    pthread_mutex_unlock(&reach->lock);
-    close(reach->mem);
-    __atomic_fetch_sub(reach->threads, 1, __ATOMIC_RELAXED);
-    port_leave(reach->port);
-    pthread_mutex_destroy(&reach->lock);
-    pthread_cond_destroy(&reach->changed);
-    free(reach);
-    return NULL;
-}
-
-int reach_open(struct tenant *tenant, int mem, struct reach **out)
-{
-    uint32_t *count = &threads[tenant->number];
-    struct reach *reach = calloc(1, sizeof(*reach));
-    pthread_attr_t attributes;
-    pthread_t thread;
-    sigset_t all, before;
-
-    if (!reach)
-        return -ENOMEM;
-    if (__atomic_fetch_add(count, 1, __ATOMIC_RELAXED) >= RELAY_THREADS) {
-        __atomic_fetch_sub(count, 1, __ATOMIC_RELAXED);
-        free(reach);
-        return -EAGAIN;
-    }
-    reach->port = tenant->engine->port;
-    reach->threads = count;
-    reach->mem = mem;
-    pthread_mutex_init(&reach->lock, NULL);
-    pthread_cond_init(&reach->changed, NULL);
-    list_init(&reach->queue);
-    pthread_mutex_lock(&reach->port->lock);
-    reach->port->users++;
-    pthread_mutex_unlock(&reach->port->lock);
-
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&thread, &attributes, work, reach);
-
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    if (error) {
-        __atomic_fetch_sub(count, 1, __ATOMIC_RELAXED);
-        port_leave(reach->port);
-        pthread_mutex_destroy(&reach->lock);
-        pthread_cond_destroy(&reach->changed);
-        free(reach);
-        return -error;
-    }
-    *out = reach;
-    return 0;
-}
-
-void reach_close(struct reach *reach)
-{
-    pthread_mutex_lock(&reach->lock);
-    reach->closing = true;
-    pthread_cond_signal(&reach->changed);
-    pthread_mutex_unlock(&reach->lock);
-}
-
-/* ---- a QP's piece ------------------------------------------------------ */
-
-/* The piece at the relay's address; its QP waits from now. */
-static void start(struct reach *reach, struct relay *relay, bool store)
-{
     relay->state = RELAY_UNDERWAY;
-    relay->store = store;
-    pthread_mutex_lock(&reach->lock);
-    list_append(&reach->queue, &relay->link);
-    pthread_cond_signal(&reach->changed);
-    pthread_mutex_unlock(&reach->lock);
+    relay->purpose = purpose;
+    reach_send(reach, &relay->errand);
+    return true;
 }
 
 /* The QP's relay, made where it has none. NULL: no memory. */
@@ -252,9 +55,11 @@ static struct relay *relay_of(struct qp *qp)
         qp->relay = malloc(sizeof(*qp->relay));
         if (!qp->relay)
             return NULL;
-        list_init(&qp->relay->link);
+        qp->relay->errand = (struct errand){.carry = carry, .done = done};
+        list_init(&qp->relay->errand.link);
         qp->relay->qp = qp;
         qp->relay->state = RELAY_IDLE;
+        qp->relay->offset = qp->relay->gathered = 0;
     }
     return qp->relay;
 }
@@ -267,21 +72,6 @@ static const struct span *span_of(const struct spans *spans, uint32_t *offset)
     while (*offset >= span->length)
         *offset -= span++->length;
     return span;
-}
-
-static bool in_process(const struct span *span)
-{
-    return span->memory && span->memory->kind == SLUICE_MEMORY_PROCESS;
-}
-
-/* A part of a span, as a list of its own. */
-static void take_part(struct spans *spans, const struct span *span, uint32_t offset, uint32_t length)
-{
-    *spans = (struct spans){.count = 1, .total = length};
-    spans->list[0] = (struct span){.memory = span->memory,
-                                   .address = span->address + offset,
-                                   .host = span->host ? span->host + offset : NULL,
-                                   .length = length};
 }
 
 static uint32_t least(uint32_t a, uint32_t b)
@@ -304,6 +94,8 @@ uint32_t relay_copy(struct qp *qp, const struct spans *dst, const struct spans *
     struct span buffer = {.host = relay->buffer, .length = RELAY_PIECE};
     struct spans source, target;
 
+    if (relay->state == RELAY_UNDERWAY)
+        return offset;
     /* The message began anew. */
     if (relay->offset != offset)
         relay->state = RELAY_IDLE;
@@ -320,25 +112,71 @@ uint32_t relay_copy(struct qp *qp, const struct spans *dst, const struct spans *
     relay->state = RELAY_IDLE;
     relay->offset = offset;
     relay->length = length;
-    if (in_process(from) && !fetched) {
+    if (span_in_process(from) && !fetched) {
         relay->address = from->address + from_offset;
-        start(from->memory->reach, relay, false);
-        return offset;
+        return start(from->memory->reach, relay, RELAY_FETCHED) ? offset : end + 1;
     }
     if (fetched)
-        take_part(&source, &buffer, 0, length);
+        spans_set_part(&source, &buffer, 0, length);
     else
-        take_part(&source, from, from_offset, length);
-    if (in_process(to)) {
-        take_part(&target, &buffer, 0, length);
+        spans_set_part(&source, from, from_offset, length);
+    if (span_in_process(to)) {
+        spans_set_part(&target, &buffer, 0, length);
         if (!fetched && spans_copy_all(engine, &target, &source) > length)
             return end + 1;
         relay->address = to->address + to_offset;
-        start(to->memory->reach, relay, true);
-        return offset;
+        return start(to->memory->reach, relay, RELAY_STORED) ? offset : end + 1;
     }
-    take_part(&target, to, to_offset, length);
+    spans_set_part(&target, to, to_offset, length);
     return spans_copy_all(engine, &target, &source) > length ? end + 1 : offset + length;
+}
+
+enum relayed relay_gather(struct qp *qp, struct spans *data)
+{
+    struct relay *relay = relay_of(qp);
+    uint32_t total = (uint32_t)data->total;
+
+    if (!relay || data->total > SLUICE_MTU)
+        return RELAYED_FAILED;
+    struct spans whole = {.count = 0};
+
+    spans_add_host(&whole, relay->datagram, total);
+    while (relay->gathered < total) {
+        uint32_t reached = relay_copy(qp, &whole, data, relay->gathered, total);
+
+        if (reached > total) {
+            relay->gathered = 0;
+            return RELAYED_FAILED;
+        }
+        if (relay_underway(qp))
+            return RELAYED_LATER;
+        relay->gathered = reached;
+    }
+    *data = whole;
+    return RELAYED_DONE;
+}
+
+enum relayed relay_atomic(struct qp *qp, const struct span *target)
+{
+    struct relay *relay = relay_of(qp);
+
+    if (!relay)
+        return RELAYED_FAILED;
+    if (relay->state == RELAY_UNDERWAY)
+        return RELAYED_LATER;
+    enum relay_state state = relay->state;
+
+    relay->state = RELAY_IDLE;
+    if (state == RELAY_PERFORMED) {
+        qp->message.original = relay->atomic.original;
+        return RELAYED_DONE;
+    }
+    if (state == RELAY_FAILED)
+        return RELAYED_FAILED;
+    relay->address = target->address;
+    relay->atomic.compare = qp->message.wqe->opcode == IBV_WR_ATOMIC_CMP_AND_SWP;
+    relay->atomic.operands = *qp->message.atomic;
+    return start(target->memory->reach, relay, RELAY_PERFORMED) ? RELAYED_LATER : RELAYED_FAILED;
 }
 
 void relay_drop(struct qp *qp)
@@ -350,9 +188,11 @@ void relay_drop(struct qp *qp)
     if (relay->state == RELAY_UNDERWAY) {
         relay->qp = NULL;
         qp->relay = NULL;
+        errand_keep(qp->session->engine, &relay->errand);
         return;
     }
     relay->state = RELAY_IDLE;
+    relay->gathered = 0;
 }
 
 void relay_free(struct qp *qp)

@@ -1,43 +1,40 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Copies from and to memory that only the kernel reaches for us: another process's,
- * through /proc/PID/mem (a descriptor that stays that process's, whatever becomes
- * of its number). A page fault there may wait for whatever the tenant has made
- * responsible for it, for ever (userfaultfd, FUSE). So the worker doesn't touch it:
- * each such process has a thread, which copies a piece at a time from or to a
- * buffer, while the QP waits (QP_WAIT_COPY). A thread that hangs costs its tenant a
- * thread of few, and the QP's peer its transport timeout.
+ * The piece of a QP's message that a thread copies from or to memory of a process
+ * (reach.h), while the QP waits (QP_WAIT_COPY); and atomics of words there. A thread
+ * that hangs costs the QP's peer its transport timeout.
  */
 #ifndef SLUICE_RELAY_H
 #define SLUICE_RELAY_H
 
-#include "node.h"
+#include "reach.h"
 #include "qp.h"
 
-enum { RELAY_PIECE = 1 << 16, RELAY_THREADS = 64 /* of a tenant */ };
+enum { RELAY_PIECE = 1 << 16 };
 
-enum relay_state { RELAY_IDLE, RELAY_UNDERWAY, RELAY_FETCHED, RELAY_STORED, RELAY_FAILED };
+enum relay_state { RELAY_IDLE, RELAY_UNDERWAY, RELAY_FETCHED, RELAY_STORED, RELAY_PERFORMED, RELAY_FAILED };
 
-/* One piece of a QP's message on its way. While it is under way it is the thread's, else the worker's. */
+/* While it is under way it is the thread's, but for qp and state, else the worker's. */
 struct relay {
-    struct list link;
-    struct qp *qp; /* NULL: dropped. The worker's alone */
+    struct errand errand;
+    struct qp *qp; /* NULL: dropped */
     enum relay_state state;
-    enum relay_state result;
-    bool store;
+    enum relay_state purpose; /* what it becomes */
     uint64_t address;
     uint32_t offset; /* in the message */
     uint32_t length;
     uint8_t buffer[RELAY_PIECE];
+    uint32_t gathered; /* bytes of datagram */
+    uint8_t datagram[SLUICE_MTU];
+    struct {
+        bool compare;
+        struct sluice_atomic operands;
+        uint64_t original;
+    } atomic;
 };
 
-struct reach;
+struct span;
 struct spans;
-
-/* mem: /proc/PID/mem, taken over unless it fails. -ENOMEM, -EAGAIN: no more threads. */
-int reach_open(struct tenant *tenant, int mem, struct reach **out);
-/* Returns at once; what was under way ends as failed. */
-void reach_close(struct reach *reach);
 
 /*
  * spans_copy for lists of which a part lies in a process: at most one piece at a
@@ -45,6 +42,15 @@ void reach_close(struct reach *reach);
  * again.
  */
 uint32_t relay_copy(struct qp *qp, const struct spans *dst, const struct spans *src, uint32_t offset, uint32_t end);
+
+/* What there is of something that takes several calls, the QP waiting in between. */
+enum relayed { RELAYED_DONE, RELAYED_LATER, RELAYED_FAILED };
+
+/* Fetches the data of a datagram, up to SLUICE_MTU bytes, into the router's own memory; *data becomes that. */
+enum relayed relay_gather(struct qp *qp, struct spans *data);
+
+/* An atomic of the word at target, 8 bytes; message.original gets what was there. */
+enum relayed relay_atomic(struct qp *qp, const struct span *target);
 
 static inline bool relay_underway(const struct qp *qp)
 {
@@ -54,12 +60,5 @@ static inline bool relay_underway(const struct qp *qp)
 /* The message is given up: what is under way ends unnoticed. */
 void relay_drop(struct qp *qp);
 void relay_free(struct qp *qp);
-
-/* Where threads put what is done. */
-int port_open(struct sluice_engine *engine);
-void port_close(struct sluice_engine *engine);
-bool port_rung(const struct sluice_engine *engine);
-/* Lets the QPs of what is done go on. */
-void port_collect(struct sluice_engine *engine);
 
 #endif

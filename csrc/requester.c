@@ -201,6 +201,9 @@ bool qp_copy_message(struct qp *qp, uint32_t index, struct message *message)
     }
     if (size > SLUICE_BLOCK)
         memcpy(message->bytes + SLUICE_BLOCK, slot + SLUICE_BLOCK, size - SLUICE_BLOCK);
+    /* Nothing of a message that was given up goes into this one. */
+    if (__builtin_expect(qp->relay != NULL, 0))
+        relay_drop(qp);
     message->active = true;
     message->moved = 0;
     message->total = 0;

@@ -2,6 +2,7 @@
 /* What a QP does for others: receives are taken, completed and flushed. */
 #include <infiniband/verbs.h>
 
+#include "parcel.h"
 #include "qp.h"
 #include "srq.h"
 
@@ -29,10 +30,9 @@ bool qp_take_receive(struct qp *qp, struct srq *srq, bool arm)
     return queue_take_receive(qp->session, &qp->rq, qp->attr.cap.max_recv_sge, arm, receive);
 }
 
-void qp_complete_receive(struct qp *qp, uint32_t status, uint32_t opcode, uint32_t byte_len,
-                         uint32_t wc_flags, uint32_t imm_data, bool solicited)
+void qp_complete_taken(struct qp *qp, const struct receive *receive, uint32_t status, uint32_t opcode, uint32_t byte_len,
+                       uint32_t wc_flags, uint32_t imm_data, bool solicited)
 {
-    struct receive *receive = &qp->receive;
     struct sluice_cqe cqe = {
         .wr_id = receive->wr_id,
         .status = status,
@@ -47,10 +47,16 @@ void qp_complete_receive(struct qp *qp, uint32_t status, uint32_t opcode, uint32
         .queue = receive->srq ? SLUICE_CQE_SRQ : SLUICE_CQE_RECEIVE,
     };
 
-    receive->active = false;
     if (status != IBV_WC_SUCCESS && status != IBV_WC_WR_FLUSH_ERR)
         qp->counters->errors++;
     cq_push(receive->cq, &cqe, solicited);
+}
+
+void qp_complete_receive(struct qp *qp, uint32_t status, uint32_t opcode, uint32_t byte_len,
+                         uint32_t wc_flags, uint32_t imm_data, bool solicited)
+{
+    qp->receive.active = false;
+    qp_complete_taken(qp, &qp->receive, status, opcode, byte_len, wc_flags, imm_data, solicited);
 }
 
 void qp_flush_receives(struct qp *qp)
@@ -58,6 +64,7 @@ void qp_flush_receives(struct qp *qp)
     struct session *session = qp->session;
     struct queue *queue = &qp->rq;
 
+    parcels_flush(qp);
     if (qp->receive.active)
         qp_complete_receive(qp, IBV_WC_WR_FLUSH_ERR, IBV_WC_RECV, 0, 0, 0, false);
     if (queue->entries == 0)

@@ -44,6 +44,15 @@ bool spans_set_remote(struct spans *spans, const struct qp *qp, struct pd *pd, u
     return true;
 }
 
+void spans_set_part(struct spans *spans, const struct span *span, uint32_t offset, uint32_t length)
+{
+    *spans = (struct spans){.count = 1, .total = length};
+    spans->list[0] = (struct span){.memory = span->memory,
+                                   .address = span->address + offset,
+                                   .host = span->host ? span->host + offset : NULL,
+                                   .length = length};
+}
+
 uint8_t *span_at(const struct span *span, uint32_t offset, uint32_t *length)
 {
     *length = span->length - offset;

@@ -19,7 +19,7 @@ struct span {
 struct spans {
     uint32_t count;
     uint64_t total;
-    bool by_process; /* some lie where the worker can't copy: relay.h */
+    bool by_process; /* some lie where the worker can't copy: reach.h */
     struct span list[SLUICE_MAX_SGE + 1]; /* SGEs, and a header before them */
 };
 
@@ -46,6 +46,14 @@ static inline void spans_add_host(struct spans *spans, void *host, uint32_t leng
     if (length)
         spans->list[spans->count++] = (struct span){.host = host, .length = length};
     spans->total += length;
+}
+
+/* A part of a span, as a list of its own. */
+void spans_set_part(struct spans *spans, const struct span *span, uint32_t offset, uint32_t length);
+
+static inline bool span_in_process(const struct span *span)
+{
+    return span->memory && span->memory->kind == SLUICE_MEMORY_PROCESS;
 }
 
 /* Where the next byte lies and how many follow it there. NULL: the engine can't see it. */

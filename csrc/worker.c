@@ -19,7 +19,7 @@
 #include "net.h"
 #include "nic.h"
 #include "qp.h"
-#include "relay.h"
+#include "reach.h"
 #include "session.h"
 #include "tenant.h"
 #include "turn.h"

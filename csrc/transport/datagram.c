@@ -11,6 +11,8 @@
 #include "../account.h"
 #include "../ah.h"
 #include "../multicast.h"
+#include "../parcel.h"
+#include "../relay.h"
 #include "../spans.h"
 #include "../tenant.h"
 #include "transport.h"
@@ -110,6 +112,14 @@ static struct datagram describe(const struct qp *qp)
     };
 }
 
+static void count_received(struct qp *to, const struct datagram *datagram)
+{
+    to->counters->rx_bytes += datagram->length;
+    to->tenant->counters->rx_bytes += datagram->length;
+    to->counters->rx_messages++;
+    to->tenant->counters->rx_messages++;
+}
+
 /* src is GRH and data. False: the QP doesn't take it. */
 static bool deliver(const struct datagram *datagram, struct qp *to, const struct spans *src)
 {
@@ -121,25 +131,34 @@ static bool deliver(const struct datagram *datagram, struct qp *to, const struct
     /* One that was too short for an earlier message is still there. */
     if (!receive->active && !qp_take_receive(to, to->srq, false))
         return false;
-    bool resolved = spans_add_sges(&dst, receive->pd, receive->sges, receive->num_sge, IBV_ACCESS_LOCAL_WRITE) &&
-                    !dst.by_process;
+    bool resolved = spans_add_sges(&dst, receive->pd, receive->sges, receive->num_sge, IBV_ACCESS_LOCAL_WRITE);
 
     if (resolved && dst.total < src->total)
         return false;
+    const struct arrival arrival = {
+        .byte_len = (uint32_t)src->total,
+        .wc_flags = IBV_WC_GRH | (datagram->immediate ? IBV_WC_WITH_IMM : 0),
+        .imm_data = datagram->immediate ? datagram->imm : 0,
+        .solicited = datagram->solicited,
+    };
+
+    receive->src_qp = datagram->src_qp;
+    if (resolved && __builtin_expect(parcel_needed(to, &dst), 0)) {
+        if (!parcel_send(to, &dst, src, &arrival))
+            return false;
+        count_received(to, datagram);
+        return true;
+    }
     if (!resolved ||
         spans_copy(to->session->engine, &dst, src, 0, (uint32_t)src->total) > (uint32_t)src->total) {
+        parcels_flush(to);
         qp_complete_receive(to, IBV_WC_LOC_PROT_ERR, IBV_WC_RECV, 0, 0, 0, false);
         qp_error(to);
         return false;
     }
-    to->counters->rx_bytes += datagram->length;
-    to->tenant->counters->rx_bytes += datagram->length;
-    to->counters->rx_messages++;
-    to->tenant->counters->rx_messages++;
-    receive->src_qp = datagram->src_qp;
-    qp_complete_receive(to, IBV_WC_SUCCESS, IBV_WC_RECV, (uint32_t)src->total,
-                        IBV_WC_GRH | (datagram->immediate ? IBV_WC_WITH_IMM : 0),
-                        datagram->immediate ? datagram->imm : 0, datagram->solicited);
+    count_received(to, datagram);
+    qp_complete_receive(to, IBV_WC_SUCCESS, IBV_WC_RECV, arrival.byte_len, arrival.wc_flags, arrival.imm_data,
+                        arrival.solicited);
     return true;
 }
 
@@ -185,8 +204,25 @@ static bool deliver_to_one(struct qp *qp, const struct ah *ah, const struct span
 
 /* ---- sending ----------------------------------------------------------- */
 
-/* GRH and data of the message at hand. False: *status says why. */
-static bool gather(struct qp *qp, union grh *grh, struct spans *src, uint32_t *status)
+/* The same where some of the data lie in a process. PROGRESS_MORE: they are on their way here. */
+static enum progress fetch(struct qp *qp, union grh *grh, struct spans *src, uint32_t *status)
+{
+    struct spans data = {.count = 0};
+
+    *status = IBV_WC_LOC_PROT_ERR;
+    spans_add_sges(&data, qp->pd, qp->message.sges, qp->message.wqe->num_sge, 0);
+    enum relayed relayed = relay_gather(qp, &data);
+
+    if (relayed != RELAYED_DONE)
+        return relayed == RELAYED_LATER ? PROGRESS_MORE : PROGRESS_FAILED;
+    spans_clear(src);
+    spans_add_host(src, grh->bytes, SLUICE_GRH);
+    spans_add_host(src, data.list[0].host, data.list[0].length);
+    return PROGRESS_DONE;
+}
+
+/* GRH and data of the message at hand. PROGRESS_DONE: they are there; PROGRESS_FAILED: *status says why. */
+static enum progress gather(struct qp *qp, union grh *grh, struct spans *src, uint32_t *status)
 {
     struct message *message = &qp->message;
     const struct sluice_wqe *wqe = message->wqe;
@@ -195,14 +231,14 @@ static bool gather(struct qp *qp, union grh *grh, struct spans *src, uint32_t *s
     *status = IBV_WC_LOC_PROT_ERR;
     if (wqe->flags & SLUICE_WQE_INLINE)
         spans_add_host(src, message->inline_data, wqe->inline_length);
-    else if (!spans_add_sges(src, qp->pd, message->sges, wqe->num_sge, 0) || src->by_process)
-        return false;
+    else if (!spans_add_sges(src, qp->pd, message->sges, wqe->num_sge, 0))
+        return PROGRESS_FAILED;
     *status = IBV_WC_LOC_LEN_ERR;
     if (src->total > SLUICE_GRH + SLUICE_MTU)
-        return false;
+        return PROGRESS_FAILED;
     message->total = (uint32_t)src->total - SLUICE_GRH;
     write_grh(grh, message->ah, message->total, wqe->opcode == IBV_WR_SEND_WITH_IMM);
-    return true;
+    return __builtin_expect(src->by_process, 0) ? fetch(qp, grh, src, status) : PROGRESS_DONE;
 }
 
 static enum progress sent(struct qp *qp)
@@ -258,8 +294,10 @@ enum progress local_send_datagram(struct qp *qp, uint32_t *status)
     struct spans src = {.count = 0};
     union grh grh;
 
-    if (!gather(qp, &grh, &src, status))
-        return PROGRESS_FAILED;
+    enum progress gathered = gather(qp, &grh, &src, status);
+
+    if (gathered != PROGRESS_DONE)
+        return gathered;
     if (ah->group)
         return send_to_group(qp, ah, &src, status);
     return deliver_to_one(qp, ah, &src) ? sent(qp) : PROGRESS_DROPPED;
@@ -271,8 +309,10 @@ enum progress trunk_send_datagram(struct qp *qp, uint32_t *status)
     struct spans src = {.count = 0};
     union grh grh;
 
-    if (!gather(qp, &grh, &src, status))
-        return PROGRESS_FAILED;
+    enum progress gathered = gather(qp, &grh, &src, status);
+
+    if (gathered != PROGRESS_DONE)
+        return gathered;
     if (!ah->trunk) /* severed */
         return PROGRESS_DROPPED;
     struct datagram datagram = describe(qp);

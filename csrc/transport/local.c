@@ -321,6 +321,23 @@ static enum progress send_read(struct qp *qp, const struct responder *to, uint32
     return PROGRESS_DONE;
 }
 
+/* The same of a word in a process: atomic against other atomics, as IBV_ATOMIC_HCA says, not against its CPUs. */
+static enum progress perform_by_thread(struct qp *qp, const struct responder *to, const struct span *target,
+                                       uint32_t *status)
+{
+    if (target->address & 7)
+        return refuse(qp, to->qp, status, IBV_WC_REM_INV_REQ_ERR);
+    switch (relay_atomic(qp, target)) {
+    case RELAYED_DONE:
+        qp->message.performed = true;
+        return PROGRESS_DONE;
+    case RELAYED_LATER:
+        return PROGRESS_MORE;
+    default:
+        return refuse(qp, to->qp, status, IBV_WC_REM_OP_ERR);
+    }
+}
+
 /* The atomic itself, of the word behind the key. PROGRESS_DONE: message.original is what was there. */
 static enum progress perform_atomic(struct qp *qp, const struct responder *to, uint32_t *status)
 {
@@ -333,9 +350,10 @@ static enum progress perform_atomic(struct qp *qp, const struct responder *to, u
         return refuse(qp, to->qp, status, IBV_WC_REM_INV_REQ_ERR);
     if (!resolve_remote(to, wqe, sizeof(original), IBV_ACCESS_REMOTE_ATOMIC, &target))
         return refuse(qp, to->qp, status, IBV_WC_REM_ACCESS_ERR);
+    if (__builtin_expect(target.by_process, 0))
+        return perform_by_thread(qp, to, &target.list[0], status);
     uint32_t length;
-    /* What a thread copies from and to a process is not atomic against anybody. */
-    uint64_t *word = target.by_process ? NULL : (uint64_t *)span_at(&target.list[0], 0, &length);
+    uint64_t *word = (uint64_t *)span_at(&target.list[0], 0, &length);
 
     /* An MR whose iova is not aligned like its memory: the word itself must be. */
     if (!word || ((uintptr_t)word & 7))

@@ -20,7 +20,7 @@
  *   a READ whose answer didn't come whole is executed again (IBTA 9.4.4 allows it)
  *   an atomic that was executed is answered from the replay cache, never executed twice
  *
- * Memory that only its own process reaches (relay.h: stacks) is refused here, with an access or protection error.
+ * Memory that only its own process reaches (reach.h: stacks) is refused here, with an access or protection error.
  *
  * Memory: payload goes from the sender's memory into the socket by one gathering
  * system call, and from the socket into the receiver's by one scattering one. Only
