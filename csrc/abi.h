@@ -31,7 +31,7 @@
 #endif
 
 enum {
-    SLUICE_ABI_VERSION = 4,
+    SLUICE_ABI_VERSION = 5,
 
     SLUICE_SEGMENT_SHIFT = 32,  /* log2 of a session's segment, bytes */
     SLUICE_ARENA_SHIFT = 47,    /* log2 of the arena, bytes: user addresses */
@@ -58,7 +58,9 @@ enum {
     SLUICE_MAX_WR = 32768,      /* per queue */
     SLUICE_MAX_CQE = 1048576,   /* per CQ: 2^20 */
     SLUICE_MAX_GIDS = 8,
+    SLUICE_MAX_DEVICES = 16,    /* of a node, and so of a tenant */
     SLUICE_NAME = 64,
+    SLUICE_DEVICE_NAME = 16,
     SLUICE_TOKEN = 16
 };
 
@@ -95,6 +97,7 @@ enum sluice_op {
     SLUICE_OP_OPEN_QP,
     SLUICE_OP_OPEN_CONTEXT, /* the answer comes with a descriptor: its async event pipe, read end */
     SLUICE_OP_CLOSE_CONTEXT, /* destroys what was made in it */
+    SLUICE_OP_LIST_DEVICES,
     SLUICE_OP_RESIZE_CQ = 32,
     SLUICE_OP_OPEN_MEMORY,
     SLUICE_OP_CLOSE_MEMORY,
@@ -161,16 +164,30 @@ struct sluice_hello_reply {
     struct sluice_header header; /* EPROTO: other ABI version; EACCES: bad token */
     uint32_t abi_version;        /* the router's */
     uint32_t session;
-    char device[SLUICE_NAME];    /* "sluice0" */
-    uint64_t node_guid;          /* big-endian bytes, as ibv_get_device_guid */
+};
+
+/* One of the tenant's devices. */
+struct sluice_device_entry {
+    char name[SLUICE_DEVICE_NAME]; /* "sluice0" */
+    uint64_t node_guid;            /* big-endian bytes, as ibv_get_device_guid */
+    uint32_t number;               /* below SLUICE_MAX_DEVICES; as long as the tenant has the device, the same */
+    uint32_t reserved;
+};
+
+/* Answer to LIST_DEVICES: those that the tenant has now. */
+struct sluice_devices_reply {
+    struct sluice_header header;
+    uint32_t count;
+    uint32_t reserved;
+    struct sluice_device_entry devices[SLUICE_MAX_DEVICES];
 };
 
 /*
  * Handles name objects of one session. Those of PDs, channels and CQs are never
  * 0 and not used again soon; a QP's and an SRQ's is its bit in the doorbell.
  *
- * Any request about one object, or about the whole device (handle 0). ALLOC_PD's is
- * the context.
+ * Any request about one object. ALLOC_PD's is the context; QUERY_DEVICE's and OPEN_CONTEXT's the
+ * device's number; LIST_DEVICES' 0.
  */
 struct sluice_handle_request {
     struct sluice_header header;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device.h"
 #include "qp.h"
 #include "tenant.h"
 
@@ -30,16 +31,17 @@ static uint64_t ingress_now(const struct lane *lane)
     return list_entry(lane, struct account, lanes[FLOW_INGRESS])->engine->now;
 }
 
-int account_init(struct account *account, struct sluice_engine *engine, struct account *parent, uint64_t *throttled_ns)
+int account_init(struct account *account, struct device *device, uint64_t *throttled_ns)
 {
+    struct sluice_engine *engine = device->engine;
     struct entity *entity = &account->entity;
-    bool is_device = account == &engine->device;
-    int error = is_device ? shaper_init(&engine->shaper, entity, &engine->timers, engine->now)
-                          : entity_init(entity, &engine->shaper, parent ? &parent->entity : NULL, throttled_ns);
+    int error = account == &device->account ? shaper_init(&device->shaper, entity, &engine->timers, engine->now)
+                                            : entity_init(entity, &device->shaper, NULL, throttled_ns);
 
     if (error)
         return error;
     account->engine = engine;
+    account->device = device;
     error = lane_init(&account->lanes[0], &engine->timers, &entity->ceiling[0], let_go, egress_now);
     if (!error && (error = lane_init(&account->lanes[1], &engine->timers, &entity->ceiling[1], let_go, ingress_now)))
         lane_free(&account->lanes[0]);
@@ -85,40 +87,12 @@ void account_charge(struct account *account, uint32_t direction, uint64_t bytes)
         lane_charged(&account->lanes[direction]);
 }
 
-/* ---- the device -------------------------------------------------------- */
-
-int device_init(struct sluice_engine *engine)
-{
-    return account_init(&engine->device, engine, NULL, NULL);
-}
-
-/* What a tenant keeps of the ceilings above it. */
-static void refresh_all(struct sluice_engine *engine)
-{
-    for (uint32_t number = 0; number < SLUICE_MAX_TENANTS; number++)
-        if (engine->tenants[number])
-            tenant_refresh(engine->tenants[number]);
-}
-
-void device_set(struct sluice_engine *engine, uint64_t capacity, bool wire)
-{
-    shaper_set_device(&engine->shaper, capacity, wire);
-    lane_open(&engine->device.lanes[FLOW_EGRESS]);
-    lane_open(&engine->device.lanes[FLOW_INGRESS]);
-    /* Guarantees are shares of the capacity. */
-    for (uint32_t number = 0; number < SLUICE_MAX_TENANTS; number++)
-        if (engine->tenants[number])
-            account_set_share(&engine->tenants[number]->account, &engine->tenants[number]->shape.share);
-    for (uint32_t number = 0; number < SLUICE_MAX_GROUPS; number++)
-        if (engine->tenant_groups[number])
-            account_set_share(&engine->tenant_groups[number]->account, &engine->tenant_groups[number]->share);
-    refresh_all(engine);
-}
-
 /* ---- groups ------------------------------------------------------------ */
 
-int tenant_group_add(struct sluice_engine *engine, const struct sluice_share *share)
+int tenant_group_add(struct device *device, const struct sluice_share *share)
 {
+    struct sluice_engine *engine = device->engine;
+
     for (uint32_t number = 0; number < SLUICE_MAX_GROUPS; number++) {
         if (engine->tenant_groups[number])
             continue;
@@ -129,7 +103,7 @@ int tenant_group_add(struct sluice_engine *engine, const struct sluice_share *sh
         group->number = number;
         group->counters = (struct sluice_group_counters *)(engine->counters + engine->header->groups_offset) + number;
         memset(group->counters, 0, sizeof(*group->counters));
-        int error = account_init(&group->account, engine, NULL, group->counters->throttled_ns);
+        int error = account_init(&group->account, device, group->counters->throttled_ns);
 
         if (error) {
             free(group);
@@ -155,5 +129,5 @@ void tenant_group_shape(struct tenant_group *group, const struct sluice_share *s
     memcpy(group->counters->min_bps, share->min_bps, sizeof(share->min_bps));
     memcpy(group->counters->max_bps, share->max_bps, sizeof(share->max_bps));
     account_set_share(&group->account, share);
-    refresh_all(group->account.engine);
+    tenants_refresh(group->account.engine);
 }

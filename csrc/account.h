@@ -5,8 +5,8 @@
 
 #include "node.h"
 
-/* parent NULL: the device. -ENOMEM. */
-int account_init(struct account *account, struct sluice_engine *engine, struct account *parent, uint64_t *throttled_ns);
+/* Below the device; the device's own account is the top. -ENOMEM. */
+int account_init(struct account *account, struct device *device, uint64_t *throttled_ns);
 void account_free(struct account *account);
 /* At once: who waits for the old ceilings is asked again. */
 void account_set_share(struct account *account, const struct sluice_share *share);
@@ -16,12 +16,8 @@ struct lane *account_lane(struct account *account, uint32_t direction, const str
 /* Bytes that came from, or went to, the other end. */
 void account_charge(struct account *account, uint32_t direction, uint64_t bytes);
 
-/* -ENOMEM. */
-int device_init(struct sluice_engine *engine);
-void device_set(struct sluice_engine *engine, uint64_t capacity, bool wire);
-
 /* Returns the group's number or a negative errno. */
-int tenant_group_add(struct sluice_engine *engine, const struct sluice_share *share);
+int tenant_group_add(struct device *device, const struct sluice_share *share);
 void tenant_group_free(struct tenant_group *group);
 void tenant_group_shape(struct tenant_group *group, const struct sluice_share *share);
 

@@ -35,7 +35,7 @@ static inline struct ah *ah_find(const struct session *session, uint32_t handle)
     return handle < SLUICE_SESSION_AHS ? session->ahs[handle] : NULL;
 }
 
-/* The tenant that a unicast AH leads to; NULL where nobody has the GID: what is sent there is lost. */
+/* The tenant, as a whole, that a unicast AH leads to; NULL where nobody has the GID: what is sent there is lost. */
 static inline struct tenant *ah_tenant(const struct sluice_engine *engine, const struct ah *ah)
 {
     struct tenant *tenant = ah->peer < SLUICE_MAX_TENANTS ? engine->tenants[ah->peer] : NULL;

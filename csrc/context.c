@@ -15,8 +15,12 @@
 #include "tenant.h"
 #include "xrc.h"
 
-int context_open(struct session *session, int *read_fd)
+int context_open(struct session *session, uint32_t device, int *read_fd)
 {
+    struct tenant *tenant = device < SLUICE_MAX_DEVICES ? session->tenant->on[device] : NULL;
+
+    if (!tenant)
+        return -ENODEV;
     if (session->context_count == SESSION_CONTEXTS)
         return -EMFILE;
     if (!tenant_take_files(session->tenant, 1))
@@ -30,6 +34,8 @@ int context_open(struct session *session, int *read_fd)
         return error;
     }
     context->session = session;
+    context->tenant = tenant;
+    tenant->contexts++;
     context->handle = session->next_handle++;
     list_init(&context->link);
     list_append(&session->contexts, &context->link);
@@ -55,6 +61,7 @@ void context_free(struct context *context)
         tenant_give_files(context->session->tenant, 1);
     }
     list_remove(&context->link);
+    context->tenant->contexts--;
     free(context);
 }
 

@@ -14,12 +14,13 @@ enum { SESSION_CONTEXTS = 256 };
 struct context {
     uint32_t handle;
     struct session *session;
+    struct tenant *tenant; /* on the context's device */
     int fd; /* write end of the pipe; -1: closed, but something that others use is still its own */
     struct list link;
 };
 
-/* Returns the handle or a negative errno. *read_fd is the caller's. */
-int context_open(struct session *session, int *read_fd);
+/* Returns the handle or a negative errno. *read_fd is the caller's. -ENODEV: the tenant hasn't this device. */
+int context_open(struct session *session, uint32_t device, int *read_fd);
 /* Destroys what was made in it. -EINVAL. */
 int context_close(struct session *session, uint32_t handle);
 /* All its objects are gone. */

@@ -40,8 +40,8 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
         return -EINVAL;
     uint32_t entries = entries_for(request->cqe);
 
-    if (!tenant_may_have(session->tenant, SLUICE_LIMIT_CQS, session->tenant->counters->cqs, 1,
-                         session->tenant->shape.max_cqs))
+    if (!tenant_may_have(context->tenant, SLUICE_LIMIT_CQS, context->tenant->counters->cqs, 1,
+                         context->tenant->shape.max_cqs))
         return -ENOMEM;
     if (request->channel) {
         for (struct list *link = session->channels.next; link != &session->channels; link = link->next)
@@ -82,7 +82,7 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
     list_append(&session->cqs, &cq->link);
     if (channel)
         channel->users++;
-    session->tenant->counters->cqs++;
+    context->tenant->counters->cqs++;
     reply->handle = cq->handle;
     reply->cqe = entries;
     reply->offset = cq->offset;
@@ -135,7 +135,7 @@ void cq_free(struct cq *cq)
 {
     if (cq->channel)
         cq->channel->users--;
-    cq->session->tenant->counters->cqs--;
+    cq->context->tenant->counters->cqs--;
     segment_give(&cq->session->segment, cq->offset, sizeof(struct sluice_cq_shared));
     segment_give(&cq->session->segment, cq->ring_offset, ring_size(cq->entries));
     list_remove(&cq->notify);
@@ -198,9 +198,9 @@ void cq_push(struct cq *cq, const struct sluice_cqe *cqe, bool solicited)
     slot->queue = cqe->queue;
     store_release(&slot->turn, turn);
     cq->produced++;
-    cq->session->tenant->counters->completions++;
+    cq->context->tenant->counters->completions++;
     if (cqe->status != IBV_WC_SUCCESS && cqe->status != IBV_WC_WR_FLUSH_ERR)
-        cq->session->tenant->counters->errors++;
+        cq->context->tenant->counters->errors++;
 
     cq->solicited |= solicited || cqe->status != IBV_WC_SUCCESS;
     if (cq->channel && list_unlinked(&cq->notify))
@@ -239,6 +239,6 @@ void cq_notify_all(struct sluice_engine *engine)
         uint64_t start = engine->now;
 
         engine->now = clock_now();
-        tenant_charge_time(cq->session->tenant, engine->now - start);
+        tenant_charge_time(cq->context->tenant, engine->now - start);
     }
 }

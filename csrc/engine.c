@@ -18,6 +18,7 @@
 #include "context.h"
 #include "copy.h"
 #include "cq.h"
+#include "device.h"
 #include "memory.h"
 #include "mr.h"
 #include "net.h"
@@ -149,7 +150,7 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
         goto fail;
     }
     copy_init();
-    if ((error = device_init(engine)) || (error = windows_open()) || (error = net_open(engine)) ||
+    if ((error = device_add(engine)) || (error = windows_open()) || (error = net_open(engine)) ||
         (error = open_counters(engine, counters_path)) || (error = open_page(engine)) || (error = port_open(engine)) ||
         (error = worker_start(engine)))
         goto fail;
@@ -183,12 +184,18 @@ void sluice_engine_close(struct sluice_engine *engine)
     worker_stop(engine);
     while (engine->live_count)
         session_free(engine->live[0]);
+    /* Further devices before the first. */
+    for (uint32_t i = 0; engine->tenants && i < SLUICE_MAX_TENANTS; i++)
+        if (engine->tenants[i] && engine->tenants[i]->first != engine->tenants[i])
+            tenant_free(engine->tenants[i]);
     for (uint32_t i = 0; engine->tenants && i < SLUICE_MAX_TENANTS; i++)
         if (engine->tenants[i])
             tenant_free(engine->tenants[i]);
     for (uint32_t i = 0; engine->tenant_groups && i < SLUICE_MAX_GROUPS; i++)
         if (engine->tenant_groups[i])
             tenant_group_free(engine->tenant_groups[i]);
+    while (engine->device_count)
+        device_free(engine->devices[--engine->device_count]);
     nic_close(engine);
     port_close(engine);
     trunks_free(engine);
@@ -245,18 +252,29 @@ int sluice_engine_next_event(struct sluice_engine *engine, struct sluice_engine_
 
 /* ---- tenants ----------------------------------------------------------- */
 
-int sluice_tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape)
-{
-    worker_enter(engine);
-    int result = tenant_add(engine, shape);
-
-    worker_leave(engine);
-    return result;
-}
-
 static struct tenant *find_tenant(struct sluice_engine *engine, uint32_t number)
 {
     return number < SLUICE_MAX_TENANTS ? engine->tenants[number] : NULL;
+}
+
+static struct device *find_device(struct sluice_engine *engine, uint32_t number)
+{
+    return number < engine->device_count ? engine->devices[number] : NULL;
+}
+
+int sluice_tenant_add(struct sluice_engine *engine, uint32_t number, int32_t of, const struct sluice_shape *shape)
+{
+    worker_enter(engine);
+    struct device *device = find_device(engine, number);
+    struct tenant *first = of < 0 ? NULL : find_tenant(engine, (uint32_t)of);
+    int result = -EINVAL;
+
+    if (!device)
+        result = -ENODEV;
+    else if (of < 0 || (first && first->first == first))
+        result = tenant_add(device, first, shape);
+    worker_leave(engine);
+    return result;
 }
 
 int sluice_tenant_address(struct sluice_engine *engine, uint32_t number, const uint8_t *gid)
@@ -278,7 +296,7 @@ int sluice_tenant_remove(struct sluice_engine *engine, uint32_t number)
     struct tenant *tenant = find_tenant(engine, number);
 
     if (tenant) {
-        result = tenant->session_count ? -EBUSY : 0;
+        result = tenant->session_count || tenant->others || tenant->contexts ? -EBUSY : 0;
         if (result == 0)
             tenant_free(tenant);
     }
@@ -309,12 +327,13 @@ int64_t sluice_tenant_verb(struct sluice_engine *engine, uint32_t number)
     return tenant ? wait : -EINVAL;
 }
 
-/* ---- groups and the device --------------------------------------------- */
+/* ---- groups and devices ------------------------------------------------ */
 
-int sluice_group_add(struct sluice_engine *engine, const struct sluice_share *share)
+int sluice_group_add(struct sluice_engine *engine, uint32_t number, const struct sluice_share *share)
 {
     worker_enter(engine);
-    int result = tenant_group_add(engine, share);
+    struct device *device = find_device(engine, number);
+    int result = device ? tenant_group_add(device, share) : -ENODEV;
 
     worker_leave(engine);
     return result;
@@ -348,14 +367,26 @@ int sluice_group_shape(struct sluice_engine *engine, uint32_t number, const stru
     return group ? 0 : -EINVAL;
 }
 
-int sluice_device_shape(struct sluice_engine *engine, uint64_t capacity_bps, uint32_t wire)
+int sluice_device_add(struct sluice_engine *engine)
+{
+    worker_enter(engine);
+    int result = device_add(engine);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_device_shape(struct sluice_engine *engine, uint32_t number, uint64_t capacity_bps, uint32_t wire)
 {
     if (capacity_bps == 0)
         return -EINVAL;
     worker_enter(engine);
-    device_set(engine, capacity_bps, wire != 0);
+    struct device *device = find_device(engine, number);
+
+    if (device)
+        device_set(device, capacity_bps, wire != 0);
     worker_leave(engine);
-    return 0;
+    return device ? 0 : -ENODEV;
 }
 
 uint64_t sluice_measure_copy(void)
@@ -393,7 +424,7 @@ int sluice_session_open(struct sluice_engine *engine, uint32_t number, struct sl
 {
     worker_enter(engine);
     struct tenant *tenant = find_tenant(engine, number);
-    int result = tenant ? session_open(tenant, files) : -EINVAL;
+    int result = tenant && tenant->first == tenant ? session_open(tenant, files) : -EINVAL;
 
     worker_leave(engine);
     return result;
@@ -432,25 +463,30 @@ int sluice_session_close(struct sluice_engine *engine, uint32_t number)
     return 0;
 }
 
-int sluice_session_async_event(struct sluice_engine *engine, uint32_t number, uint32_t event_type, uint32_t element)
+int sluice_session_async_event(struct sluice_engine *engine, uint32_t number, uint32_t device, uint32_t event_type,
+                               uint32_t element)
 {
     struct session *session = enter_session(engine, number);
 
     if (!session)
         return -EINVAL;
-    for (struct list *link = session->contexts.next; link != &session->contexts; link = link->next)
-        context_event(list_entry(link, struct context, link), event_type, element);
+    for (struct list *link = session->contexts.next; link != &session->contexts; link = link->next) {
+        const struct context *context = list_entry(link, struct context, link);
+
+        if (context->tenant->account.device->number == device)
+            context_event(context, event_type, element);
+    }
     worker_leave_for(engine, session->tenant);
     return 0;
 }
 
-int sluice_context_open(struct sluice_engine *engine, uint32_t number, int *read_fd)
+int sluice_context_open(struct sluice_engine *engine, uint32_t number, uint32_t device, int *read_fd)
 {
     struct session *session = enter_session(engine, number);
 
     if (!session)
         return -EINVAL;
-    int result = context_open(session, read_fd);
+    int result = context_open(session, device, read_fd);
 
     worker_leave_for(engine, session->tenant);
     return result;
@@ -655,6 +691,31 @@ int sluice_qp_detach(struct sluice_engine *engine, uint32_t number, uint32_t han
 
     worker_leave(engine);
     return result;
+}
+
+int sluice_pd_device(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    const struct pd *pd = pd_find(session, handle);
+    int device = pd ? (int)pd->context->tenant->account.device->number : -EINVAL;
+
+    worker_leave(engine);
+    return device;
+}
+
+int sluice_qp_device(struct sluice_engine *engine, uint32_t number, uint32_t handle)
+{
+    struct qp *qp = enter_qp(engine, number, handle);
+
+    if (!qp)
+        return -EINVAL;
+    int device = (int)qp->tenant->account.device->number;
+
+    worker_leave(engine);
+    return device;
 }
 
 int sluice_qp_type(struct sluice_engine *engine, uint32_t number, uint32_t handle)
@@ -886,7 +947,7 @@ int sluice_qp_tenant(struct sluice_engine *engine, uint32_t qp_num)
 {
     worker_enter(engine);
     const struct qp *qp = qp_lookup(engine, qp_num);
-    int result = qp && !qp->session->broken ? (int)qp->tenant->number : -ENOENT;
+    int result = qp && !qp->session->broken ? (int)qp->tenant->first->number : -ENOENT;
 
     worker_leave(engine);
     return result;

@@ -20,7 +20,7 @@
 struct sluice_engine;
 
 enum sluice_engine_limits {
-    SLUICE_MAX_TENANTS = 4096,
+    SLUICE_MAX_TENANTS = 4096, /* each counted once for each of its devices */
     SLUICE_MAX_NODES = 4096, /* others that this one ever had to do with */
     SLUICE_MAX_SESSIONS = 16384,
     SLUICE_MAX_GROUPS = 1024,
@@ -125,6 +125,7 @@ struct sluice_tenant_counters {
     uint64_t drops;         /* its UC and UD messages that nobody took; of a group's, those beyond its ceiling */
     uint64_t min_bps[2];    /* in force, by enum sluice_direction; 0: none */
     uint64_t max_bps[2];
+    uint64_t device;        /* its number */
 };
 
 struct sluice_group_counters {
@@ -220,11 +221,15 @@ int sluice_nic_async_fd(struct sluice_engine *engine);
 /* 1: *event_type (enum ibv_event_type) is the oldest; those of QPs are passed on already. 0: there is none. */
 int sluice_nic_next_event(struct sluice_engine *engine, uint32_t *event_type);
 
-/* Returns the tenant's number, which is its slot in the counters file. -EAGAIN: too many. */
-int sluice_tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape);
-/* Its GID (16 bytes): datagrams from other nodes name it. */
+/*
+ * A tenant on a device. of: the number of the same tenant on its first device, which stands for the
+ * tenant as a whole; -1: this is the first. Returns its number, which is its slot in the counters file.
+ * -EAGAIN: too many; -EEXIST: it has this device; -ENODEV: there is no such device.
+ */
+int sluice_tenant_add(struct sluice_engine *engine, uint32_t device, int32_t of, const struct sluice_shape *shape);
+/* The GID (16 bytes) of a tenant as a whole: datagrams from other nodes name it. */
 int sluice_tenant_address(struct sluice_engine *engine, uint32_t tenant, const uint8_t *gid);
-/* -EBUSY while it has sessions. */
+/* -EBUSY while it has sessions, further devices, or contexts on this one. */
 int sluice_tenant_remove(struct sluice_engine *engine, uint32_t tenant);
 /* -EINVAL: no such tenant, or no such group. */
 int sluice_tenant_shape(struct sluice_engine *engine, uint32_t tenant, const struct sluice_shape *shape);
@@ -234,17 +239,19 @@ int sluice_tenant_shape(struct sluice_engine *engine, uint32_t tenant, const str
  */
 int64_t sluice_tenant_verb(struct sluice_engine *engine, uint32_t tenant);
 
-/* Returns the group's number. -EAGAIN: too many. */
-int sluice_group_add(struct sluice_engine *engine, const struct sluice_share *share);
+/* A group of tenants on a device. Returns its number. -EAGAIN: too many; -ENODEV: there is no such device. */
+int sluice_group_add(struct sluice_engine *engine, uint32_t device, const struct sluice_share *share);
 /* -EBUSY while it has tenants. */
 int sluice_group_remove(struct sluice_engine *engine, uint32_t group);
 int sluice_group_shape(struct sluice_engine *engine, uint32_t group, const struct sluice_share *share);
 
+/* A further device, for good; device 0 is there from the start. Returns its number. -EAGAIN: too many. */
+int sluice_device_add(struct sluice_engine *engine);
 /*
- * The device's rate in each direction, bits per second: what guarantees are a share
- * of. wire: all traffic together keeps to it as well. Set it before guarantees.
+ * A device's rate in each direction, bits per second. Guarantees are shares of what all devices have
+ * together. wire: all traffic of the device together keeps to it as well. Set it before guarantees.
  */
-int sluice_device_shape(struct sluice_engine *engine, uint64_t capacity_bps, uint32_t wire);
+int sluice_device_shape(struct sluice_engine *engine, uint32_t device, uint64_t capacity_bps, uint32_t wire);
 
 /* Bits per second that one thread of this machine copies between cold memory, measured for 50 ms. */
 uint64_t sluice_measure_copy(void);
@@ -254,8 +261,8 @@ int sluice_session_open(struct sluice_engine *engine, uint32_t tenant, struct sl
 /* Destroys all it has; peers' next messages find nobody. */
 int sluice_session_close(struct sluice_engine *engine, uint32_t session);
 
-/* Return the handle. context: whose async events are those of what is made with it. */
-int sluice_context_open(struct sluice_engine *engine, uint32_t session, int *read_fd);
+/* Return the handle. context: whose async events are those of what is made with it. -ENODEV: the tenant hasn't this device. */
+int sluice_context_open(struct sluice_engine *engine, uint32_t session, uint32_t device, int *read_fd);
 int sluice_pd_alloc(struct sluice_engine *engine, uint32_t session, uint32_t context);
 int sluice_channel_create(struct sluice_engine *engine, uint32_t session, int *read_fd);
 int sluice_cq_create(struct sluice_engine *engine, uint32_t session,
@@ -328,7 +335,7 @@ int sluice_trunk_open(struct sluice_engine *engine);
 /* fd: a TCP connection to (connect) or from (accept) that node's router. Taken over where the result is 0. */
 int sluice_trunk_connect(struct sluice_engine *engine, uint32_t trunk, int fd);
 int sluice_trunk_accept(struct sluice_engine *engine, uint32_t trunk, int fd);
-/* The number of the tenant whose QP has this number. -ENOENT: nobody's. */
+/* The number of the tenant as a whole whose QP has this number. -ENOENT: nobody's. */
 int sluice_qp_tenant(struct sluice_engine *engine, uint32_t qp_num);
 /* Its number. */
 int sluice_qp_number(struct sluice_engine *engine, uint32_t session, uint32_t handle);
@@ -336,11 +343,14 @@ int sluice_qp_number(struct sluice_engine *engine, uint32_t session, uint32_t ha
 int sluice_qp_fail(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_qp_query(struct sluice_engine *engine, uint32_t session, uint32_t handle,
                     struct sluice_qp_attr *now);
+/* The number of the device that a QP or a PD is of. */
+int sluice_qp_device(struct sluice_engine *engine, uint32_t session, uint32_t handle);
+int sluice_pd_device(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 /* Its enum ibv_qp_type. */
 int sluice_qp_type(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 
-/* Writes an async event (enum ibv_event_type) to all contexts of the session. */
-int sluice_session_async_event(struct sluice_engine *engine, uint32_t session,
+/* Writes an async event (enum ibv_event_type) to all contexts of the session that are on the device. */
+int sluice_session_async_event(struct sluice_engine *engine, uint32_t session, uint32_t device,
                                uint32_t event_type, uint32_t element);
 
 #endif

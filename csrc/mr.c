@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <infiniband/verbs.h>
 
+#include "context.h"
 #include "memory.h"
 #include "mw.h"
 #include "nic.h"
@@ -64,16 +65,16 @@ struct mr *mr_take(struct pd *pd, enum mr_kind kind)
     list_append(kind == MR_REGION ? &pd->session->mrs : &pd->session->mws, &mr->link);
     pd->users++;
     if (kind == MR_REGION)
-        pd->session->tenant->counters->mrs++;
+        pd->context->tenant->counters->mrs++;
     else
-        pd->session->tenant->counters->mws++;
+        pd->context->tenant->counters->mws++;
     return mr;
 }
 
 /* Says where the region lies. */
 static void place(struct mr *mr, struct memory *memory, const struct sluice_command *command)
 {
-    struct sluice_tenant_counters *counters = mr->pd->session->tenant->counters;
+    struct sluice_tenant_counters *counters = mr->pd->context->tenant->counters;
 
     memory->users++;
     if (mr->memory)
@@ -99,7 +100,7 @@ static int reg_mr(struct session *session, struct sluice_command *command)
 
     if (!pd || !memory || !access_fits(command->access) || !range_fits(memory, command, command->access))
         return EINVAL;
-    struct mr *mr = within_limits(session->tenant, 1, command->length) ? mr_take(pd, MR_REGION) : NULL;
+    struct mr *mr = within_limits(pd->context->tenant, 1, command->length) ? mr_take(pd, MR_REGION) : NULL;
 
     if (!mr)
         return ENOMEM;
@@ -144,7 +145,8 @@ static int rereg_mr(struct session *session, struct sluice_command *command)
 
     if (mr && mr->nic)
         return EOPNOTSUPP;
-    if (!pd || flags == 0 || (flags & ~(uint32_t)IBV_REREG_MR_FLAGS_SUPPORTED))
+    if (!pd || flags == 0 || (flags & ~(uint32_t)IBV_REREG_MR_FLAGS_SUPPORTED) ||
+        pd->context->tenant != mr->pd->context->tenant)
         return EINVAL;
     uint32_t old_access = (mr->access & ~(uint32_t)(MR_LOCAL | MR_BY_PROCESS)) | (mr->zero_based ? IBV_ACCESS_ZERO_BASED : 0);
     uint32_t access = flags & IBV_REREG_MR_CHANGE_ACCESS ? command->access : old_access;
@@ -159,7 +161,7 @@ static int rereg_mr(struct session *session, struct sluice_command *command)
         if (!memory || !range_fits(memory, command, access))
             return EINVAL;
         if (command->length > mr->length &&
-            !within_limits(session->tenant, 0, command->length - mr->length))
+            !within_limits(pd->context->tenant, 0, command->length - mr->length))
             return ENOMEM;
         place(mr, memory, command);
     } else if (!memory_holds(memory, mr->iova + mr->offset, mr->length, access)) {
@@ -178,7 +180,7 @@ static int alloc_mw(struct session *session, struct sluice_command *command)
 
     if (!pd || (command->flags != IBV_MW_TYPE_1 && command->flags != IBV_MW_TYPE_2))
         return EINVAL;
-    struct mr *mr = within_limits(session->tenant, 1, 0)
+    struct mr *mr = within_limits(pd->context->tenant, 1, 0)
                         ? mr_take(pd, command->flags == IBV_MW_TYPE_1 ? MR_WINDOW_TYPE_1 : MR_WINDOW_TYPE_2)
                         : NULL;
 
@@ -201,7 +203,7 @@ static int dealloc_mw(struct session *session, uint32_t key)
 
 void mr_free(struct sluice_engine *engine, struct mr *mr)
 {
-    struct sluice_tenant_counters *counters = mr->pd->session->tenant->counters;
+    struct sluice_tenant_counters *counters = mr->pd->context->tenant->counters;
 
     if (mr->kind == MR_REGION) {
         counters->mrs--;

@@ -13,6 +13,7 @@
 
 #include "atomic.h"
 #include "clock.h"
+#include "device.h"
 #include "futex.h"
 #include "qp.h"
 #include "transport/tcp.h"
@@ -188,7 +189,7 @@ void net_serve(struct sluice_engine *engine)
 
     tcp_bury(net);
     if (net->sockets && (!list_empty(&net->ready) || engine->now - net->looked >= LOOK_NS ||
-                         !engine->shaper.working)) {
+                         !devices_working(engine))) {
         look(engine);
     }
     if (net->lingering)

@@ -2,9 +2,14 @@
 /*
  * Everything that the engine has, and who owns what:
  *
- *   engine ── tenants ── sessions ── PDs, channels, CQs, QPs, SRQs, AHs, MRs, memory
+ *   engine ── tenants ── sessions ── contexts, PDs, channels, CQs, QPs, SRQs, AHs, MRs, memory
  *          │         └── XRC domains, which sessions of one tenant share
+ *          ├── devices
  *          └── multicast groups
+ *
+ * A tenant that has several devices is a struct tenant on each of them, metered and shaped there by
+ * itself. The first of these stands for the tenant as a whole: sessions are its, and to peers it is who
+ * they talk to. A context, and what is made in it, belongs to the one on the context's device.
  *
  * Only the worker touches any of it (see worker.h), so there are no locks.
  */
@@ -26,6 +31,7 @@
 struct ah;
 struct context;
 struct cq;
+struct device;
 struct group;
 struct ibv_pd;
 struct mr;
@@ -37,11 +43,12 @@ struct worker;
 struct net;
 struct trunk;
 
-/* Who is metered: a tenant, a group of them, or the whole device. */
+/* Who is metered: a tenant, a group of them, or a whole device. */
 struct account {
     struct entity entity;
     struct lane lanes[DIRECTIONS]; /* other tenants' QPs that wait for its ceiling */
     struct sluice_engine *engine;
+    struct device *device;
 };
 
 struct tenant_group {
@@ -56,8 +63,12 @@ struct tenant {
     struct account account;
     struct sluice_engine *engine;
     uint32_t number;
+    struct tenant *first; /* the same tenant on its first device: itself, mostly */
+    struct tenant *on[SLUICE_MAX_DEVICES]; /* of the first: by the device's number, or NULL */
+    uint32_t others;      /* of the first: how many these are, beside itself */
+    uint32_t contexts;    /* on this device */
     uint64_t incarnation; /* numbers are used again, this isn't */
-    uint8_t gid[16];      /* zeroes until it is known */
+    uint8_t gid[16];      /* of the first: zeroes until it is known */
     struct sluice_shape shape;
     struct tenant_group *group;        /* or NULL */
     bool limited[DIRECTIONS];   /* a ceiling of its own, its group's or the device's */
@@ -106,7 +117,7 @@ struct memory {
 
 struct session {
     struct sluice_engine *engine;
-    struct tenant *tenant;
+    struct tenant *tenant; /* the first */
     uint32_t number;
     uint32_t live; /* place in engine->live */
     bool broken;   /* its shared memory held garbage: nothing of it is read any more */
@@ -145,8 +156,8 @@ struct sluice_engine {
     struct session **live;    /* the sessions there are, dense */
     uint32_t live_count;
     struct list watched;      /* QPs whose empty send queue is looked at for a while */
-    struct shaper shaper;
-    struct account device;
+    struct device *devices[SLUICE_MAX_DEVICES];
+    uint32_t device_count;
     struct tenant_group **tenant_groups;    /* SLUICE_MAX_GROUPS */
 
     struct qp **qps;          /* SLUICE_MAX_QPS, by slot */

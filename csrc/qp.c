@@ -108,8 +108,11 @@ static int find_objects(struct qp *qp, const struct sluice_create_qp_request *re
     if (qp->type == IBV_QPT_XRC_RECV) {
         struct opened_xrcd *opened = xrcd_find(session, request->xrcd);
 
-        qp->xrcd = opened ? opened->xrcd : NULL;
-        return opened ? 0 : -EINVAL;
+        if (!opened)
+            return -EINVAL;
+        qp->xrcd = opened->xrcd;
+        qp->tenant = qp->xrcd->tenant;
+        return 0;
     }
     qp->opcodes = opcodes_of(qp->type);
     if (!qp->opcodes)
@@ -122,13 +125,18 @@ static int find_objects(struct qp *qp, const struct sluice_create_qp_request *re
     qp->send_cq = cq_find(session, request->send_cq);
     if (!qp->pd || !qp->send_cq)
         return -EINVAL;
+    qp->tenant = qp->pd->context->tenant;
+    if (qp->send_cq->context->tenant != qp->tenant)
+        return -EINVAL;
     if (qp->type == IBV_QPT_XRC_SEND)
         return 0;
     qp->recv_cq = cq_find(session, request->recv_cq);
     qp->srq = request->srq ? srq_find(session, request->srq) : NULL;
     if (!qp->recv_cq || (request->srq && (!qp->srq || qp->srq->xrcd)))
         return -EINVAL;
-    return 0;
+    return qp->recv_cq->context->tenant == qp->tenant && (!qp->srq || qp->srq->pd->context->tenant == qp->tenant)
+               ? 0
+               : -EINVAL;
 }
 
 static void lay_out(struct qp *qp, const struct sluice_qp_cap *asked)
@@ -235,17 +243,12 @@ static void use_objects(struct qp *qp, int by)
 int qp_create(struct session *session, const struct sluice_create_qp_request *request,
               struct sluice_create_qp_reply *reply)
 {
-    if (!tenant_may_have(session->tenant, SLUICE_LIMIT_QPS, session->tenant->counters->qps, 1,
-                         session->tenant->shape.max_qps))
-        return -ENOMEM;
-
     struct qp *qp = aligned_alloc(64, (sizeof(*qp) + 63) & ~63ul);
 
     if (!qp)
         return -ENOMEM;
     memset(qp, 0, sizeof(*qp));
     qp->session = session;
-    qp->tenant = session->tenant;
     qp->sq_sig_all = request->sq_sig_all != 0;
     qp->peer_tenant = -1;
     requester_init(qp);
@@ -258,6 +261,8 @@ int qp_create(struct session *session, const struct sluice_create_qp_request *re
     list_init(&qp->in_xrcd);
     int error = find_objects(qp, request);
 
+    if (!error && !tenant_may_have(qp->tenant, SLUICE_LIMIT_QPS, qp->tenant->counters->qps, 1, qp->tenant->shape.max_qps))
+        error = -ENOMEM;
     if (!error) {
         lay_out(qp, &request->cap);
         error = take_resources(qp, request);

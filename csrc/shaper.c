@@ -372,9 +372,9 @@ int shaper_init(struct shaper *shaper, struct entity *device, struct timers *tim
     return entity_init(device, shaper, NULL, shaper->device_throttled_ns);
 }
 
-void shaper_set_device(struct shaper *shaper, uint64_t capacity, bool wire)
+void shaper_set_device(struct shaper *shaper, uint64_t capacity, uint64_t whole, bool wire)
 {
-    shaper->capacity = capacity;
+    shaper->capacity = whole;
     shaper->wire = wire;
     for (uint32_t direction = 0; direction < DIRECTIONS; direction++)
         bucket_set(&shaper->device->ceiling[direction], BUCKET_BYTES, wire ? capacity : 0, 0, shaper->now);
@@ -411,32 +411,53 @@ static struct entity *leaf_below(struct entity *entity, enum flow flow)
     return entity;
 }
 
-bool shaper_next(struct shaper *shaper, uint64_t now, struct turn *turn)
+/* The flows in which somebody may go. */
+static void look_at_flows(struct shaper *shaper, bool ready[FLOWS])
 {
-    struct entity *device = shaper->device, *urgent = NULL;
-    uint64_t earliest = 0;
-    bool ready[FLOWS], found = false;
-
-    advance_now(shaper, now);
     for (uint32_t flow = 0; flow < FLOWS; flow++)
-        ready[flow] = device->children[flow].least && device_ready(shaper, flow);
+        ready[flow] = shaper->device->children[flow].least && device_ready(shaper, flow);
+}
+
+static bool next_due(struct shaper *shaper, const bool ready[FLOWS], struct turn *turn, uint64_t *earliest)
+{
+    struct entity *urgent = NULL;
+
     for (uint32_t flow = 0; flow < DIRECTIONS; flow++) {
         uint64_t deadline;
         struct entity *entity = ready[flow] ? most_urgent(shaper, flow, &deadline) : NULL;
 
-        if (entity && (!urgent || deadline < earliest)) {
+        if (entity && (!urgent || deadline < *earliest)) {
             urgent = entity;
-            earliest = deadline;
+            *earliest = deadline;
             turn->flow = flow;
         }
     }
-    if (urgent) {
-        turn->guaranteed = urgent;
-        turn->leaf = leaf_below(urgent, turn->flow);
-        return true;
-    }
-    uint64_t least = 0;
+    if (!urgent)
+        return false;
+    turn->guaranteed = urgent;
+    turn->leaf = leaf_below(urgent, turn->flow);
+    return true;
+}
 
+bool shaper_next_due(struct shaper *shaper, uint64_t now, struct turn *turn, uint64_t *deadline)
+{
+    bool ready[FLOWS];
+
+    advance_now(shaper, now);
+    look_at_flows(shaper, ready);
+    return next_due(shaper, ready, turn, deadline);
+}
+
+bool shaper_next(struct shaper *shaper, uint64_t now, struct turn *turn)
+{
+    struct entity *device = shaper->device;
+    uint64_t least = 0, deadline;
+    bool ready[FLOWS], found = false;
+
+    advance_now(shaper, now);
+    look_at_flows(shaper, ready);
+    if (next_due(shaper, ready, turn, &deadline))
+        return true;
     for (uint32_t flow = 0; flow < FLOWS; flow++) {
         uint64_t key = !ready[flow] ? 0 : shaper->wire ? shaper->used_ns[flow] : device->children[flow].least->key;
 

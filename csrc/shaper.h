@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Who may go next: the hierarchy device -> group -> tenant. (A tenant's QPs take
- * turns; that is tenant.c's.) What is shared is the engine's time and, where the
- * device has a rate of its own, its wire. Three rules, in this order:
+ * Who may go next on one device: the hierarchy device -> group -> tenant. (A tenant's QPs
+ * take turns; that is tenant.c's. Which of several devices is next is device.c's.) What is
+ * shared is the engine's time and, where the device has a rate of its own, its wire. Three
+ * rules, in this order:
  *
  * 1. Ceilings. Each entity has a bucket for each direction, and a tenant buckets
  *    for operations, verbs and the engine's time. A turn is charged to the whole
@@ -15,7 +16,7 @@
  *    (Stoica, Zhang, Ng, SIGCOMM 1997) with straight service curves. Its cost in a
  *    turn of b bytes and t ns is what moves its curve most: b at the guaranteed
  *    rate, or t at the share of the engine that the rate is of the capacity. So
- *    all guarantees together ask for sum(rate)/capacity <= 1 of the device (the
+ *    all guarantees together ask for sum(rate)/capacity <= 1 of the engine (the
  *    control plane refuses more), and earliest deadline first then meets every
  *    deadline (Liu and Layland 1973), late by at most one turn, which can't be
  *    interrupted. A costly message eats its own sender's guarantee.
@@ -95,8 +96,8 @@ struct entity {
 struct shaper {
     struct timers *timers;
     uint64_t now; /* never runs backwards */
-    uint64_t capacity; /* bits per second, each direction; what guarantees are a share of */
-    bool wire;    /* the capacity is the device's ceiling too */
+    uint64_t capacity; /* bits per second, each direction, of all devices together; what guarantees are a share of */
+    bool wire;    /* the device has a ceiling of its own */
     struct entity *device;
     struct heap waiting[DIRECTIONS], due[DIRECTIONS]; /* floors of those that want and may */
     uint64_t used_ns[FLOWS]; /* of the engine, where each flow has a wire of its own */
@@ -113,8 +114,11 @@ struct turn {
 
 /* device: the top of the hierarchy, which this makes. -ENOMEM. */
 int shaper_init(struct shaper *shaper, struct entity *device, struct timers *timers, uint64_t now);
-/* capacity: bits per second, not 0. wire: also limit the sum to it. Guarantees must be set again. */
-void shaper_set_device(struct shaper *shaper, uint64_t capacity, bool wire);
+/*
+ * capacity: the device's, bits per second, not 0. wire: also limit the sum to it. whole: what the engine carries, for
+ * all devices together. Guarantees must be set again.
+ */
+void shaper_set_device(struct shaper *shaper, uint64_t capacity, uint64_t whole, bool wire);
 
 /* throttled_ns: room for SLUICE_LIMITS words of counters. parent NULL: the device. -ENOMEM. */
 int entity_init(struct entity *entity, struct shaper *shaper, struct entity *parent, uint64_t *throttled_ns);
@@ -131,6 +135,8 @@ void entity_set_work(struct entity *leaf, enum flow flow, bool has_work);
 
 /* False: nobody may go now; timers say when to ask again. */
 bool shaper_next(struct shaper *shaper, uint64_t now, struct turn *turn);
+/* Only on account of a guarantee that is due: the most urgent one. *deadline: ns. */
+bool shaper_next_due(struct shaper *shaper, uint64_t now, struct turn *turn, uint64_t *deadline);
 /* What the turn took, ended now. */
 void shaper_charge(struct shaper *shaper, const struct turn *turn, uint64_t bytes, uint64_t operations, uint64_t ns,
                    uint64_t now);

@@ -32,7 +32,7 @@ static int take_number(struct srq *srq)
 {
     struct sluice_engine *engine = srq->session->engine;
 
-    if (srq->session->tenant->xrc_srqs == TENANT_XRC_SRQS)
+    if (srq->pd->context->tenant->xrc_srqs == TENANT_XRC_SRQS)
         return -ENOMEM;
     for (uint32_t i = 0; i <= SLUICE_MAX_SRQN; i++) {
         uint32_t number = (engine->srq_hint + i) & SLUICE_MAX_SRQN;
@@ -42,7 +42,7 @@ static int take_number(struct srq *srq)
         engine->srq_hint = number + 1;
         engine->srqs[number] = srq;
         srq->number = number;
-        srq->session->tenant->xrc_srqs++;
+        srq->pd->context->tenant->xrc_srqs++;
         return 0;
     }
     return -ENOMEM;
@@ -53,7 +53,7 @@ static void give_number(struct srq *srq)
     if (srq->number == 0)
         return;
     srq->session->engine->srqs[srq->number] = NULL;
-    srq->session->tenant->xrc_srqs--;
+    srq->pd->context->tenant->xrc_srqs--;
 }
 
 /* What the request names, checked. */

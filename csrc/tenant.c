@@ -8,12 +8,33 @@
 
 #include "account.h"
 #include "clock.h"
+#include "device.h"
 
 /* What a turn is taken to cost before one was measured. */
 enum { MESSAGE_NS = 200, KIB_NS = 64 };
 
-int tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape)
+/* Both it and the tenant as a whole know of it from here on. */
+static void join_first(struct tenant *tenant, struct tenant *first)
 {
+    tenant->first = first;
+    first->on[tenant->account.device->number] = tenant;
+    if (tenant != first)
+        first->others++;
+}
+
+static void leave_first(struct tenant *tenant)
+{
+    tenant->first->on[tenant->account.device->number] = NULL;
+    if (tenant != tenant->first)
+        tenant->first->others--;
+}
+
+int tenant_add(struct device *device, struct tenant *first, const struct sluice_shape *shape)
+{
+    struct sluice_engine *engine = device->engine;
+
+    if (first && first->on[device->number])
+        return -EEXIST;
     for (uint32_t number = 0; number < SLUICE_MAX_TENANTS; number++) {
         if (engine->tenants[number])
             continue;
@@ -30,7 +51,8 @@ int tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape)
         list_init(&tenant->firsts);
         tenant->counters = (struct sluice_tenant_counters *)(engine->counters + engine->header->tenants_offset) + number;
         memset(tenant->counters, 0, sizeof(*tenant->counters));
-        int error = account_init(&tenant->account, engine, NULL, tenant->counters->throttled_ns);
+        tenant->counters->device = device->number;
+        int error = account_init(&tenant->account, device, tenant->counters->throttled_ns);
 
         if (error) {
             free(tenant);
@@ -38,6 +60,7 @@ int tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape)
         }
         tenant->incarnation = ++engine->incarnations;
         list_init(&tenant->xrcds);
+        join_first(tenant, first ? first : tenant);
         engine->tenants[number] = tenant;
         error = tenant_shape(tenant, shape);
         if (error) {
@@ -61,6 +84,7 @@ static void join(struct tenant *tenant, struct tenant_group *group)
 void tenant_free(struct tenant *tenant)
 {
     join(tenant, NULL);
+    leave_first(tenant);
     account_free(&tenant->account);
     tenant->engine->tenants[tenant->number] = NULL;
     free(tenant);
@@ -84,7 +108,7 @@ int tenant_shape(struct tenant *tenant, const struct sluice_shape *shape)
 
     if (shape->group) {
         group = shape->group <= SLUICE_MAX_GROUPS ? engine->tenant_groups[shape->group - 1] : NULL;
-        if (!group)
+        if (!group || group->account.device != tenant->account.device)
             return -EINVAL;
     }
     tenant->shape = *shape;

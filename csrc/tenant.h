@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A tenant: who is metered and shaped. */
+/* A tenant on one device: who is metered and shaped (node.h). */
 #ifndef SLUICE_TENANT_H
 #define SLUICE_TENANT_H
 
@@ -7,9 +7,12 @@
 
 struct qp;
 
-/* Returns the tenant's number or a negative errno. -EINVAL: no such group. */
-int tenant_add(struct sluice_engine *engine, const struct sluice_shape *shape);
-/* It has no sessions any more. */
+/*
+ * first: the tenant on its first device, where this is a further one; else NULL. Returns its number or a negative
+ * errno. -EINVAL: no such group on this device; -EEXIST: it has the device already.
+ */
+int tenant_add(struct device *device, struct tenant *first, const struct sluice_shape *shape);
+/* It has no sessions, contexts and further devices any more. */
 void tenant_free(struct tenant *tenant);
 
 /* New limits, at once: who waits for the old rate is asked again. -EINVAL: no such group. */

@@ -6,6 +6,7 @@
 #include "account.h"
 #include "ah.h"
 #include "clock.h"
+#include "device.h"
 #include "qp.h"
 #include "session.h"
 #include "tenant.h"
@@ -31,8 +32,14 @@ static struct tenant *destination(const struct qp *qp)
     if (qp->type != IBV_QPT_UD)
         return NULL;
     const struct ah *ah = ah_find(qp->session, qp->message.wqe->ah);
+    struct tenant *tenant = ah && !ah->group ? ah_tenant(qp->session->engine, ah) : NULL;
 
-    return ah && !ah->group ? ah_tenant(qp->session->engine, ah) : NULL;
+    if (!tenant || tenant->others == 0)
+        return tenant;
+    /* Which of its devices the QP is on. */
+    const struct qp *to = qp_lookup(qp->session->engine, qp->message.wqe->remote_qpn);
+
+    return to && to->tenant->first == tenant ? to->tenant : tenant;
 }
 
 static void charge_peer(struct allowance *allowance)
@@ -74,7 +81,7 @@ bool turn_admits(struct allowance *allowance, struct qp *qp)
 
 static struct allowance allow(const struct tenant *tenant, enum flow flow)
 {
-    bool alone = tenant->engine->shaper.working == 1 && tenant->active[flow].next == tenant->active[flow].prev;
+    bool alone = devices_working(tenant->engine) == 1 && tenant->active[flow].next == tenant->active[flow].prev;
     struct allowance allowance = {.flow = flow, .messages = MESSAGES_ALONE, .bytes = TURN_ALONE};
     const struct bucket *operations = &tenant->account.entity.operations;
 
@@ -130,7 +137,7 @@ bool turn_take(struct sluice_engine *engine)
 {
     struct turn turn;
 
-    while (shaper_next(&engine->shaper, engine->now, &turn)) {
+    while (devices_next(engine, &turn)) {
         struct tenant *tenant = list_entry(turn.leaf, struct tenant, account.entity);
         struct list *active = &tenant->active[turn.flow];
 
@@ -153,7 +160,8 @@ bool turn_take(struct sluice_engine *engine)
         learn(tenant, &allowance, ns);
         if (list_empty(active))
             entity_set_work(turn.leaf, turn.flow, false);
-        shaper_charge(&engine->shaper, &turn, allowance.moved, allowance.operations, ns, engine->now);
+        shaper_charge(turn.leaf->shaper, &turn, allowance.moved, allowance.operations, ns, engine->now);
+        device_charge(tenant->account.device, &turn, ns);
         if (allowance.peer)
             charge_peer(&allowance);
         return true;

@@ -15,6 +15,7 @@
 
 #include "atomic.h"
 #include "clock.h"
+#include "device.h"
 #include "futex.h"
 #include "net.h"
 #include "nic.h"
@@ -165,7 +166,7 @@ static bool rung(const struct sluice_engine *engine)
 
 bool worker_called(const struct sluice_engine *engine)
 {
-    return load_relaxed(&engine->worker->wanted) || engine->shaper.working > 1 || !list_empty(&engine->net->ready) ||
+    return load_relaxed(&engine->worker->wanted) || devices_working(engine) > 1 || !list_empty(&engine->net->ready) ||
            rung(engine) ||
            (engine->timers.count && clock_now() >= timers_next(&engine->timers));
 }
@@ -356,7 +357,7 @@ void worker_leave(struct sluice_engine *engine)
 {
     /* Where it sleeps it has something to look at: timers that are nearer, QPs that may send. */
     bool wake = load_relaxed(&engine->page->parked) &&
-                (engine->shaper.working || !list_empty(&engine->net->ready) || !list_empty(&engine->notify) || engine->timers.count);
+                (devices_working(engine) || !list_empty(&engine->net->ready) || !list_empty(&engine->notify) || engine->timers.count);
 
     /* Cleared first, so that a worker which is only about to sleep doesn't. */
     if (wake)

@@ -26,11 +26,12 @@ int xrcd_open(struct session *session, uint32_t context, bool has_inode, uint64_
               bool exclusive)
 {
     struct context *of = context_find(session, context);
-    struct tenant *tenant = session->tenant;
-    struct xrcd *xrcd = has_inode ? find_inode(tenant, dev, ino) : NULL;
 
     if (!of)
         return -EINVAL;
+    struct tenant *tenant = of->tenant;
+    struct xrcd *xrcd = has_inode ? find_inode(tenant, dev, ino) : NULL;
+
     if (has_inode && !xrcd && !create)
         return -EAGAIN;
     if (xrcd && create && exclusive)

@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The device that ids are bound to: one context for all, and one PD while an id uses it. man rdma_get_devices. */
+/*
+ * The device that ids are bound to, the tenant's first: one context for all, and one PD while an id uses it. All
+ * its devices have the tenant's address, which is what ids go by. man rdma_get_devices.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cm.h"
 #include "objects.h"
@@ -10,6 +14,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct ibv_context *context;
+static struct ibv_context *others[SLUICE_MAX_DEVICES]; /* by number, once somebody asked for all */
 static struct ibv_pd *pd;
 static struct ibv_xrcd *xrcd;
 static unsigned users;
@@ -43,6 +48,7 @@ void cm_fork_child(void)
     /* All of it is the parent's; its ids are of no use here. */
     pthread_mutex_init(&lock, NULL);
     context = NULL;
+    memset(others, 0, sizeof(others));
     pd = NULL;
     xrcd = NULL;
     users = 0;
@@ -102,6 +108,26 @@ uint8_t cm_device_max_reads(void)
     return max_reads;
 }
 
+/* The context of each device into list, the first device's first. Returns how many. */
+static int open_all(struct ibv_context *list[SLUICE_MAX_DEVICES])
+{
+    int count, opened = 0;
+    struct ibv_device **devices = ibv_get_device_list(&count);
+
+    for (int i = 0; devices && i < count; i++) {
+        uint32_t number = to_device(devices[i])->number;
+        struct ibv_context **place = devices[i] == context->device ? &context : &others[number];
+
+        if (!*place)
+            *place = ibv_open_device(devices[i]);
+        if (*place)
+            list[opened++] = *place;
+    }
+    if (devices)
+        ibv_free_device_list(devices);
+    return opened;
+}
+
 EXPORT struct ibv_context **rdma_get_devices(int *num_devices)
 {
     struct ibv_context **list = NULL;
@@ -112,11 +138,12 @@ EXPORT struct ibv_context **rdma_get_devices(int *num_devices)
         return NULL;
     pthread_mutex_lock(&lock);
     if (!open_context()) {
-        list = calloc(2, sizeof(*list));
+        list = calloc(SLUICE_MAX_DEVICES + 1, sizeof(*list));
         if (list) {
-            list[0] = context;
+            int count = open_all(list);
+
             if (num_devices)
-                *num_devices = 1;
+                *num_devices = count;
         }
     }
     pthread_mutex_unlock(&lock);

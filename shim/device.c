@@ -14,41 +14,78 @@
 /* Each names an interrupt on a real device, and nothing here: applications spread their CQs over several. */
 enum { COMP_VECTORS = 8 };
 
-static struct shim_device device;
-static pthread_once_t device_once = PTHREAD_ONCE_INIT;
+/*
+ * By number. A list's pointers stay good after it is freed, as long as a context is open (man
+ * ibv_free_device_list); here they always do. What was told once of a device stays.
+ */
+static struct shim_device devices[SLUICE_MAX_DEVICES];
+static pthread_mutex_t devices_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static void describe_device(void)
+static void describe_device(struct shim_device *device, const struct sluice_device_entry *entry)
 {
-    struct ibv_device *public = &device.device;
+    struct ibv_device *public = &device->device;
 
+    if (public->name[0])
+        return;
     public->node_type = IBV_NODE_CA;
     public->transport_type = IBV_TRANSPORT_IB;
-    snprintf(public->name, sizeof(public->name), "%s", session.device);
-    snprintf(public->dev_name, sizeof(public->dev_name), "uverbs0");
-    snprintf(public->dev_path, sizeof(public->dev_path), "/sys/class/infiniband_verbs/uverbs0");
-    snprintf(public->ibdev_path, sizeof(public->ibdev_path), "/sys/class/infiniband/%s", session.device);
-    device.guid = session.node_guid;
+    snprintf(public->dev_name, sizeof(public->dev_name), "uverbs%u", entry->number);
+    snprintf(public->dev_path, sizeof(public->dev_path), "/sys/class/infiniband_verbs/uverbs%u", entry->number);
+    snprintf(public->ibdev_path, sizeof(public->ibdev_path), "/sys/class/infiniband/%.*s", SLUICE_DEVICE_NAME,
+             entry->name);
+    snprintf(public->name, sizeof(public->name), "%.*s", SLUICE_DEVICE_NAME, entry->name);
+    device->guid = entry->node_guid;
+    device->number = entry->number;
+}
+
+/* Those that the tenant has now, into list, ended by NULL. Returns 0 or errno. */
+static int list_devices(struct ibv_device *list[SLUICE_MAX_DEVICES + 1], int *count)
+{
+    struct sluice_handle_request request = {0};
+    struct sluice_devices_reply reply;
+    int error = session_open();
+
+    *count = 0;
+    if (!error)
+        error = session_call(SLUICE_OP_LIST_DEVICES, &request, sizeof(request), &reply, sizeof(reply));
+    if (error)
+        return error;
+    pthread_mutex_lock(&devices_lock);
+    for (uint32_t i = 0; i < reply.count && i < SLUICE_MAX_DEVICES; i++) {
+        const struct sluice_device_entry *entry = &reply.devices[i];
+
+        if (entry->number >= SLUICE_MAX_DEVICES)
+            continue;
+        describe_device(&devices[entry->number], entry);
+        list[(*count)++] = &devices[entry->number].device;
+    }
+    pthread_mutex_unlock(&devices_lock);
+    return 0;
+}
+
+void devices_fork_child(void)
+{
+    pthread_mutex_init(&devices_lock, NULL);
 }
 
 EXPORT struct ibv_device **ibv_get_device_list(int *num_devices)
 {
-    struct ibv_device **list = calloc(2, sizeof(*list));
-    int error;
+    struct ibv_device **list = calloc(SLUICE_MAX_DEVICES + 1, sizeof(*list));
+    int count;
 
     if (num_devices)
         *num_devices = 0;
     if (!list)
         return NULL;
-    error = session_open();
+    int error = list_devices(list, &count);
+
     if (error) {
         /* As on a host without a device: an empty list. */
         errno = error;
         return list;
     }
-    pthread_once(&device_once, describe_device);
-    list[0] = &device.device;
     if (num_devices)
-        *num_devices = 1;
+        *num_devices = count;
     return list;
 }
 
@@ -64,19 +101,17 @@ EXPORT const char *ibv_get_device_name(struct ibv_device *public)
 
 EXPORT __be64 ibv_get_device_guid(struct ibv_device *public)
 {
-    (void)public;
-    return device.guid;
+    return to_device(public)->guid;
 }
 
 EXPORT int ibv_get_device_index(struct ibv_device *public)
 {
-    (void)public;
-    return 0;
+    return (int)to_device(public)->number;
 }
 
 EXPORT struct ibv_context *ibv_open_device(struct ibv_device *public)
 {
-    struct sluice_handle_request request = {0};
+    struct sluice_handle_request request = {.handle = to_device(public)->number};
     struct sluice_handle_reply reply;
     int async_fd;
     /* Also in a forked child, with the list that its parent got. */

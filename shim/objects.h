@@ -38,6 +38,7 @@ static inline void spinlock_unlock(struct spinlock *lock)
 struct shim_device {
     struct ibv_device device;
     uint64_t guid;
+    uint32_t number; /* by which the router knows it */
 };
 
 /* The verbs_context with all operations of the header that we were built with. */
@@ -146,6 +147,11 @@ static inline void cq_unlock(struct shim_cq *cq)
 static inline struct shim_context *to_context(struct ibv_context *context)
 {
     return (struct shim_context *)((char *)context - offsetof(struct shim_context, verbs.context));
+}
+
+static inline struct shim_device *to_device(struct ibv_device *device)
+{
+    return (struct shim_device *)device;
 }
 
 static inline struct shim_cq *to_cq(struct ibv_cq *cq)
@@ -257,6 +263,8 @@ int shim_query_device_ex(struct ibv_context *context, const struct ibv_query_dev
 int shim_query_port(struct ibv_context *context, uint8_t port_num, struct ibv_port_attr *attr, size_t attr_size);
 int shim_query_rt_values(struct ibv_context *context, struct ibv_values_ex *values);
 
+/* In a forked child: nobody holds the lock of the device list there. */
+void devices_fork_child(void);
 /* In a forked child: rdma_cm begins anew (cm_device.c). */
 void cm_fork_child(void);
 

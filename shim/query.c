@@ -11,9 +11,9 @@
 
 enum { PORTS = 1, PKEY = 0xffff };
 
-static int ask(struct sluice_device_reply *reply)
+static int ask(struct ibv_context *context, struct sluice_device_reply *reply)
 {
-    struct sluice_handle_request request = {0};
+    struct sluice_handle_request request = {.handle = to_device(context->device)->number};
 
     return session_call(SLUICE_OP_QUERY_DEVICE, &request, sizeof(request), reply, sizeof(*reply));
 }
@@ -21,9 +21,8 @@ static int ask(struct sluice_device_reply *reply)
 EXPORT int ibv_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 {
     struct sluice_device_reply device;
-    int error = ask(&device);
+    int error = ask(context, &device);
 
-    (void)context;
     if (error)
         return error;
     *attr = (struct ibv_device_attr){
@@ -98,10 +97,9 @@ int shim_query_port(struct ibv_context *context, uint8_t port_num, struct ibv_po
     struct sluice_device_reply device;
     struct ibv_port_attr all;
 
-    (void)context;
     if (port_num != PORTS)
         return EINVAL;
-    int error = ask(&device);
+    int error = ask(context, &device);
 
     if (error)
         return error;
@@ -155,8 +153,7 @@ EXPORT int ibv_query_gid(struct ibv_context *context, uint8_t port_num, int inde
 {
     struct sluice_device_reply device;
 
-    (void)context;
-    int error = port_num != PORTS || index < 0 ? EINVAL : ask(&device);
+    int error = port_num != PORTS || index < 0 ? EINVAL : ask(context, &device);
 
     if (!error && (uint32_t)index >= device.gid_count)
         error = EINVAL;
@@ -185,10 +182,9 @@ EXPORT int _ibv_query_gid_ex(struct ibv_context *context, uint32_t port_num, uin
 {
     struct sluice_device_reply device;
 
-    (void)context;
     if (port_num != PORTS || flags)
         return EINVAL;
-    int error = ask(&device);
+    int error = ask(context, &device);
 
     if (error)
         return error;
@@ -203,10 +199,9 @@ EXPORT ssize_t _ibv_query_gid_table(struct ibv_context *context, struct ibv_gid_
 {
     struct sluice_device_reply device;
 
-    (void)context;
     if (flags)
         return -EINVAL;
-    int error = ask(&device);
+    int error = ask(context, &device);
 
     if (error)
         return -error;

@@ -30,7 +30,8 @@ enum { WELCOME_FILES = 4 };
 
 struct session session = {.descriptors = -1, .control = -1};
 
-_Static_assert(sizeof(struct sluice_device_reply) <= ZMTP_MESSAGE_MAX, "the largest answer");
+_Static_assert(sizeof(struct sluice_devices_reply) <= ZMTP_MESSAGE_MAX, "the largest answer");
+_Static_assert(sizeof(struct sluice_device_reply) <= ZMTP_MESSAGE_MAX, "a device's answer");
 _Static_assert(sizeof(struct sluice_cm_event_reply) <= ZMTP_MESSAGE_MAX, "rdma_cm's largest answer");
 _Static_assert(sizeof(struct sluice_modify_qp_request) <= ZMTP_MESSAGE_MAX, "the largest request");
 
@@ -183,12 +184,7 @@ static int say_hello(const struct sluice_welcome *welcome)
 
     if (error)
         return error;
-    if (reply.abi_version != SLUICE_ABI_VERSION)
-        return EPROTO;
-    memcpy(session.device, reply.device, sizeof(session.device));
-    session.device[sizeof(session.device) - 1] = 0;
-    session.node_guid = reply.node_guid;
-    return 0;
+    return reply.abi_version == SLUICE_ABI_VERSION ? 0 : EPROTO;
 }
 
 /* ---- fork -------------------------------------------------------------- */
@@ -263,6 +259,7 @@ static void in_child(void)
     events_fork_child();
     memory_fork_child();
     cm_fork_child();
+    devices_fork_child();
     pthread_mutex_init(&open_lock, NULL);
     pthread_mutex_init(&control_lock, NULL);
     pthread_mutex_init(&command_lock, NULL);

@@ -20,8 +20,6 @@ struct session {
     struct sluice_engine_page *page; /* read-only */
     int descriptors;           /* AF_UNIX SOCK_SEQPACKET */
     int control;               /* zmq */
-    char device[SLUICE_NAME];
-    uint64_t node_guid;        /* big-endian */
 };
 
 extern struct session session;

@@ -96,21 +96,23 @@ const char *sysfs_where(int directory, const char *path, char buffer[PATH_MAX])
 enum { COUNTERS_MAX = 4096 }; /* bytes of the router's answer */
 
 /*
- * All counters as they are now: lines of "counters/NAME VALUE", as the router sends
- * them to whoever connects (router/sluice/device/sysfs.py). Returns the length or -1.
+ * All counters of a device as they are now: lines of "counters/NAME VALUE", as the router sends
+ * them to whoever connects (router/sluice/device/sysfs.py). digits: the device's number, up to what isn't one. Returns the
+ * length or -1.
  */
-static ssize_t ask_counters(char text[COUNTERS_MAX])
+static ssize_t ask_counters(const char *digits, char text[COUNTERS_MAX])
 {
     static const char name[] = "/counters";
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     const char *directory = secure_getenv("SLUICE_TENANT_DIR");
-    size_t head = strlen(directory);
+    size_t head = strlen(directory), count = strspn(digits, "0123456789");
     ssize_t got = -1;
 
-    if (head + sizeof(name) > sizeof(address.sun_path))
+    if (head + sizeof(name) + count > sizeof(address.sun_path))
         return -1;
     memcpy(address.sun_path, directory, head);
     memcpy(address.sun_path + head, name, sizeof(name));
+    memcpy(address.sun_path + head + sizeof(name) - 1, digits, count);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
     if (fd < 0)
@@ -134,10 +136,10 @@ static size_t value_of(const char *text, const char *key, const char **value)
     return 0;
 }
 
-/* Which counter of the tenant's the file behind fd is, as the router's lines name it; NULL where it is none. */
-static const char *counter_of(int fd, char path[PATH_MAX])
+/* Which counter of the tenant's the file behind fd is, as the router's lines name it, and of which device; NULL where it is none. */
+static const char *counter_of(int fd, char path[PATH_MAX], const char **digits)
 {
-    static const char port[] = "/ports/1/";
+    static const char port[] = "/ports/1/", name[] = "/sluice";
     const char *tenant = secure_getenv("SLUICE_TENANT_DIR"), *key;
     struct stat here, theirs;
     char descriptor[32], *inside;
@@ -152,6 +154,10 @@ static const char *counter_of(int fd, char path[PATH_MAX])
     path[length] = 0;
     if (!(inside = strstr(path, prefixes[0])) || !(key = strstr(inside, port)) || !strstr(key, "counters/"))
         return NULL;
+    *digits = inside + strlen(prefixes[0]);
+    if (strncmp(*digits, name, sizeof(name) - 1) != 0)
+        return NULL;
+    *digits += sizeof(name) - 1;
     *inside = 0;
     if (stat(path, &here) || stat(tenant, &theirs) || here.st_dev != theirs.st_dev || here.st_ino != theirs.st_ino)
         return NULL;
@@ -169,8 +175,8 @@ static bool may_be_counter(int fd)
 __attribute__((noinline)) static void replace_counter(int fd, int flags)
 {
     char text[COUNTERS_MAX], named[PATH_MAX];
-    const char *value, *key = counter_of(fd, named);
-    ssize_t got = key ? ask_counters(text) : -1;
+    const char *value, *digits, *key = counter_of(fd, named, &digits);
+    ssize_t got = key ? ask_counters(digits, text) : -1;
 
     if (got <= 0)
         return;

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-enum { ZMTP_MESSAGE_MAX = 512 }; /* bytes of one message, either way */
+enum { ZMTP_MESSAGE_MAX = 1024 }; /* bytes of one message, either way */
 
 /* Greets over a connected stream socket. 0 or errno (EPROTO: not what ZMTP says). */
 int zmtp_greet(int fd);

@@ -32,9 +32,10 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
 
 
 class RunningRouter:
-    """A router in a state directory of its own."""
+    """A router in a state directory of its own. options: of `sluice router`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        self._options = options
         self.state_dir = Path(tempfile.mkdtemp(prefix="sluice-", dir="/tmp"))
         self._children: list[subprocess.Popen[str]] = []
         self.start()
@@ -42,7 +43,7 @@ class RunningRouter:
     def start(self) -> None:
         self.log = (self.state_dir / "log").open("a+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sluice", "router", "--verbose", "--state-dir", str(self.state_dir)],
+            [sys.executable, "-m", "sluice", "router", "--verbose", "--state-dir", str(self.state_dir), *self._options],
             stderr=self.log,
         )
         wait_until((self.state_dir / "admin").exists, "the router's admin socket")

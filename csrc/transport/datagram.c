@@ -199,7 +199,7 @@ static bool deliver_to_one(struct qp *qp, const struct ah *ah, const struct span
     struct qp *to = qp_lookup(engine, qp->message.wqe->remote_qpn);
     struct datagram datagram = describe(qp);
 
-    return to && to->tenant == ah_tenant(engine, ah) && deliver(&datagram, to, src);
+    return to && to->tenant->first == ah_tenant(engine, ah) && deliver(&datagram, to, src);
 }
 
 /* ---- sending ----------------------------------------------------------- */
@@ -346,6 +346,6 @@ void datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame
     }
     struct qp *to = qp_lookup(engine, frame->dst_qp);
 
-    if (to && memcmp(to->tenant->gid, frame->dgid, sizeof(frame->dgid)) == 0)
+    if (to && memcmp(to->tenant->first->gid, frame->dgid, sizeof(frame->dgid)) == 0)
         deliver_within_ceiling(&datagram, to, &src);
 }

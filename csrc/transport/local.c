@@ -36,7 +36,8 @@ static struct qp *find_peer(struct qp *qp)
     peer = qp_lookup(qp->session->engine, qp->attr.dest_qp_num);
     if (!peer || !qp_can_respond(peer) || peer->session->broken || peer->transport != &transport_local ||
         !qp_types_fit(qp->type, peer->type) || peer->attr.dest_qp_num != qp->qp_num ||
-        (int32_t)peer->tenant->number != qp->peer_tenant || (int32_t)qp->tenant->number != peer->peer_tenant)
+        (int32_t)peer->tenant->first->number != qp->peer_tenant ||
+        (int32_t)qp->tenant->first->number != peer->peer_tenant)
         return NULL;
     qp->peer = peer;
     return peer;

@@ -241,7 +241,7 @@ static void step(struct fuzz_session *one, const uint8_t **data, size_t *left)
         datagrams(session, data, left);
         break;
     case 19:
-        if (sluice_context_open(fuzz_engine, session, &fd) >= 0)
+        if (sluice_context_open(fuzz_engine, session, 0, &fd) >= 0)
             close(fd);
         break;
     case 20:

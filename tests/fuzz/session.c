@@ -94,7 +94,7 @@ void fuzz_open(struct fuzz_session *session, uint32_t qp_type, bool with_srq)
     session->memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     MUST(mmap(session->memory, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, files.arena,
               (off_t)(uintptr_t)session->memory) == session->memory);
-    int context = sluice_context_open(fuzz_engine, session->number, &session->descriptors[2]);
+    int context = sluice_context_open(fuzz_engine, session->number, 0, &session->descriptors[2]);
 
     MUST(context > 0);
     session->context = cq.context = (uint32_t)context;
@@ -163,7 +163,7 @@ void fuzz_begin(void)
     if (fuzz_engine)
         return;
     MUST(sluice_engine_open(NULL, &fuzz_engine) == 0);
-    int tenant = sluice_tenant_add(fuzz_engine, &none);
+    int tenant = sluice_tenant_add(fuzz_engine, 0, -1, &none);
 
     MUST(tenant >= 0);
     fuzz_tenant = (uint32_t)tenant;

@@ -17,6 +17,7 @@ from sluice.cluster.directory import Directory
 from sluice.control.connections import OpenGate
 from sluice.control.session import Session
 from sluice.control.verbs import HEADER_SIZE, ProtocolError, Verbs
+from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, ffi, lib
 from sluice.engine.engine import Shape
 
@@ -52,7 +53,7 @@ class Dispatch(RuleBasedStateMachine):
         directory = Directory()
         directory.assign(tenant, "a")
         self.verbs = Verbs(self.engine, directory, OpenGate())
-        self.verbs.set_address(ADDRESS)
+        self.verbs.set_devices(ADDRESS, [VirtualDevice(ADDRESS)])
         self.files = []
         self.sessions: list[Process] = []
         for _ in range(2):

@@ -26,6 +26,7 @@ from sluice.control.cm.requests import OPERATIONS, TenantCm
 from sluice.control.connections import OpenGate
 from sluice.control.session import Session
 from sluice.control.verbs import HEADER_SIZE, ProtocolError, Verbs
+from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, ffi, lib
 from sluice.engine.engine import Shape
 
@@ -115,7 +116,7 @@ class Caller:
         self.cm = TenantCm(cm, number)
         self.cm.set_address(self.address)
         self.verbs = Verbs(engine, directory, OpenGate(), self.cm.operations())
-        self.verbs.set_address(self.address)
+        self.verbs.set_devices(self.address, [VirtualDevice(self.address)])
         self.process = Process(number)
 
     def send(self, frame: bytes) -> Any:

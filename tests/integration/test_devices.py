@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tenant sees of its device, and what an application sees without a router."""
+"""What a tenant sees of its device, of several devices, and what an application sees without a router."""
 
 import os
+import shutil
 import subprocess
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from conftest import RunningRouter, output_of
+import pytest
+from conftest import RunningRouter, listening, next_port, output_of, wait_until
 from sluice import shim_path
+from sluice.control.admin import RouterError
 
 
 def test_one_device(router: RunningRouter) -> None:
@@ -60,3 +67,173 @@ def test_exit_codes(router: RunningRouter) -> None:
     output_of(router.run("a", "sh", "-c", "exit 7"), expected=7)
     output_of(router.run("a", "sh", "-c", "kill -9 $$"), expected=137)
     output_of(router.run("a", "no-such-command"), expected=127)
+
+
+# ---- several devices -------------------------------------------------------
+
+BOTH = ("--device", "left", "--device", "right")
+
+
+@pytest.fixture(scope="module")
+def rails() -> Iterator[RunningRouter]:
+    """A router with two devices, left and right; right is a wire of 2 Gbit/s."""
+    running = RunningRouter("--device", "software:left", "--device", "software:right", "--capacity", "right=2Gbps")
+    yield running
+    running.stop()
+
+
+def counters(router: RunningRouter, tenant: str, device: str) -> dict[str, Any]:
+    found: dict[str, Any] = router.status(tenant)["devices"][device]["counters"]
+    return found
+
+
+def rate(router: RunningRouter, tenant: str, device: str, seconds: float = 0.5) -> float:
+    """What it sends on a device, bits per second over at least this long."""
+    first = router.ask("status")
+    deadline = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= deadline, "time")
+    second = router.ask("status")
+    moved = [one["tenants"][tenant]["devices"][device]["counters"]["tx_bytes"] for one in (first, second)]
+    return float(8e9 * (moved[1] - moved[0]) / (second["time_ns"] - first["time_ns"]))
+
+
+def test_a_tenant_sees_what_it_was_given(rails: RunningRouter) -> None:
+    def seen(tenant: str, *options: str) -> list[list[str]]:
+        lines = output_of(rails.run(tenant, "ibv_devices", options=options)).splitlines()[2:]
+        return [line.split() for line in lines]
+
+    assert [name for name, _ in seen("first")] == ["sluice0"]
+    assert [name for name, _ in seen("second", "--device", "right")] == ["sluice0"]
+    both = seen("both", *BOTH)
+    assert [name for name, _ in both] == ["sluice0", "sluice1"]
+    assert len({guid for _, guid in both}) == 2
+    assert rails.status("second")["devices"]["sluice0"]["device"] == "right"
+    for device in ("sluice0", "sluice1"):
+        text = output_of(rails.run("both", "ibv_devinfo", "-v", "-d", device))
+        assert f"::ffff:{rails.status('both')['address']}, RoCE v2" in text, text
+
+
+def test_files_of_each_device(rails: RunningRouter) -> None:
+    rails.ask("tenant-add", name="both", policy={}, devices=["left", "right"])
+    assert output_of(rails.run("both", "ls", "/sys/class/infiniband")).split() == ["sluice0", "sluice1"]
+    files = [f"/sys/class/infiniband_verbs/uverbs{number}/{name}" for number in (0, 1) for name in ("ibdev", "dev")]
+    assert output_of(rails.run("both", "cat", *files)).split() == ["sluice0", "231:192", "sluice1", "231:193"]
+
+
+def test_one_process_with_both(rails: RunningRouter, program: Callable[[str], Path]) -> None:
+    assert "both devices" in output_of(rails.run("both", program("rails"), options=BOTH))
+    for device in ("sluice0", "sluice1"):
+        assert counters(rails, "both", device)["tx_bytes"] >= 2 << 20
+        assert [counters(rails, "both", device)[what] for what in ("qps", "cqs", "mrs", "mr_bytes")] == [0, 0, 0, 0]
+        file = f"/sys/class/infiniband/{device}/ports/1/counters/port_xmit_data"
+        read = int(output_of(rails.run("both", "cat", file)))
+        assert read == counters(rails, "both", device)["tx_bytes"] // 4
+
+
+@pytest.fixture
+def streams(rails: RunningRouter) -> Iterator[Callable[[str, str, str, int], None]]:
+    """Starts endless WRITEs from one tenant to another on a device, as the tenants name it."""
+    running = []
+
+    def start(sender: str, receiver: str, device: str, qps: int) -> None:
+        port = next_port()
+        argv = ["ib_write_bw", "-d", device, "-q", str(qps), "-p", str(port), "--run_infinitely", "-D", "1"]
+        server = rails.run(receiver, *argv, options=BOTH)
+        running.append(server)
+        wait_until(lambda: listening(port) or server.poll() is not None, "the server")
+        running.append(rails.run(sender, *argv, "127.0.0.1", options=BOTH))
+        wait_until(lambda: sender in rails.ask("status")["tenants"], "the tenant")
+        before = counters(rails, sender, device)["tx_bytes"]
+        wait_until(lambda: counters(rails, sender, device)["tx_bytes"] > before, f"traffic on {device}")
+
+    yield start
+    for child in reversed(running):
+        child.terminate()
+        child.wait(60)
+
+
+def test_each_device_has_its_own_rates(rails: RunningRouter, streams: Callable[..., None]) -> None:
+    """Ceilings and guarantees on one device say nothing of the other."""
+    for tenant in ("a", "b", "flood"):
+        rails.ask("tenant-add", name=tenant, policy={}, devices=["left", "right"])
+    rails.ask("policy-set", name="a", policy={"max": "500Mbps"}, device="left")
+    rails.ask("policy-set", name="a", policy={"min": "600Mbps"}, device="right")
+    rails.ask("policy-set", name="flood", policy={"weight": "10000"}, device="right")
+    streams("a", "b", "sluice0", 1)
+    streams("a", "b", "sluice1", 1)
+    streams("flood", "b", "sluice1", 4)
+
+    def near(tenant: str, device: str, bps: float) -> bool:
+        return rate(rails, tenant, device) == pytest.approx(bps, rel=0.03)
+
+    wait_until(partial(near, "a", "sluice0", 5e8), "the ceiling on left")
+    wait_until(lambda: rate(rails, "a", "sluice1") >= 0.97 * 6e8, "the guarantee on right")
+    assert rate(rails, "a", "sluice1") + rate(rails, "flood", "sluice1") < 1.05 * 2e9
+    rails.ask("policy-set", name="flood", policy={"weight": "none"}, device="right")
+    rails.ask("policy-set", name="a", policy={"min": "none", "max": "200Mbps"}, device="right")
+    wait_until(partial(near, "a", "sluice1", 2e8), "the ceiling on right")
+    wait_until(partial(near, "flood", "sluice1", 18e8), "what that leaves of right's wire")
+    wait_until(partial(near, "a", "sluice0", 5e8), "the ceiling on left, as before")
+
+
+def test_promises_are_checked_on_their_device(rails: RunningRouter) -> None:
+    rails.ask("tenant-add", name="both", policy={}, devices=["left", "right"])
+    rails.ask("policy-set", name="both", policy={"min": "3Gbps"}, device="left")
+    with pytest.raises(
+        RouterError, match=r"device right: guarantees are more than the device's capacity, egress: .*> 2Gbps"
+    ):
+        rails.ask("policy-set", name="both", policy={"min": "3Gbps"}, device="right")
+    with pytest.raises(RouterError, match="there is no device 'middle'; there are: left, right"):
+        rails.ask("policy-set", name="both", policy={"min": "3Gbps"}, device="middle")
+    with pytest.raises(RouterError, match="tenant 'one' has no device 'right'; it has: left"):
+        rails.ask("tenant-add", name="one", policy={})
+        rails.ask("policy-set", name="one", policy={"max": "3Gbps"}, device="right")
+    rails.ask("policy-set", name="both", policy={"min": "none"}, device="left")
+
+
+def test_a_file_for_both(rails: RunningRouter, tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(
+        "groups:\n  team: {max: 3Gbps, devices: {right: {max: 1Gbps}}}\n"
+        "tenants:\n"
+        "  wide: {min: 1Gbps, devices: {right: {max: 100Mbps, group: team}}}\n"
+        "  narrow: {devices: {right: {max: 200Mbps}}}\n"
+    )
+    assert rails.ask("policy-load", path=str(file))["tenants"] == ["narrow", "wide"]
+    devices = rails.ask("policy-show")["devices"]
+    assert devices["left"]["tenants"]["wide"] == {"min": "1Gbps"} and "narrow" not in devices["left"]["tenants"]
+    assert devices["right"]["tenants"]["wide"] == {"max": "100Mbps", "group": "team"}
+    assert devices["right"]["groups"] == {"team": {"max": "1Gbps"}}
+    assert list(rails.status("narrow")["devices"]) == ["sluice0"]
+    file.write_text("tenants:\n  wide: {devices: {right: {min: 3Gbps}}}\n")
+    with pytest.raises(RouterError, match=r"policy.yaml: device right: guarantees are more"):
+        rails.ask("policy-load", path=str(file))
+    assert rails.ask("policy-show")["devices"]["right"]["tenants"]["wide"] == {"max": "100Mbps", "group": "team"}
+
+
+def test_a_device_that_comes_later(rails: RunningRouter) -> None:
+    """A running process sees it in its next list."""
+    script = (
+        "while [ $(ibv_devices | tail -n +3 | wc -l) != 2 ]; do :; done; "
+        "test $(ibv_devices | tail -n +3 | wc -l) = 2 && echo both"
+    )
+    child = rails.run("later", "sh", "-c", script)
+    wait_until(lambda: "later" in rails.ask("status")["tenants"], "the tenant")
+    rails.ask("tenant-add", name="later", policy={}, devices=["right"])
+    assert output_of(child) == "both\n"
+
+
+@pytest.mark.skipif(shutil.which("ucx_perftest") is None, reason="ucx-utils is not installed")
+def test_ucx_uses_both(rails: RunningRouter) -> None:
+    port = str(next_port())
+    settings = ["UCX_TLS=rc_verbs,ud_verbs,self", "UCX_NET_DEVICES=sluice0:1,sluice1:1", "UCX_MAX_RNDV_RAILS=2"]
+    argv = ["env", *settings, "ucx_perftest", "-p", port]
+    server = rails.run("ucx-b", *argv, options=BOTH)
+    wait_until(lambda: listening(int(port)) or server.poll() is not None, "the server")
+    before = {device: counters(rails, "ucx-b", device)["rx_bytes"] for device in ("sluice0", "sluice1")}
+    output_of(
+        rails.run("ucx-a", *argv, "-t", "tag_bw", "-s", "4194304", "-n", "50", "-w", "5", "127.0.0.1", options=BOTH)
+    )
+    output_of(server)
+    for device, bytes_before in before.items():
+        assert counters(rails, "ucx-b", device)["rx_bytes"] - bytes_before > 4 << 20, device

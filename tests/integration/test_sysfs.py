@@ -105,12 +105,12 @@ def test_a_link_that_a_tenant_made_is_not_followed(tmp_path: Path) -> None:
     tenant.mkdir()
 
     async def attempt() -> None:
-        sysfs = Sysfs(tenant, dict)
-        sysfs.write(VirtualDevice(IPv4Address("100.64.0.9")))
+        sysfs = Sysfs(tenant, lambda _number: {})
+        sysfs.write([VirtualDevice(IPv4Address("100.64.0.9"))])
         shutil.rmtree(tenant / "sys/class")
         (tenant / "sys/class").symlink_to(victim)
         with pytest.raises(OSError):
-            sysfs.write(VirtualDevice(IPv4Address("100.64.0.9")))
+            sysfs.write([VirtualDevice(IPv4Address("100.64.0.9"))])
         sysfs.close()
 
     asyncio.run(attempt())
@@ -118,7 +118,7 @@ def test_a_link_that_a_tenant_made_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_who_connects_and_never_reads_holds_nobody_up(router: RunningRouter) -> None:
-    path = Path(router.ask("tenant-add", name="a", policy={})["path"]) / "counters"
+    path = Path(router.ask("tenant-add", name="a", policy={})["path"]) / "counters0"
     idle = []
     for _ in range(50):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -227,7 +227,7 @@ int main(void)
     struct sluice_shape none = {0};
 
     CHECK(sluice_engine_open(NULL, &engine) == 0);
-    tenant = (uint32_t)sluice_tenant_add(engine, &none);
+    tenant = (uint32_t)sluice_tenant_add(engine, 0, -1, &none);
     RUN(rings_lose_nothing);
     RUN(data_arrives_in_chunks);
     RUN(garbage_ends_its_session_only);

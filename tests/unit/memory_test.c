@@ -237,7 +237,7 @@ static void colluding_tenants_leave_windows(void)
     struct sluice_shape none = {0};
 
     for (uint32_t i = 0; i <= GREEDY; i++) {
-        tenant = tenants[i] = (uint32_t)sluice_tenant_add(engine, &none);
+        tenant = tenants[i] = (uint32_t)sluice_tenant_add(engine, 0, -1, &none);
         CHECK((int)tenant >= 0);
         open_client(&ends[i][0]);
         open_client(&ends[i][1]);
@@ -275,9 +275,9 @@ static void files_are_shared_out(void)
         count++;
     }
     CHECK(handle == -EMFILE && count > 64 && count < 128);
-    CHECK(sluice_context_open(engine, a.session, &fd) == -EMFILE);
+    CHECK(sluice_context_open(engine, a.session, 0, &fd) == -EMFILE);
     CHECK(engine->tenants[tenant]->counters->refused[SLUICE_LIMIT_FILES] == refused + 2);
-    tenant = (uint32_t)sluice_tenant_add(engine, &none);
+    tenant = (uint32_t)sluice_tenant_add(engine, 0, -1, &none);
     open_client(&b);
     handle = sluice_channel_create(engine, b.session, &fd);
     CHECK(handle > 0 && close(fd) == 0);
@@ -453,7 +453,7 @@ int main(void)
     struct sluice_shape none = {0};
 
     CHECK(sluice_engine_open(NULL, &engine) == 0);
-    tenant = (uint32_t)sluice_tenant_add(engine, &none);
+    tenant = (uint32_t)sluice_tenant_add(engine, 0, -1, &none);
     RUN(an_old_key_never_fits);
     RUN(nonsense_is_refused);
     RUN(windows_end_with_what_they_hang_on);

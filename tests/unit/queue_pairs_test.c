@@ -91,7 +91,7 @@ static void open_client(struct client *client, uint32_t tenant)
     client->memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(mmap(client->memory, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, files.arena,
                (off_t)(uintptr_t)client->memory) == client->memory);
-    client->context = (uint32_t)sluice_context_open(engine, client->session, &client->events);
+    client->context = (uint32_t)sluice_context_open(engine, client->session, 0, &client->events);
     client->pd = (uint32_t)sluice_pd_alloc(engine, client->session, client->context);
     struct sluice_create_cq_request request = {.cqe = 8 * ENTRIES, .context = client->context};
 
@@ -581,7 +581,7 @@ static void events_reach_their_context(void)
     int second;
 
     open_client(&a, tenants[0]);
-    int context = sluice_context_open(engine, a.session, &second);
+    int context = sluice_context_open(engine, a.session, 0, &second);
     int pd = sluice_pd_alloc(engine, a.session, (uint32_t)context);
     struct client other = a;
 
@@ -760,7 +760,7 @@ int main(void)
 
     CHECK(sluice_engine_open(NULL, &engine) == 0);
     for (int i = 0; i < 2; i++)
-        tenants[i] = (uint32_t)sluice_tenant_add(engine, &none);
+        tenants[i] = (uint32_t)sluice_tenant_add(engine, 0, -1, &none);
     RUN(uc_loses_without_a_word);
     RUN(local_errors_lead_to_sqe);
     RUN(datagrams);

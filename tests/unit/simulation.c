@@ -95,7 +95,7 @@ struct simulation *simulation_open(uint32_t tenants, uint64_t capacity_bps, uint
         free(simulation);
         return NULL;
     }
-    shaper_set_device(&simulation->shaper, capacity_bps, wire);
+    shaper_set_device(&simulation->shaper, capacity_bps, capacity_bps, wire);
     struct sluice_share device = {.max_bps = {wire ? capacity_bps : 0, wire ? capacity_bps : 0}};
 
     watch(&simulation->device, &device, start);

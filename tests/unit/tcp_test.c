@@ -231,7 +231,7 @@ int main(void)
     struct sluice_shape none = {0};
 
     CHECK(sluice_engine_open(NULL, &engine) == 0);
-    tenant = (uint32_t)sluice_tenant_add(engine, &none);
+    tenant = (uint32_t)sluice_tenant_add(engine, 0, -1, &none);
     RUN(every_size_arrives);
     RUN(lists_complete_in_order);
     RUN(broken_connections_are_replaced);

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from sluice.device import nic
-from sluice.device.nic import Nic, NicError, find_device
+from sluice.device.nic import Nic, NicError
+from sluice.device.node import DeviceSpec, find_devices, with_capacities
 from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, ffi
+from sluice.policy.policy import PolicyError
 
 
 @pytest.fixture
@@ -28,25 +30,51 @@ def sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_none_looks_for_nothing(sysfs: Path) -> None:
-    assert find_device("none") is None
+    assert find_devices(["none"]) == find_devices([]) == [DeviceSpec("sluice0")]
 
 
 def test_auto_takes_the_first_active_one_with_roce(sysfs: Path) -> None:
-    assert find_device("auto") == "rxe7"
+    assert find_devices(["auto"]) == [DeviceSpec("rxe7", "rxe7")]
 
 
-def test_auto_without_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_takes_each_active_one_with_roce(sysfs: Path) -> None:
+    (sysfs / "mlx5_0/ports/1/state").write_text("4: ACTIVE\n")
+    assert [spec.nic for spec in find_devices(["all"])] == ["mlx5_0", "rxe7"]
+
+
+@pytest.mark.parametrize("wanted", ["auto", "all"])
+def test_without_devices_there_is_one_in_software(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
     monkeypatch.setattr(nic, "SYSFS", tmp_path / "none")
-    assert find_device("auto") is None
+    assert find_devices([wanted]) == [DeviceSpec("sluice0")]
 
 
 def test_a_name_may_be_of_any_state(sysfs: Path) -> None:
-    assert find_device("mlx5_0") == "mlx5_0"
+    assert find_devices(["mlx5_0", "software:rail"]) == [DeviceSpec("mlx5_0", "mlx5_0"), DeviceSpec("rail")]
 
 
-def test_an_unknown_name_says_which_there_are(sysfs: Path) -> None:
-    with pytest.raises(NicError, match=r"--device mlx5_9: .*mlx5_0, mlx5_1, rxe7"):
-        find_device("mlx5_9")
+@pytest.mark.parametrize(
+    ("wanted", "error"),
+    [
+        (["mlx5_9"], r"--device mlx5_9: .*mlx5_0, mlx5_1, rxe7"),
+        (["rxe7", "auto"], r"--device rxe7: stands there twice"),
+        (["software:a/b"], r"'a/b' is not a device's name"),
+        (["software:"], r"'' is not a device's name"),
+        ([f"software:{i}" for i in range(17)], r"17 devices; a node has 16 at most"),
+    ],
+)
+def test_what_is_wrong_with_a_choice_is_told(sysfs: Path, wanted: list[str], error: str) -> None:
+    with pytest.raises(NicError, match=error):
+        find_devices(wanted)
+
+
+def test_capacities_by_name() -> None:
+    specs = with_capacities(find_devices(["none", "software:rail"]), {"": 10**10, "rail": 10**9})
+    assert [spec.capacity and (spec.capacity.bps, spec.capacity.wire) for spec in specs] == [
+        (10**10, True),
+        (10**9, True),
+    ]
+    with pytest.raises(PolicyError, match="--capacity rial: there is no such device; there are: sluice0"):
+        with_capacities(find_devices([]), {"rial": 1})
 
 
 def test_a_device_that_libibverbs_does_not_list() -> None:

@@ -21,7 +21,7 @@ def test_a_file(tmp_path: Path) -> None:
         "tenants:\n  a:\n    max: 10Gbps\n    burst: 1MiB\n    group: team\n    max-engine: 25%\n"
         "  b:\n    max-mr-bytes: 8GiB\n    min-egress: 1Gbps\n    scope: wire\n    max-ops: 10k\n  c:\n"
     )
-    file = load_policies(path)
+    file = load_policies(path).unnamed
     assert file.capacity == 10**11
     assert file.groups == {"team": GroupPolicy(min_bps=2 * 10**10, weight=200)}
     assert file.tenants == {

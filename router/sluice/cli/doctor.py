@@ -160,7 +160,7 @@ def _tenants(state_dir: Path, status: dict[str, Any]) -> Iterator[Finding]:
                 f"tenant {name}", "wrong", f"{path}: {error.strerror or error}", "who removed it? Restart the router"
             )
             continue
-        errors = tenant["counters"]["errors"]
+        errors = sum(device["counters"]["errors"] for device in tenant["devices"].values())
         if errors:
             yield Finding(
                 f"tenant {name}",

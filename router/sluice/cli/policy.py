@@ -34,6 +34,10 @@ def add_to(commands: Any, state_dir: Path) -> None:
     load = actions.add_parser("load", help="load a policy file: all of it or nothing")
     load.add_argument("file", type=Path)
     load.set_defaults(run=run_load)
+    for action in (change, group):
+        action.add_argument(
+            "--device", default="", metavar="NAME", help="on which of the router's (default: the first)"
+        )
     for action in (show, change, group, load):
         action.add_argument("--state-dir", type=Path, default=state_dir, help="default: %(default)s")
 
@@ -57,12 +61,16 @@ def run_show(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(policies, indent=2))
         return 0
-    print(f"capacity {policies['capacity']}")
-    for kind in ("groups", "tenants"):
-        for name, fields in sorted(policies[kind].items()):
-            print(f"{kind[:-1]} {name:<20} {_line(fields)}")
-    if not policies["tenants"]:
-        print("no tenants")
+    devices = policies["devices"]
+    for device, of_device in devices.items():
+        if len(devices) > 1:
+            print(f"device {device}")
+        print(f"capacity {of_device['capacity']}")
+        for kind in ("groups", "tenants"):
+            for name, fields in sorted(of_device[kind].items()):
+                print(f"{kind[:-1]} {name:<20} {_line(fields)}")
+        if not of_device["tenants"]:
+            print("no tenants")
     return 0
 
 
@@ -71,7 +79,7 @@ def run_set(options: argparse.Namespace) -> int:
     if not given:
         raise PolicyError(f"nothing to set: give one of {', '.join('--' + name for name in TENANT_FIELDS)}")
     Policy().changed({name: value for name, value in given.items() if not name.startswith("min")})
-    now = ask(options.state_dir.absolute(), "policy-set", name=options.tenant, policy=given)
+    now = ask(options.state_dir.absolute(), "policy-set", name=options.tenant, policy=given, device=options.device)
     print(f"{options.tenant}: {_line(now)}")
     return 0
 
@@ -79,12 +87,13 @@ def run_set(options: argparse.Namespace) -> int:
 def run_group(options: argparse.Namespace) -> int:
     state_dir = options.state_dir.absolute()
     if options.remove:
-        ask(state_dir, "group-remove", name=options.group)
+        ask(state_dir, "group-remove", name=options.group, device=options.device)
         print(f"{options.group}: removed")
         return 0
     given = _given(options, SHARE_FIELDS)
     GroupPolicy().changed({name: value for name, value in given.items() if not name.startswith("min")})
-    print(f"{options.group}: {_line(ask(state_dir, 'group-set', name=options.group, policy=given))}")
+    now = ask(state_dir, "group-set", name=options.group, policy=given, device=options.device)
+    print(f"{options.group}: {_line(now)}")
     return 0
 
 

@@ -15,6 +15,7 @@ from sluice.cli.keys import default_key
 from sluice.cluster.join import Joins, Membership, host_name
 from sluice.control.admin import Admin
 from sluice.control.router import AlreadyRunning, Router
+from sluice.device.node import find_devices, with_capacities
 from sluice.metrics.collector import Metrics
 from sluice.metrics.server import HttpServer, json_page, metrics_page, parse_address, text_page
 from sluice.policy.hierarchy import Capacity
@@ -36,16 +37,20 @@ def add_to(commands: Any, state_dir: Path) -> None:
     command.add_argument("--config", type=Path, metavar="FILE", help="policy file; watched")
     command.add_argument(
         "--capacity",
-        type=parse_rate,
-        metavar="RATE",
-        help="the device's rate in each direction, which all traffic keeps to (default: guarantees are a share of what "
-        "this machine is measured to copy, and the sum is not limited)",
+        type=capacity,
+        action="append",
+        default=[],
+        metavar="[DEVICE=]RATE",
+        help="the device's rate in each direction, which all its traffic keeps to; without DEVICE: of each (default: "
+        "guarantees are a share of what this machine is measured to copy, and the sum is not limited)",
     )
     command.add_argument(
         "--device",
-        default="none",
-        metavar="auto|none|NAME",
-        help="the node's RDMA NIC, for peers on other hosts; auto: the first active one (default: %(default)s)",
+        action="append",
+        default=[],
+        metavar="auto|all|none|NIC|software:NAME",
+        help="the node's RDMA NIC, for peers on other hosts; auto: the first active one; all: each of them; "
+        "none: no NIC (the default); software: a further device without a NIC. May be repeated, for several devices",
     )
     cluster = command.add_argument_group("a node of a cluster")
     cluster.add_argument("--cluster", type=Path, metavar="FILE", help="cluster file, the same on all nodes; watched")
@@ -57,6 +62,14 @@ def add_to(commands: Any, state_dir: Path) -> None:
     )
     command.add_argument("--verbose", action="store_true", help="log every session")
     command.set_defaults(run=run)
+
+
+def capacity(text: str) -> tuple[str, int]:
+    name, _, rate = text.rpartition("=")
+    try:
+        return name, parse_rate(rate)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 async def serve(options: argparse.Namespace) -> None:
@@ -71,14 +84,16 @@ async def serve(options: argparse.Namespace) -> None:
         key = options.state_dir.absolute() / "node.key"
         membership = among = KubernetesMembership(settings.node, settings.address, settings.port, key)
         members = among.members
-    capacity = Capacity(options.capacity, True) if options.capacity else None
+    devices = with_capacities(find_devices(options.device), dict(options.capacity))
     # Each tenant gets a part of what the router may have open (csrc/tenant.h): as much as there can be.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    router = Router(options.state_dir.absolute(), membership, capacity, options.device)
-    if settings is not None and not router.hierarchy.capacity.wire:
+    router = Router(options.state_dir.absolute(), membership, devices)
+    if settings is not None and not router.devices.first.hierarchy.capacity.wire:
         # What the scheduler hands out; the NICs themselves keep the sum to it.
-        router.hierarchy.apply(Capacity(sum(nic.bandwidth_bps for nic in settings.nics), False, "its NICs"))
+        router.devices.first.hierarchy.apply(
+            Capacity(sum(nic.bandwidth_bps for nic in settings.nics), False, "its NICs")
+        )
     watch: Watch | None = None
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -24,12 +24,20 @@ def add_to(commands: Any, state_dir: Path) -> None:
     command = commands.add_parser(
         "run",
         help="run a command as a tenant",
-        description="Runs a command that sees the tenant's RDMA device, sluice0, and no other. "
-        "Commands with one tenant name share its device and its limits. "
+        description="Runs a command that sees the tenant's RDMA device, sluice0, and no other "
+        "(sluice1 and so on where it has several). "
+        "Commands with one tenant name share its devices and their limits. "
         "Starts a router in the background where none runs.",
     )
     command.add_argument("--state-dir", type=Path, default=state_dir, help="the router's (default: %(default)s)")
     command.add_argument("--tenant", metavar="NAME", help="default: a tenant of its own, gone afterwards")
+    command.add_argument(
+        "--device",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="which of the router's devices the tenant has; may be repeated; limits hold on each (default: the first)",
+    )
     for name in LIMITS:
         field = TENANT_FIELDS[name]
         command.add_argument(f"--{name}", metavar=field.metavar, help=field.help)
@@ -99,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
     Policy().changed(limits)
     ensure_router(state_dir)
     wanted = None if options.ip is None else str(options.ip)
-    answer = ask(state_dir, "tenant-add", name=name, policy=limits, address=wanted)
+    answer = ask(state_dir, "tenant-add", name=name, policy=limits, address=wanted, devices=options.device)
 
     environment = with_shim(os.environ)
     isolate = os.geteuid() == 0 and not options.no_isolate

@@ -5,6 +5,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,23 +65,37 @@ def _both(rates: list[int]) -> str:
     return texts[0] if texts[0] == texts[1] else "/".join(texts)
 
 
+def of_devices(status: dict[str, Any]) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
+    """Each tenant on each of its devices: both names, the device's as the operator says it, and its status."""
+    for name, tenant in sorted(status["tenants"].items()):
+        for entry in tenant["devices"].values():
+            yield (name, entry["device"]), {**entry, "processes": tenant["processes"]}
+
+
+def several(status: dict[str, Any]) -> bool:
+    """Whether a table needs a column for devices."""
+    return len(status["devices"]) > 1
+
+
 def tenant_rows(before: dict[str, Any], after: dict[str, Any]) -> list[list[str]]:
-    """A line for each tenant, from two answers to "status"."""
+    """A line for each tenant, and each of its devices where the router has several; from two answers to "status"."""
     seconds = max(1e-9, (after["time_ns"] - before["time_ns"]) / 1e9)
     head = (
-        "TENANT GROUP PROC QPS MRS MEMORY TX-RATE RX-RATE OPS/S ENGINE GUARANTEE CEILING WEIGHT THROTTLED "
+        "GROUP PROC QPS MRS MEMORY TX-RATE RX-RATE OPS/S ENGINE GUARANTEE CEILING WEIGHT THROTTLED "
         "TX-BYTES RX-BYTES OPS REFUSED ERRORS"
     )
-    rows = [head.split()]
-    for name, tenant in sorted(after["tenants"].items()):
-        new = tenant["counters"]
-        old = before["tenants"].get(name, tenant)["counters"]
+    rows = [["TENANT", *["DEVICE"] * several(after), *head.split()]]
+    earlier = dict(of_devices(before))
+    for (name, device), entry in of_devices(after):
+        new = entry["counters"]
+        old = earlier.get((name, device), entry)["counters"]
         rate = {key: (new[key] - old[key]) / seconds for key in ("tx_bytes", "rx_bytes", "engine_ns")}
         rows.append(
             [
                 name,
-                tenant["group"] or "-",
-                str(new["sessions"]),
+                *[device] * several(after),
+                entry["group"] or "-",
+                str(len(entry["processes"])),
                 str(new["qps"]),
                 str(new["mrs"]),
                 format_size(new["mr_bytes"]),
@@ -90,7 +105,7 @@ def tenant_rows(before: dict[str, Any], after: dict[str, Any]) -> list[list[str]
                 f"{rate['engine_ns'] / 1e7:.1f}%",
                 _both(new["min_bps"]),
                 _both(new["max_bps"]),
-                str(tenant["weight"]),
+                str(entry["weight"]),
                 _throttled(new["throttled_ns"], old["throttled_ns"], seconds, after["limits"]),
                 format_size(new["tx_bytes"]),
                 format_size(new["rx_bytes"]),
@@ -103,39 +118,45 @@ def tenant_rows(before: dict[str, Any], after: dict[str, Any]) -> list[list[str]
 
 
 def group_rows(before: dict[str, Any], after: dict[str, Any]) -> list[list[str]]:
-    """A line for each group."""
+    """A line for each group of each device; none where there are no groups."""
     seconds = max(1e-9, (after["time_ns"] - before["time_ns"]) / 1e9)
-    rows = [["GROUP", "TENANTS", "TX-RATE", "RX-RATE", "THROTTLED", "LIMITS"]]
-    for name, group in sorted(after["groups"].items()):
-        moved = {"tx_bytes": 0, "rx_bytes": 0}
-        for tenant_name, tenant in after["tenants"].items():
-            if tenant["group"] != name:
-                continue
-            old = before["tenants"].get(tenant_name, tenant)["counters"]
-            for key in moved:
-                moved[key] += tenant["counters"][key] - old[key]
-        new = group["counters"]
-        earlier = before["groups"].get(name, group)["counters"]
-        rows.append(
-            [
-                name,
-                str(new["tenants"]),
-                format_rate(8 * moved["tx_bytes"] / seconds),
-                format_rate(8 * moved["rx_bytes"] / seconds),
-                _throttled(new["throttled_ns"], earlier["throttled_ns"], seconds, after["limits"]),
-                "  ".join(f"{field} {value}" for field, value in group["policy"].items()) or "none",
-            ]
-        )
-    return rows
+    rows = []
+    earlier = dict(of_devices(before))
+    for device, of_device in after["devices"].items():
+        for name, group in sorted(of_device["groups"].items()):
+            moved = {"tx_bytes": 0, "rx_bytes": 0}
+            for key, entry in of_devices(after):
+                if entry["group"] == name and key[1] == device:
+                    old = earlier.get(key, entry)["counters"]
+                    for counter in moved:
+                        moved[counter] += entry["counters"][counter] - old[counter]
+            new = group["counters"]
+            then = before["devices"][device]["groups"].get(name, group)["counters"]
+            rows.append(
+                [
+                    name,
+                    *[device] * several(after),
+                    str(new["tenants"]),
+                    format_rate(8 * moved["tx_bytes"] / seconds),
+                    format_rate(8 * moved["rx_bytes"] / seconds),
+                    _throttled(new["throttled_ns"], then["throttled_ns"], seconds, after["limits"]),
+                    "  ".join(f"{field} {value}" for field, value in group["policy"].items()) or "none",
+                ]
+            )
+    if not rows:
+        return []
+    return [["GROUP", *["DEVICE"] * several(after), "TENANTS", "TX-RATE", "RX-RATE", "THROTTLED", "LIMITS"], *rows]
 
 
 def _qp_rows(status: dict[str, Any]) -> list[list[str]]:
-    rows = [["TENANT", "QP", "STATE", "PEER", "TX-BYTES", "RX-BYTES", "MESSAGES", "READS", "ATOMICS", "ERRORS"]]
+    head = ["QP", "STATE", "PEER", "TX-BYTES", "RX-BYTES", "MESSAGES", "READS", "ATOMICS", "ERRORS"]
+    rows = [["TENANT", *["DEVICE"] * several(status), *head]]
     for name, tenant in sorted(status["tenants"].items()):
         for qp in tenant["qps"]:
             rows.append(
                 [
                     name,
+                    *[tenant["devices"][qp["device"]]["device"]] * several(status),
                     f"{qp['qp_num']:#08x}",
                     STATES[qp["state"]],
                     f"{qp['peer_qp_num']:#08x}" if qp["peer_qp_num"] else "-",
@@ -164,8 +185,9 @@ def run(options: argparse.Namespace) -> int:
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
     head, *lines = table(tenant_rows(before, after)).splitlines()
     print(f"{bold}{head}{plain}", *lines, sep="\n")
-    if after["groups"]:
-        head, *lines = table(group_rows(before, after)).splitlines()
+    groups = group_rows(before, after)
+    if groups:
+        head, *lines = table(groups).splitlines()
         print("", f"{bold}{head}{plain}", *lines, sep="\n")
     rows = _qp_rows(after)
     if len(rows) > 1 and (options.qps or len(rows) <= FEW_QPS + 1):

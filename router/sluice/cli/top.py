@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sluice.cli.status import group_rows, table, tenant_rows
+from sluice.cli.status import group_rows, of_devices, several, table, tenant_rows
 from sluice.control.admin import ask
 from sluice.policy.rate import format_rate
 
-COLUMNS = "TENANT GROUP TX-RATE RX-RATE OPS/S ENGINE GUARANTEE CEILING WEIGHT THROTTLED REFUSED"
+COLUMNS = "TENANT DEVICE GROUP TX-RATE RX-RATE OPS/S ENGINE GUARANTEE CEILING WEIGHT THROTTLED REFUSED"
 
 
 def add_to(commands: Any, state_dir: Path) -> None:
@@ -40,12 +40,13 @@ def seconds(text: str) -> float:
 def _machine(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """Rates in bits per second by direction, shares from 0 to 1."""
     ns = max(1, after["time_ns"] - before["time_ns"])
-    tenants = {}
-    for name, tenant in after["tenants"].items():
-        new, old = tenant["counters"], before["tenants"].get(name, tenant)["counters"]
+    earlier = dict(of_devices(before))
+    tenants: dict[str, dict[str, Any]] = {}
+    for (name, device), entry in of_devices(after):
+        new, old = entry["counters"], earlier.get((name, device), entry)["counters"]
         waited = zip(after["limits"], new["throttled_ns"], old["throttled_ns"], strict=True)
-        tenants[name] = {
-            "group": tenant["group"],
+        machine = {
+            "group": entry["group"],
             "rate_bps": [8e9 * (new[key] - old[key]) / ns for key in ("tx_bytes", "rx_bytes")],
             "engine": (new["engine_ns"] - old["engine_ns"]) / ns,
             "min_bps": new["min_bps"],
@@ -53,6 +54,8 @@ def _machine(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
             "throttled": {limit: (now - then) / ns for limit, now, then in waited if now > then},
             "refused": {limit: count for limit, count in zip(after["limits"], new["refused"], strict=True) if count},
         }
+        # The fields of a tenant's first device, and under devices those of each.
+        tenants.setdefault(name, {**machine, "devices": {}})["devices"][device] = machine
     return {"time_ns": after["time_ns"], "seconds": ns / 1e9, "tenants": tenants}
 
 
@@ -61,20 +64,26 @@ def _screen(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     ns = max(1, after["time_ns"] - before["time_ns"])
     busy = (after["worker"]["busy_ns"] - before["worker"]["busy_ns"]) / ns
     head, *rows = tenant_rows(before, after)
-    moved = {}
-    for name, tenant in after["tenants"].items():
-        new, old = tenant["counters"], before["tenants"].get(name, tenant)["counters"]
-        moved[name] = sum(new[key] - old[key] for key in ("tx_bytes", "rx_bytes"))
-    rows.sort(key=lambda row: (-moved[row[0]], row[0]))
-    kept = [head.index(column) for column in COLUMNS.split()]
+    earlier = dict(of_devices(before))
+    moved = []
+    for key, entry in of_devices(after):
+        new, old = entry["counters"], earlier.get(key, entry)["counters"]
+        moved.append(sum(new[counter] - old[counter] for counter in ("tx_bytes", "rx_bytes")))
+    rows = [row for _, row in sorted(zip(moved, rows, strict=True), key=lambda both: (-both[0], both[1]))]
+    kept = [head.index(column) for column in COLUMNS.split() if column in head]
+    capacities = ", ".join(
+        f"{name + ' ' if several(after) else ''}{format_rate(device['capacity_bps'])}"
+        f"{'' if device['wire'] else ' (measured)'}"
+        for name, device in after["devices"].items()
+    )
     lines = [
-        f"engine {100 * busy:.0f}% busy   capacity {format_rate(after['device']['capacity_bps'])}"
-        f"{'' if after['device']['wire'] else ' (measured)'}   {len(rows)} tenants",
+        f"engine {100 * busy:.0f}% busy   capacity {capacities}   {len(after['tenants'])} tenants",
         "",
-        *table([[row[index] for index in kept] for row in (head, *rows)], left=2).splitlines(),
+        *table([[row[index] for index in kept] for row in (head, *rows)], left=2 + several(after)).splitlines(),
     ]
-    if after["groups"]:
-        lines += ["", *table(group_rows(before, after)).splitlines()]
+    groups = group_rows(before, after)
+    if groups:
+        lines += ["", *table(groups).splitlines()]
     return lines
 
 

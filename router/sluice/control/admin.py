@@ -5,7 +5,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -71,12 +71,25 @@ class Admin:
         except (KeyError, TypeError, AttributeError):
             return {"error": "not a request of this router's version"}
 
-    def _tenant_add(self, name: str, policy: dict[str, object], address: str | None = None) -> dict[str, Any]:
+    def _tenant_add(
+        self,
+        name: str,
+        policy: dict[str, object],
+        address: str | None = None,
+        devices: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """policy: of each of the devices; none named: of the first."""
         new = name not in self._router.tenants
         wanted = Policy().changed(policy)
-        tenant = self._router.add_tenant(name, wanted, None if address is None else IPv4Address(address))
-        if not new and policy:
-            self._router.set_policy(name, policy)
+        given = devices or ("",)
+        tenant = self._router.add_tenant(
+            name, dict.fromkeys(given, wanted), None if address is None else IPv4Address(address)
+        )
+        if not new:
+            for device in devices:
+                self._router.give_device(name, device, wanted)
+            for device in given if policy else ():
+                self._router.set_policy(name, policy, device)
         return {"path": str(tenant.path), "address": str(tenant.address or ""), "new": new}
 
     def _tenant_remove(self, name: str, force: bool = False) -> dict[str, Any]:
@@ -84,22 +97,26 @@ class Admin:
         return {}
 
     def _policy_show(self) -> dict[str, Any]:
-        hierarchy = self._router.hierarchy
-        return {
-            "capacity": str(hierarchy.capacity),
-            "groups": {name: group.fields() for name, group in hierarchy.groups.items()},
-            "tenants": {name: policy.fields() for name, policy in hierarchy.tenants.items()},
+        """Of the first device, and under devices of each."""
+        devices = {
+            device.name: {
+                "capacity": str(device.hierarchy.capacity),
+                "groups": {name: group.fields() for name, group in device.hierarchy.groups.items()},
+                "tenants": {name: policy.fields() for name, policy in device.hierarchy.tenants.items()},
+            }
+            for device in self._router.devices
         }
+        return {**devices[self._router.devices.first.name], "devices": devices}
 
-    def _group_set(self, name: str, policy: dict[str, object]) -> dict[str, Any]:
-        return self._router.set_group(name, policy).fields()
+    def _group_set(self, name: str, policy: dict[str, object], device: str = "") -> dict[str, Any]:
+        return self._router.set_group(name, policy, device).fields()
 
-    def _group_remove(self, name: str) -> dict[str, Any]:
-        self._router.hierarchy.remove_group(name)
+    def _group_remove(self, name: str, device: str = "") -> dict[str, Any]:
+        self._router.devices.find(device).hierarchy.remove_group(name)
         return {}
 
-    def _policy_set(self, name: str, policy: dict[str, object]) -> dict[str, Any]:
-        return self._router.set_policy(name, policy).fields()
+    def _policy_set(self, name: str, policy: dict[str, object], device: str = "") -> dict[str, Any]:
+        return self._router.set_policy(name, policy, device).fields()
 
     def _shutdown(self) -> dict[str, Any]:
         self._shut_down()

@@ -13,6 +13,8 @@ import fcntl
 import logging
 import os
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,11 @@ from sluice.control.cm.place import ClusterLocator
 from sluice.control.cm.realm import HostRealm
 from sluice.control.connections import Gate, OpenGate
 from sluice.control.tenant import Tenant
-from sluice.device.nic import DEVICE_FATAL, PORT_EVENTS, Nic, find_device
+from sluice.device.nic import DEVICE_FATAL, PORT_EVENTS, Nic
+from sluice.device.node import DeviceSpec, NodeDevice, NodeDevices
 from sluice.engine import Engine, QpDisconnected, TrunkDisconnected, lib
 from sluice.engine.counters import Counters
-from sluice.policy.file import load_policies
+from sluice.policy.file import DevicePolicies, load_policies
 from sluice.policy.hierarchy import Capacity, Hierarchy
 from sluice.policy.policy import GroupPolicy, Policy, PolicyError, check_name
 
@@ -47,6 +50,24 @@ class AlreadyRunning(RuntimeError):
     """Another router has this state directory."""
 
 
+@dataclass(frozen=True)
+class _Change:
+    """What a policy file changes on a device."""
+
+    device: NodeDevice
+    capacity: Capacity | None
+    groups: Mapping[str, GroupPolicy]
+    tenants: Mapping[str, Policy]
+    dropped: frozenset[str]
+
+    def try_out(self, hierarchy: Hierarchy) -> None:
+        """PolicyError where apply would raise it."""
+        hierarchy.would_accept(self.capacity, self.groups, self.tenants, self.dropped)
+
+    def apply(self, hierarchy: Hierarchy) -> None:
+        hierarchy.apply(self.capacity, self.groups, self.tenants, self.dropped)
+
+
 class Router:
     """Make it inside a running event loop; close it there too."""
 
@@ -54,13 +75,9 @@ class Router:
         self,
         state_dir: Path,
         membership: Joins | None = None,
-        capacity: Capacity | None = None,
-        device: str = "none",
+        devices: Sequence[DeviceSpec] = (DeviceSpec(),),
     ) -> None:
-        """capacity: the device's, None where it is to be measured. device: the NIC's name, "auto" or "none".
-
-        OSError, AlreadyRunning; ClusterFileError and KeyFileError, which are ValueErrors, with a membership.
-        """
+        """OSError, AlreadyRunning; ValueErrors: NicError, with a membership ClusterFileError and KeyFileError."""
         state_dir.mkdir(parents=True, exist_ok=True)
         # Who reaches a tenant's directory is that tenant: other users of the host are nobody's.
         (state_dir / "tenants").mkdir(mode=0o700, exist_ok=True)
@@ -68,17 +85,13 @@ class Router:
         self.state_dir = state_dir
         self._lock = self._take_lock()
         self._engine = Engine(state_dir / "counters")
-        self.nic: Nic | None = None
         try:
-            name = find_device(device)
-            if name is not None:
-                self.nic = Nic(self._engine, name)
+            self.devices = NodeDevices(self._engine, devices)
         except ValueError:
             self._engine.close()
             raise
         self.counters = Counters(state_dir / "counters")
-        self.hierarchy = Hierarchy(self._engine, capacity)
-        self._from_file: set[str] = set()
+        self._from_file: set[tuple[str, str]] = set()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.directory = Directory()
         self.links: Links | None = None
@@ -100,9 +113,10 @@ class Router:
         self.tenants: dict[str, Tenant] = {}
         self.started = time.time()
         asyncio.get_running_loop().add_reader(self._engine.event_fd(), self._on_engine_event)
-        if self.nic is not None:
-            log.warning("device %s: %s", self.nic.name, self.nic.describe())
-            asyncio.get_running_loop().add_reader(self._engine.nic_event_fd(), self._on_nic_event)
+        for device in self.devices:
+            if device.nic is not None:
+                log.warning("device %s: %s", device.name, device.nic.describe())
+                asyncio.get_running_loop().add_reader(device.nic.event_fd(), self._on_nic_event, device, device.nic)
 
     def _take_lock(self) -> int:
         path = self.state_dir / "router.lock"
@@ -141,32 +155,32 @@ class Router:
                     )
                     session.end(f"garbage in its shared memory: {event.reason}")
 
-    def _on_nic_event(self) -> None:
-        assert self.nic is not None
-        for event in self._engine.nic_events():
+    def _on_nic_event(self, device: NodeDevice, nic: Nic) -> None:
+        for event in nic.events():
             if event not in PORT_EVENTS:
                 continue
             if event == DEVICE_FATAL:
                 # Its descriptor stays readable for ever.
-                asyncio.get_running_loop().remove_reader(self._engine.nic_event_fd())
-                self.nic.lost()
+                asyncio.get_running_loop().remove_reader(nic.event_fd())
+                nic.lost()
             else:
-                self.nic.renew()
-            log.warning("device %s: %s: %s", self.nic.name, PORT_EVENTS[event], self.nic.describe())
+                nic.renew()
+            log.warning("device %s: %s: %s", device.name, PORT_EVENTS[event], nic.describe())
             for tenant in self.tenants.values():
-                tenant.renew_device()
-                tenant.tell(event, 1)
+                tenant.renew_devices()
+                tenant.tell(device, event, 1)
 
     def add_tenant(
         self,
         name: str,
-        policy: Policy,
+        policies: Mapping[str, Policy],
         address: IPv4Address | None = None,
         late_address: bool = False,
         keep: bool = False,
     ) -> Tenant:
         """The tenant with this name; made where there is none, with this address or a free one.
 
+        policies: by the devices that a new one is given, "" for the first; one that there is keeps what it has.
         late_address: Tenant.set_address tells where it is. keep: its directory outlives the router.
         ValueError (AddressError where another tenant has the address), OSError.
         """
@@ -179,9 +193,8 @@ class Router:
         tenant = Tenant(
             name,
             path,
-            policy,
+            {self.devices.find(device): policy for device, policy in policies.items()},
             self._engine,
-            self.hierarchy,
             self.directory,
             self._context,
             self,
@@ -190,7 +203,6 @@ class Router:
             address,
             late_address,
             keep,
-            self.nic,
         )
         self.tenants[name] = tenant
         log.info("tenant %s: added, address %s", name, tenant.address or "not known yet")
@@ -216,17 +228,29 @@ class Router:
         del self.tenants[name]
         log.info("tenant %s: removed", name)
 
-    def set_policy(self, name: str, fields: dict[str, object]) -> Policy:
-        tenant = self.find_tenant(name)
-        tenant.set_policy(tenant.policy.changed(fields))
-        log.info("tenant %s: policy %s", name, tenant.policy.fields() or "without limits")
-        return tenant.policy
+    def give_device(self, name: str, device: str, policy: Policy) -> None:
+        """Another device for a tenant that there is; one that it has stays as it is. PolicyError, OSError."""
+        tenant, node = self.find_tenant(name), self.devices.find(device)
+        if all(one.node is not node for one in tenant.devices):
+            tenant.add_device(node, policy)
+            log.info("tenant %s: device %s", name, node.name)
 
-    def set_group(self, name: str, fields: dict[str, object]) -> GroupPolicy:
-        """Changes a group; makes it where there is none."""
-        group = self.hierarchy.groups.get(check_name(name, "group"), GroupPolicy()).changed(fields)
-        self.hierarchy.set_group(name, group)
-        log.info("group %s: policy %s", name, group.fields() or "without limits")
+    def set_policy(self, name: str, fields: Mapping[str, object], device: str = "") -> Policy:
+        """device: one of the tenant's, empty for its first."""
+        tenant = self.find_tenant(name)
+        node = self.devices.find(device) if device else tenant.devices[0].node
+        tenant.device(node)
+        policy = tenant.policy_on(node).changed(fields)
+        self.devices.change(node, lambda hierarchy: hierarchy.set_tenant(name, policy))
+        log.info("tenant %s, device %s: policy %s", name, node.name, policy.fields() or "without limits")
+        return policy
+
+    def set_group(self, name: str, fields: Mapping[str, object], device: str = "") -> GroupPolicy:
+        """Changes a group of a device; makes it where there is none."""
+        node = self.devices.find(device)
+        group = node.hierarchy.groups.get(check_name(name, "group"), GroupPolicy()).changed(fields)
+        self.devices.change(node, lambda hierarchy: hierarchy.set_group(name, group))
+        log.info("group %s, device %s: policy %s", name, node.name, group.fields() or "without limits")
         return group
 
     def load_policies(self, path: Path, whole: bool = False) -> list[str]:
@@ -236,60 +260,91 @@ class Router:
         PolicyError with file:line: field: for the first mistake.
         """
         file = load_policies(path)
-        gone = (self._from_file & self.tenants.keys()) - file.tenants.keys() if whole else set()
-        dropped = frozenset(self.hierarchy.groups.keys() - file.groups.keys()) if whole else frozenset()
-        policies = file.tenants | {name: Policy() for name in gone}
-        capacity = self.hierarchy.given_capacity(file.capacity) if whole or file.capacity else None
-        # A tenant that "sluice run" or a claim made keeps its group, which the file can't take from under it.
-        used = {tenant.policy.group for name, tenant in self.tenants.items() if name not in policies}
-        dropped -= used
         try:
-            self.hierarchy.would_accept(capacity, file.groups, policies, dropped)
+            said = self.devices.of_file(file.devices)
+            changes = [self._change(device, policies, whole) for device, policies in said.items()]
+            for change in changes:
+                self.devices.change(change.device, change.try_out)
         except PolicyError as error:
             raise PolicyError(f"{path}: {error}") from None
         for name in file.tenants:
-            self.add_tenant(name, Policy())
-        self.hierarchy.apply(capacity, file.groups, policies, dropped)
-        self._from_file = set(file.tenants) if whole else self._from_file | file.tenants.keys()
-        return list(file.tenants)
+            given = {device.name: Policy() for device, policies in said.items() if name in policies.tenants}
+            self.add_tenant(name, given)
+            for device in given:
+                self.give_device(name, device, Policy())
+        for change in changes:
+            change.apply(change.device.hierarchy)
+        from_file = {(device.name, name) for device, policies in said.items() for name in policies.tenants}
+        self._from_file = from_file if whole else self._from_file | from_file
+        return sorted(file.tenants)
+
+    def _change(self, device: NodeDevice, said: DevicePolicies, whole: bool) -> "_Change":
+        hierarchy = device.hierarchy
+        earlier = {name for name in hierarchy.tenants if (device.name, name) in self._from_file}
+        gone = earlier - said.tenants.keys() if whole else set()
+        dropped = frozenset(hierarchy.groups.keys() - said.groups.keys()) if whole else frozenset()
+        policies = said.tenants | {name: Policy() for name in gone}
+        # A tenant that "sluice run" or a claim made keeps its group, which the file can't take from under it.
+        dropped -= {policy.group for name, policy in hierarchy.tenants.items() if name not in policies}
+        capacity = hierarchy.given_capacity(said.capacity) if whole or said.capacity else None
+        return _Change(device, capacity, said.groups, policies, dropped)
 
     def status(self) -> dict[str, Any]:
         """Counters as they are now; time_ns beside them makes rates of two."""
         qps = self.counters.qps()
         now = time.monotonic_ns()
-        tenants = {}
-        for name, tenant in self.tenants.items():
-            mine = qps[qps["tenant"] == tenant.number]
-            tenants[name] = {
-                "address": str(tenant.address or ""),
-                "policy": tenant.policy.fields(),
-                "group": tenant.policy.group,
-                "min_bps": tenant.policy.min_bps,
-                "max_bps": tenant.policy.max_bps,
-                "weight": tenant.policy.weight or lib.SLUICE_WEIGHT_DEFAULT,
-                "processes": [session.pid for session in tenant.sessions.values()],
-                "counters": self.counters.tenant(tenant.number),
-                "rdma_cm": tenant.cm_status(),
-                "qps": [
-                    {field: int(row[field]) for field in qps.dtype.names or () if field != "reserved"} for row in mine
-                ],
-            }
+        devices = {device.name: self._device_status(device) for device in self.devices}
+        first = devices[self.devices.first.name]
         return {
             "time_ns": now,
             "pid": os.getpid(),
             "started": self.started,
             "worker": {field: int(self.counters.header[f"worker_{field}"]) for field in ("loops", "parks", "busy_ns")},
-            "device": {"capacity_bps": self.hierarchy.capacity.bps, "wire": self.hierarchy.capacity.wire},
+            "device": {field: first[field] for field in ("capacity_bps", "wire")},
             "limits": LIMITS,
-            "groups": {
-                name: {
-                    "policy": group.fields(),
-                    "counters": self.counters.group(self.hierarchy.group_numbers[name]),
-                }
-                for name, group in self.hierarchy.groups.items()
-            },
-            "tenants": tenants,
+            "groups": first["groups"],
+            "devices": devices,
+            "tenants": {name: self._tenant_status(tenant, qps) for name, tenant in self.tenants.items()},
             "cluster": self._cluster_status(),
+        }
+
+    def _device_status(self, device: NodeDevice) -> dict[str, Any]:
+        hierarchy = device.hierarchy
+        return {
+            "capacity_bps": hierarchy.capacity.bps,
+            "wire": hierarchy.capacity.wire,
+            "nic": None if device.nic is None else device.nic.name,
+            "groups": {
+                name: {"policy": group.fields(), "counters": self.counters.group(hierarchy.group_numbers[name])}
+                for name, group in hierarchy.groups.items()
+            },
+        }
+
+    def _tenant_status(self, tenant: Tenant, qps: Any) -> dict[str, Any]:
+        """The fields of its first device, and under devices those of each."""
+        devices: dict[str, dict[str, Any]] = {}
+        of_tenant = []
+        for device in tenant.devices:
+            policy = tenant.policy_on(device.node)
+            devices[device.name] = {
+                "device": device.node.name,
+                "policy": policy.fields(),
+                "group": policy.group,
+                "min_bps": policy.min_bps,
+                "max_bps": policy.max_bps,
+                "weight": policy.weight or lib.SLUICE_WEIGHT_DEFAULT,
+                "counters": self.counters.tenant(device.tenant),
+            }
+            for row in qps[qps["tenant"] == device.tenant]:
+                fields = {field: int(row[field]) for field in qps.dtype.names or () if field != "reserved"}
+                of_tenant.append(fields | {"device": device.name})
+        return {
+            "address": str(tenant.address or ""),
+            "processes": [session.pid for session in tenant.sessions.values()],
+            "rdma_cm": tenant.cm_status(),
+            "qps": of_tenant,
+            **devices[tenant.devices[0].name],
+            "devices": devices,
         }
 
     def _cluster_status(self) -> dict[str, Any] | None:
@@ -299,8 +354,9 @@ class Router:
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._engine.event_fd())
-        if self.nic is not None:
-            asyncio.get_running_loop().remove_reader(self._engine.nic_event_fd())
+        for device in self.devices:
+            if device.nic is not None:
+                asyncio.get_running_loop().remove_reader(device.nic.event_fd())
         for tenant in self.tenants.values():
             tenant.close(keep=True)
         self.tenants.clear()

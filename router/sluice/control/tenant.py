@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -21,13 +21,12 @@ from sluice.control.cm.requests import TenantCm
 from sluice.control.connections import Connection, Flow, Gate
 from sluice.control.session import Session
 from sluice.control.verbs import ProtocolError, Verbs, hello_token, refusal, same_token
-from sluice.device.nic import Nic
+from sluice.device.node import NodeDevice
 from sluice.device.sysfs import Sysfs
-from sluice.device.virtual import VirtualDevice
+from sluice.device.virtual import VirtualDevice, device_name
 from sluice.engine import Engine, lib
 from sluice.engine.counters import Counters
-from sluice.policy.hierarchy import Hierarchy
-from sluice.policy.policy import Policy
+from sluice.policy.policy import Policy, PolicyError
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +38,29 @@ MAX_REQUEST = 4096
 """Bytes; libzmq hangs up on who sends more."""
 
 
+class TenantDevice:
+    """One of a tenant's devices. number: the tenant's; tenant: the engine's number of the tenant on it."""
+
+    def __init__(self, node: NodeDevice, tenant: int) -> None:
+        self.node = node
+        self.number = 0
+        self.tenant = tenant
+
+    @property
+    def name(self) -> str:
+        """As the tenant sees it."""
+        return device_name(self.number)
+
+
 class Tenant:
-    """Its sockets, sessions, policy and address."""
+    """Its sockets, sessions, devices with their policies, and address."""
 
     def __init__(
         self,
         name: str,
         path: Path,
-        policy: Policy,
+        policies: Mapping[NodeDevice, Policy],
         engine: Engine,
-        hierarchy: Hierarchy,
         directory: Directory,
         context: zmq.Context[zmq.Socket[bytes]],
         gate: Gate,
@@ -57,11 +69,10 @@ class Tenant:
         address: IPv4Address | None = None,
         late_address: bool = False,
         keep: bool = False,
-        nic: Nic | None = None,
     ) -> None:
-        """address: None takes a free one. late_address: set_address tells it, sessions wait till then.
+        """policies: of each device that it is given, one at least. address: None takes a free one.
 
-        keep: close() leaves the directory.
+        late_address: set_address tells it, sessions wait till then. keep: close() leaves the directory.
         """
         longest = path / "descriptors"
         if len(os.fsencode(longest)) > MAX_SOCKET_PATH:
@@ -72,29 +83,110 @@ class Tenant:
         self.name = name
         self.path = path
         self._engine = engine
-        self._hierarchy = hierarchy
         self._directory = directory
-        self.number = hierarchy.add_tenant(name, policy)
+        self.devices: list[TenantDevice] = []
+        self._first: TenantDevice | None = None
         self.address: IPv4Address | None = None
         self._keep = keep
-        self._nic = nic
-        self._cm = TenantCm(cm, self.number)
-        self._verbs = Verbs(engine, directory, gate, self._cm.operations(), cm.flow, nic)
+        self._serving = False
+        self._closed = False
         self.sessions: dict[int, Session] = {}
         self._speakers: dict[bytes, Session] = {}
         self._waiting: list[tuple[bytes, bytes, Session]] = []
         self.path.mkdir(parents=True, exist_ok=True)
-        self._sysfs = Sysfs(path, lambda: counters.tenant_total(self.number))
-        self._serving = False
-        self._closed = False
-        if not late_address:
-            try:
+        self._sysfs = Sysfs(path, counters.tenant_total)
+        self.number: int
+        self._cm: TenantCm
+        self._verbs: Verbs
+        try:
+            for device, policy in policies.items():
+                self.add_device(device, policy)
+            assert self._first is not None
+            self.number = self._first.tenant
+            self._cm = TenantCm(cm, self.number)
+            self._verbs = Verbs(engine, directory, gate, self._cm.operations(), cm.flow)
+            if not late_address:
                 self._take(directory.assign(self.number, name, address))
-            except ValueError:
-                self._sysfs.close()
-                hierarchy.remove_tenant(name)
-                raise
+        except (ValueError, OSError):
+            self._give_up_devices()
+            raise
         self._open_sockets(context)
+
+    # ---- devices -------------------------------------------------------------
+
+    def add_device(self, node: NodeDevice, policy: Policy) -> None:
+        """Gives it a device, which its processes see from their next ibv_get_device_list on. PolicyError, OSError."""
+        if self._first is not None and self._first.node is node:
+            # It was taken away, and stands for the tenant nevertheless.
+            node.hierarchy.set_tenant(self.name, policy)
+            device = self._first
+        else:
+            of = None if self._first is None else self._first.tenant
+            device = TenantDevice(node, node.hierarchy.add_tenant(self.name, policy, of))
+            self._first = self._first or device
+        taken = {one.number for one in self.devices}
+        device.number = next(number for number in range(lib.SLUICE_MAX_DEVICES) if number not in taken)
+        self.devices.append(device)
+        if not self.sessions:
+            # In the node's order, whatever was given first: after a restart it is the same.
+            self.devices.sort(key=lambda one: one.node.number)
+            for number, one in enumerate(self.devices):
+                one.number = number
+        self._tell_devices()
+
+    def remove_device(self, node: NodeDevice) -> None:
+        """Takes one away; its processes end with it."""
+        device = self.device(node)
+        for session in list(self.sessions.values()):
+            session.end(f"its device {device.name} was taken away")
+        self.devices.remove(device)
+        if device is self._first:
+            node.hierarchy.set_tenant(self.name, Policy())
+        else:
+            node.hierarchy.remove_tenant(self.name)
+        self._sysfs.remove_files()
+        self._tell_devices()
+
+    def device(self, node: NodeDevice) -> TenantDevice:
+        """PolicyError where it hasn't that device."""
+        for device in self.devices:
+            if device.node is node:
+                return device
+        has = ", ".join(device.node.name for device in self.devices)
+        raise PolicyError(f"tenant {self.name!r} has no device {node.name!r}; it has: {has}")
+
+    def _give_up_devices(self) -> None:
+        self._sysfs.close()
+        # The first stands for the tenant until the others are gone.
+        for device in self.devices:
+            if device is not self._first:
+                device.node.hierarchy.remove_tenant(self.name)
+        if self._first is not None:
+            self._first.node.hierarchy.remove_tenant(self.name)
+
+    def _tell_devices(self) -> None:
+        devices: list[VirtualDevice] = []
+        if self.address is not None:
+            for one in self.devices:
+                devices.append(VirtualDevice(self.address, one.node.nic, one.number, one.node.number))
+            self._verbs.set_devices(self.address, devices)
+        try:
+            self._sysfs.count({one.number: one.tenant for one in self.devices})
+            self._sysfs.write(devices)
+        except OSError as error:
+            # Its own container may have done that to it.
+            log.warning("tenant %s: can't write its sysfs files: %s", self.name, error)
+
+    def tell(self, node: NodeDevice, event: int, element: int) -> None:
+        """An async event (enum ibv_event_type) of a device for all its processes that have it open."""
+        for session in self.sessions.values():
+            self._engine.tell_session(session.number, node.number, event, element)
+
+    def renew_devices(self) -> None:
+        """A NIC is another than before: what the files say follows."""
+        self._tell_devices()
+
+    # ---- processes -----------------------------------------------------------
 
     def _open_sockets(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         # A directory that containers have mounted stays the same one: only what is in it is renewed.
@@ -212,13 +304,8 @@ class Tenant:
     def _take(self, address: IPv4Address) -> None:
         self.address = address
         self._engine.address_tenant(self.number, gid_of_address(address))
-        self._verbs.set_address(address)
         self._cm.set_address(address)
-        try:
-            self._sysfs.write(VirtualDevice(address, self._nic))
-        except OSError as error:
-            # Its own container may have done that to it.
-            log.warning("tenant %s: can't write its sysfs files: %s", self.name, error)
+        self._tell_devices()
 
     def set_address(self, address: IPv4Address) -> None:
         """Once, for a tenant made with late_address: greets who waits. ValueError where another tenant has it."""
@@ -241,24 +328,21 @@ class Tenant:
         """Ends the connections that are admitted no longer, and returns them."""
         return self._verbs.end_forbidden(admits) if self.address is not None else []
 
-    def tell(self, event: int, element: int) -> None:
-        """An async event (enum ibv_event_type) for all its processes."""
-        for session in self.sessions.values():
-            self._engine.tell_session(session.number, event, element)
-
-    def renew_device(self) -> None:
-        """The NIC is another than before: what its files say follows."""
-        if self.address is not None:
-            with suppress(OSError):
-                self._sysfs.write(VirtualDevice(self.address, self._nic))
-
     @property
     def policy(self) -> Policy:
-        return self._hierarchy.tenants[self.name]
+        """Of its first device, sluice0."""
+        return self.policy_on(self.devices[0].node)
 
-    def set_policy(self, policy: Policy) -> None:
-        """PolicyError where its guarantee is more than the device or its group has left."""
-        self._hierarchy.set_tenant(self.name, policy)
+    def policy_on(self, node: NodeDevice) -> Policy:
+        return node.hierarchy.tenants[self.name]
+
+    def set_policy(self, policy: Policy, node: NodeDevice | None = None) -> None:
+        """node: one of its devices, None for the first.
+
+        PolicyError where its guarantee is more than the device or its group has left.
+        """
+        device = self.devices[0] if node is None else self.device(node)
+        device.node.hierarchy.set_tenant(self.name, policy)
 
     def close(self, keep: bool = False) -> None:
         """Ends its sessions and removes its directory, but for one that is kept when the router ends (keep)."""
@@ -270,9 +354,8 @@ class Tenant:
         loop.remove_reader(self._control.FD)
         self._listener.close()
         self._control.close()
-        self._sysfs.close()
         if self.address is not None:
             self._directory.release(self.address)
-        self._hierarchy.remove_tenant(self.name)
+        self._give_up_devices()
         if not (keep and self._keep):
             shutil.rmtree(self.path, ignore_errors=True)

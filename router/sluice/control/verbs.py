@@ -4,7 +4,7 @@
 import errno
 import hmac
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -12,8 +12,7 @@ from sluice.cluster.directory import Directory, address_of
 from sluice.control.connections import Connection, Connections, Flow, Gate
 from sluice.control.qp_state import Attr, State, Type, address_fits, allowed
 from sluice.control.session import Session
-from sluice.device.nic import Nic
-from sluice.device.virtual import NAME, VirtualDevice
+from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, ffi, lib
 
 STATE = int(Attr.STATE)
@@ -49,7 +48,6 @@ class Verbs:
         gate: Gate,
         more: Sequence[Operation] = (),
         flow_of: Callable[[IPv4Address, IPv4Address, int], Flow] = lambda own, peer, _qp_num: Flow(own, peer),
-        nic: Nic | None = None,
     ) -> None:
         """more: operations of others that come by the same channel.
 
@@ -59,12 +57,14 @@ class Verbs:
         self._directory = directory
         self._gate = gate
         self._flow_of = flow_of
-        self._nic = nic
+        self._devices: dict[int, VirtualDevice] = {}
+        self._by_node: dict[int, VirtualDevice] = {}
         self.connections = Connections()
         self.addresses = Connections()
         """Address handles: they connect as well."""
         handle, handle_reply = "struct sluice_handle_request", "struct sluice_handle_reply"
         table: list[Operation] = [
+            (lib.SLUICE_OP_LIST_DEVICES, handle, "struct sluice_devices_reply", self._list_devices),
             (lib.SLUICE_OP_QUERY_DEVICE, handle, "struct sluice_device_reply", self._query_device),
             (lib.SLUICE_OP_OPEN_CONTEXT, handle, handle_reply, self._open_context),
             (lib.SLUICE_OP_CLOSE_CONTEXT, handle, handle_reply, self._close_context),
@@ -140,10 +140,17 @@ class Verbs:
             for op, request, reply, run in [*table, *more]
         }
 
-    def set_address(self, address: IPv4Address) -> None:
-        """Where the tenant is; before this no session is greeted."""
+    def set_devices(self, address: IPv4Address, devices: Iterable[VirtualDevice]) -> None:
+        """Where the tenant is, and what it has; before this no session is greeted."""
         self._address = address
-        self._device = VirtualDevice(address, self._nic)
+        self._devices = {device.number: device for device in devices}
+        self._by_node = {device.of_node: device for device in self._devices.values()}
+
+    def _device(self, number: int) -> VirtualDevice:
+        try:
+            return self._devices[number]
+        except KeyError:
+            raise OSError(errno.ENODEV, "the tenant has no such device") from None
 
     def hello(self, frame: bytes, session: Session) -> bytes:
         """Answers HELLO, whose token was this session's."""
@@ -152,8 +159,6 @@ class Verbs:
         reply.header.size = ffi.sizeof("struct sluice_hello_reply")
         reply.abi_version = lib.SLUICE_ABI_VERSION
         reply.session = session.number
-        reply.device = NAME.encode()
-        reply.node_guid = int.from_bytes(self._device.node_guid, "little")
         return bytes(ffi.buffer(reply))
 
     def dispatch(self, session: Session, frame: bytes) -> bytes:
@@ -181,11 +186,19 @@ class Verbs:
             reply.header.status = error.errno or errno.EIO
         return bytes(ffi.buffer(reply))
 
-    def _query_device(self, _session: Session, _request: Any, reply: Any) -> None:
-        self._device.describe(reply)
+    def _list_devices(self, _session: Session, _request: Any, reply: Any) -> None:
+        reply.count = len(self._devices)
+        for entry, (number, device) in zip(reply.devices, sorted(self._devices.items()), strict=False):
+            entry.number = number
+            entry.name = device.name.encode()
+            entry.node_guid = int.from_bytes(device.node_guid, "little")
+
+    def _query_device(self, _session: Session, request: Any, reply: Any) -> None:
+        self._device(request.handle).describe(reply)
 
     def _open_context(self, session: Session, request: Any, reply: Any) -> None:
-        reply.handle, fd = self._engine.open_context(session.number)
+        device = self._device(request.handle)
+        reply.handle, fd = self._engine.open_context(session.number, device.of_node)
         self._send_descriptor(session, request.header.cookie, fd)
 
     def _close_context(self, session: Session, request: Any, _reply: Any) -> None:
@@ -264,7 +277,8 @@ class Verbs:
         self._engine.query_qp(session.number, request.handle, now)
         attr, mask = ffi.addressof(request, "attr"), request.attr_mask
         kind = self._engine.qp_type(session.number, request.handle)
-        if not allowed(kind, now.qp_state, attr, mask, self._device.gid_count):
+        device = self._by_node[self._engine.device_of_qp(session.number, request.handle)]
+        if not allowed(kind, now.qp_state, attr, mask, device.gid_count):
             raise OSError(errno.EINVAL, "the state table forbids it")
         peer = None
         destination = flow = None
@@ -273,9 +287,9 @@ class Verbs:
             gid = bytes(ffi.buffer(attr.ah.dgid))
             destination = address_of(gid)
             # Which of its GIDs the application chose says which network it means.
-            nic = destination is not None and self._device.is_of_nic(attr.ah.sgid_index)
+            nic = destination is not None and device.is_of_nic(attr.ah.sgid_index)
             if nic:
-                destination = self._neighbour(gid, attr.dest_qp_num) or destination
+                destination = self._neighbour(device, gid, attr.dest_qp_num) or destination
             if destination is not None:
                 flow = self._flow_of(self._address, destination, attr.dest_qp_num)
                 if self._gate.admits(flow.source, flow.destination, flow.port):
@@ -292,9 +306,9 @@ class Verbs:
                 number = self._engine.qp_number(session.number, request.handle)
                 remote.want(session.number, request.handle, number, self._address, destination, attr.dest_qp_num)
 
-    def _neighbour(self, gid: bytes, number: int) -> IPv4Address | None:
+    def _neighbour(self, device: VirtualDevice, gid: bytes, number: int) -> IPv4Address | None:
         """The address of this node's tenant that has a QP behind the NIC's GID, which all its tenants share."""
-        if self._nic is None or gid not in self._nic.gids:
+        if device.nic is None or gid not in device.nic.gids:
             return None
         tenant = self._engine.tenant_of_qp(number)
         return None if tenant is None else self._directory.address_of_tenant(tenant)
@@ -326,13 +340,14 @@ class Verbs:
         self._engine.destroy_srq(session.number, request.handle)
 
     def _create_ah(self, session: Session, request: Any, reply: Any) -> None:
-        if not address_fits(request.attr, self._device.gid_count) or request.attr.port_num != 1:
+        device = self._by_node[self._engine.device_of_pd(session.number, request.pd)]
+        if not address_fits(request.attr, device.gid_count) or request.attr.port_num != 1:
             raise OSError(errno.EINVAL, "an address handle needs a GID")
         gid = bytes(ffi.buffer(request.attr.dgid))
         destination = address_of(gid)
         admitted = destination is not None and self._gate.admits(self._address, destination)
         peer = self._directory.tenant_of(gid) if admitted else None
-        reply.handle = self._engine.create_ah(session.number, request, self._device.gid, peer)
+        reply.handle = self._engine.create_ah(session.number, request, device.gid, peer)
         remote = self._directory.remote if admitted and peer is None else None
         trunk = None
         if remote is not None and destination is not None:

@@ -7,6 +7,7 @@ Devices are found in sysfs, where the kernel lists them whether or not libibverb
 
 import errno
 import os
+from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -50,18 +51,16 @@ def _is_active(name: str) -> bool:
         return False
 
 
-def find_device(wanted: str) -> str | None:
-    """The device that --device means: "none", "auto" (the first active one with RoCE, or none), or its name.
+def active_devices() -> list[str]:
+    """Those with RoCE whose port is up."""
+    return [name for name in devices() if _is_active(name)]
 
-    NicError where there is none of that name.
-    """
-    if wanted == "none":
-        return None
-    if wanted == "auto":
-        return next((name for name in devices() if _is_active(name)), None)
-    if wanted not in devices():
-        raise NicError(f"--device {wanted}: there is no such RDMA device; there are: {', '.join(devices()) or 'none'}")
-    return wanted
+
+def check_device(name: str) -> str:
+    """The name. NicError where there is no such device."""
+    if name not in devices():
+        raise NicError(f"--device {name}: there is no such RDMA device; there are: {', '.join(devices()) or 'none'}")
+    return name
 
 
 class Nic:
@@ -82,6 +81,14 @@ class Nic:
                 errno.ENODEV: "libibverbs doesn't list it: its provider is missing (ibverbs-providers)",
             }.get(error.errno or 0, os.strerror(error.errno or errno.EIO))
             raise NicError(f"--device {name}: {reason}") from None
+
+    def event_fd(self) -> int:
+        """Readable while events() has something to say."""
+        return self._engine.nic_event_fd()
+
+    def events(self) -> Iterator[int]:
+        """Async events (enum ibv_event_type) since the last call; QPs' were passed on already."""
+        return self._engine.nic_events()
 
     def renew(self) -> None:
         """Asks the device anew; one that doesn't answer is no longer present."""

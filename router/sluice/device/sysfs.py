@@ -3,7 +3,7 @@
 
 Nobody can make files in sysfs, so they are ordinary files in the tenant's directory,
 under sys/class/… and dev/infiniband/, and the shim leads applications there (shim/sysfs.h). Port counters
-are told to whoever connects to the socket `counters`: one packet of lines "FILE VALUE",
+of sluice0 are told to whoever connects to the socket `counters0`, and so on: one packet of lines "FILE VALUE",
 FILE relative to ports/1, as they are at that moment; their files hold 0.
 
 A container may have the directory mounted, and be root in it: nothing here follows a
@@ -15,14 +15,14 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from sluice import __version__
-from sluice.device.virtual import NAME, VirtualDevice
+from sluice.device.virtual import VirtualDevice
 
-CHARACTER_MAJOR = 231
+CHARACTER_MAJOR, CHARACTER_MINOR = 231, 192
 """Of /dev/infiniband/uverbs* (the kernel's Documentation/admin-guide/devices.txt)."""
 
 NULL_DEVICE = "/dev/null"
@@ -90,16 +90,17 @@ def _cpus() -> tuple[str, str]:
 
 
 def files(device: VirtualDevice) -> dict[str, str]:
-    """Every file, from the root, with its text, less the newline. A name that ends in / is an empty directory;
-    NULL_DEVICE instead of a text is a symbolic link to that."""
+    """Every file of a device, from the root, with its text, less the newline. A name that ends in / is an empty
+    directory; NULL_DEVICE instead of a text is a symbolic link to that."""
     guid = _groups(device.node_guid)
+    name, verbs = device.name, f"uverbs{device.number}"
     cpus, cpu_list = _cpus()
     of_device = {
         "board_id": "SLUICE0000000001",
         "fw_ver": __version__,
         "hca_type": "Sluice",
         "hw_rev": "0",
-        "node_desc": NAME,
+        "node_desc": name,
         "node_guid": guid,
         "node_type": "1: CA",
         "sys_image_guid": guid,
@@ -128,16 +129,16 @@ def files(device: VirtualDevice) -> dict[str, str]:
         **dict.fromkeys(port_counters(dict.fromkeys(_TENANT_FIELDS, 0)), "0"),
     }
     return {
-        **{f"sys/class/infiniband/{NAME}/{name}": text for name, text in of_device.items()},
-        **{f"sys/class/infiniband/{NAME}/ports/1/{name}": text for name, text in of_port.items()},
+        **{f"sys/class/infiniband/{name}/{file}": text for file, text in of_device.items()},
+        **{f"sys/class/infiniband/{name}/ports/1/{file}": text for file, text in of_port.items()},
         "sys/class/infiniband_verbs/abi_version": "6",
-        "sys/class/infiniband_verbs/uverbs0/abi_version": "1",
-        "sys/class/infiniband_verbs/uverbs0/dev": f"{CHARACTER_MAJOR}:192",
-        "sys/class/infiniband_verbs/uverbs0/ibdev": NAME,
+        f"sys/class/infiniband_verbs/{verbs}/abi_version": "1",
+        f"sys/class/infiniband_verbs/{verbs}/dev": f"{CHARACTER_MAJOR}:{CHARACTER_MINOR + device.number}",
+        f"sys/class/infiniband_verbs/{verbs}/ibdev": name,
         "sys/class/infiniband_ucma/abi_version": "4",
         "sys/class/misc/rdma_cm/abi_version": "4",
         # Applications look whether there is a character device that they may read and write, and do neither.
-        "dev/infiniband/uverbs0": NULL_DEVICE,
+        f"dev/infiniband/{verbs}": NULL_DEVICE,
     }
 
 
@@ -145,45 +146,70 @@ _TENANT_FIELDS = ("tx_bytes", "rx_bytes", "tx_messages", "rx_messages", "reads",
 
 
 class Sysfs:
-    """The files of one tenant and its counters' socket. Make it inside a running event loop; close it there too."""
+    """The files of one tenant's devices and their counters' sockets.
 
-    def __init__(self, tenant_dir: Path, read_counters: Callable[[], Mapping[str, int]]) -> None:
-        """read_counters: the tenant's counters as they are now."""
+    Make it inside a running event loop; close it there too.
+    """
+
+    def __init__(self, tenant_dir: Path, read_counters: Callable[[int], Mapping[str, int]]) -> None:
+        """read_counters(tenant): the engine's counters as they are now."""
         self._tenant_dir = tenant_dir
         self._read_counters = read_counters
-        path = tenant_dir / "counters"
-        path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        self._listener.bind(str(path))
-        self._listener.listen(128)
-        self._listener.setblocking(False)
-        path.chmod(0o666)
-        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._answer)
+        self._counted: dict[int, int] = {}
+        self._listeners: dict[int, socket.socket] = {}
 
-    def _answer(self) -> None:
+    def count(self, tenants: Mapping[int, int]) -> None:
+        """Whose counters are told from here on: the engine's numbers, by the device's. OSError."""
+        if tenants == self._counted:
+            return
+        self._hang_up()
+        for number, tenant in tenants.items():
+            self._counted[number] = tenant
+            path = self._tenant_dir / f"counters{number}"
+            path.unlink(missing_ok=True)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+            self._listeners[number] = listener
+            listener.bind(str(path))
+            listener.listen(128)
+            listener.setblocking(False)
+            path.chmod(0o666)
+            asyncio.get_running_loop().add_reader(listener.fileno(), self._answer, listener, tenant)
+
+    def _answer(self, listener: socket.socket, tenant: int) -> None:
         with suppress(OSError):
-            connection, _ = self._listener.accept()
+            connection, _ = listener.accept()
             with connection:
                 connection.setblocking(False)
-                lines = [f"{name} {value}\n" for name, value in port_counters(self._read_counters()).items()]
+                lines = [f"{name} {value}\n" for name, value in port_counters(self._read_counters(tenant)).items()]
                 connection.send("".join(lines).encode())
 
-    def write(self, device: VirtualDevice) -> None:
+    def _hang_up(self) -> None:
+        for number, listener in self._listeners.items():
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            listener.close()
+            (self._tenant_dir / f"counters{number}").unlink(missing_ok=True)
+        self._listeners.clear()
+        self._counted.clear()
+
+    def write(self, devices: Iterable[VirtualDevice]) -> None:
         """Writes all files anew; each changes at once. OSError where the directory is not what it was."""
         root = os.open(self._tenant_dir, os.O_DIRECTORY | os.O_PATH | os.O_CLOEXEC)
         try:
-            for name, text in files(device).items():
-                _write(root, name.split("/"), text)
+            for device in devices:
+                for name, text in files(device).items():
+                    _write(root, name.split("/"), text)
         finally:
             os.close(root)
 
-    def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._listener.fileno())
-        self._listener.close()
-        (self._tenant_dir / "counters").unlink(missing_ok=True)
-        # Without a router there is no device, in here as in the verbs.
+    def remove_files(self) -> None:
+        """Those of all devices."""
         for name in ("sys", "dev"):
             shutil.rmtree(self._tenant_dir / name, ignore_errors=True)
+
+    def close(self) -> None:
+        self._hang_up()
+        # Without a router there is no device, in here as in the verbs.
+        self.remove_files()
 
 
 def _write(root: int, parts: list[str], text: str) -> None:

@@ -9,7 +9,11 @@ from sluice import __version__
 from sluice.device.nic import Nic
 from sluice.engine import ffi, lib
 
-NAME = "sluice0"
+
+def device_name(number: int) -> str:
+    """As tenants see it: each counts its own devices from 0."""
+    return f"sluice{number}"
+
 
 # Numbers of rdma-core's enums (infiniband/verbs.h).
 GID_TYPE_ROCE_V2 = 2
@@ -21,13 +25,20 @@ SPEED_EDR = 32  # 4 lanes of 25 Gb/s
 
 @dataclass(frozen=True)
 class VirtualDevice:
-    """One tenant's device: the GIDs of the node's NIC, where it has one, then its own address, IPv4-mapped, RoCE v2.
+    """One device of a tenant: the GIDs of its NIC, where it has one, then the tenant's address, IPv4-mapped, RoCE v2.
 
     The NIC's GIDs come first, since applications that choose for themselves take the first that fits.
+    number: among the tenant's devices. of_node: the engine's, among the node's.
     """
 
     address: IPv4Address
     nic: Nic | None = None
+    number: int = 0
+    of_node: int = 0
+
+    @property
+    def name(self) -> str:
+        return device_name(self.number)
 
     @property
     def gid(self) -> bytes:
@@ -49,7 +60,7 @@ class VirtualDevice:
     @property
     def node_guid(self) -> bytes:
         """EUI-64 with the local bit set, as for an address that no vendor gave."""
-        return b"\x02\x53\x4c\xff" + self.address.packed
+        return bytes([0x02, 0x53, 0x4C, 0xFF - self.number]) + self.address.packed
 
     def describe(self, reply: Any) -> None:
         """Fills a struct sluice_device_reply, all but its header."""

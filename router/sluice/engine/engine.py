@@ -156,20 +156,21 @@ class Engine:
         while lib.sluice_nic_next_event(self._engine, event):
             yield int(event[0])
 
-    def tell_session(self, session: int, event: int, element: int) -> None:
-        """An async event (enum ibv_event_type) for all contexts of a session."""
-        checked(lib.sluice_session_async_event(self._engine, session, event, element))
+    def tell_session(self, session: int, device: int, event: int, element: int) -> None:
+        """An async event (enum ibv_event_type) for all contexts of a session that are on a device."""
+        checked(lib.sluice_session_async_event(self._engine, session, device, event, element))
 
     def tenant_of_qp(self, number: int) -> int | None:
-        """The number of the tenant that has the QP with this number."""
+        """The number of the tenant, as a whole, that has the QP with this number."""
         tenant = int(lib.sluice_qp_tenant(self._engine, number))
         return None if tenant < 0 else tenant
 
-    def add_tenant(self, shape: Shape) -> int:
-        return checked(lib.sluice_tenant_add(self._engine, shape.to_c()))
+    def add_tenant(self, shape: Shape, device: int = 0, of: int | None = None) -> int:
+        """A tenant on a device. of: its number on its first device, which stands for the tenant as a whole."""
+        return checked(lib.sluice_tenant_add(self._engine, device, -1 if of is None else of, shape.to_c()))
 
     def remove_tenant(self, tenant: int) -> None:
-        """OSError EBUSY while it has sessions."""
+        """OSError EBUSY while it has sessions, further devices, or contexts on this one."""
         checked(lib.sluice_tenant_remove(self._engine, tenant))
 
     def address_tenant(self, tenant: int, gid: bytes) -> None:
@@ -183,8 +184,8 @@ class Engine:
         """0, or the nanoseconds to wait: the tenant's control verbs are used up."""
         return int(lib.sluice_tenant_verb(self._engine, tenant))
 
-    def add_group(self, share: Share) -> int:
-        return checked(lib.sluice_group_add(self._engine, share.to_c()))
+    def add_group(self, share: Share, device: int = 0) -> int:
+        return checked(lib.sluice_group_add(self._engine, device, share.to_c()))
 
     def remove_group(self, group: int) -> None:
         """OSError EBUSY while it has tenants."""
@@ -193,9 +194,13 @@ class Engine:
     def shape_group(self, group: int, share: Share) -> None:
         checked(lib.sluice_group_shape(self._engine, group, share.to_c()))
 
-    def shape_device(self, capacity_bps: int, wire: bool) -> None:
-        """wire: the sum of all traffic keeps to the capacity too, in each direction."""
-        checked(lib.sluice_device_shape(self._engine, capacity_bps, wire))
+    def add_device(self) -> int:
+        """A further device; device 0 is there from the start. OSError EAGAIN: there are as many as may be."""
+        return checked(lib.sluice_device_add(self._engine))
+
+    def shape_device(self, capacity_bps: int, wire: bool, device: int = 0) -> None:
+        """wire: the sum of all its traffic keeps to the capacity too, in each direction."""
+        checked(lib.sluice_device_shape(self._engine, device, capacity_bps, wire))
 
     def open_session(self, tenant: int) -> tuple[int, SessionFiles]:
         files = ffi.new("struct sluice_session_files *")
@@ -205,15 +210,24 @@ class Engine:
     def close_session(self, session: int) -> None:
         checked(lib.sluice_session_close(self._engine, session))
 
-    def open_context(self, session: int) -> tuple[int, int]:
-        """The handle, and the read end of its async event pipe, which is the caller's to close."""
+    def open_context(self, session: int, device: int = 0) -> tuple[int, int]:
+        """The handle, and the read end of its async event pipe, which is the caller's to close.
+
+        OSError ENODEV: the tenant hasn't this device.
+        """
         fd = ffi.new("int *")
-        handle = checked(lib.sluice_context_open(self._engine, session, fd))
+        handle = checked(lib.sluice_context_open(self._engine, session, device, fd))
         return handle, int(fd[0])
 
     def close_context(self, session: int, handle: int) -> None:
         """Destroys what was made in it."""
         checked(lib.sluice_context_close(self._engine, session, handle))
+
+    def device_of_pd(self, session: int, pd: int) -> int:
+        return checked(lib.sluice_pd_device(self._engine, session, pd))
+
+    def device_of_qp(self, session: int, handle: int) -> int:
+        return checked(lib.sluice_qp_device(self._engine, session, handle))
 
     def alloc_pd(self, session: int, context: int) -> int:
         return checked(lib.sluice_pd_alloc(self._engine, session, context))

@@ -135,7 +135,7 @@ class Attachments:
                     self._apply(grant.tenant)
 
             undo.callback(take_back)
-            self._router.add_tenant(grant.tenant, self._policy(entry), late_address=True, keep=True)
+            self._router.add_tenant(grant.tenant, {"": self._policy(entry)}, late_address=True, keep=True)
             self._apply(grant.tenant)
             self._renew_twin(grant)
             device = ""

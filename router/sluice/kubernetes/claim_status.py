@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import IPv4Address
 
-from sluice.device.virtual import NAME
+from sluice.device.virtual import device_name
 from sluice.kubernetes import DRIVER
 from sluice.kubernetes.api import RESOURCE, Api, ApiError, Object
 from sluice.kubernetes.claim import Share
@@ -63,7 +63,7 @@ class ClaimStatus:
             found = self._device(
                 share.nic, share.share_id, True, "BandwidthGranted", f"{amount} for tenant {grant.tenant}"
             )
-            return found | {"networkData": {"interfaceName": NAME, "ips": [f"{address}/32"]}}
+            return found | {"networkData": {"interfaceName": device_name(0), "ips": [f"{address}/32"]}}
 
         self._queue.put_nowait(_News(grant.namespace, grant.claim, grant.uid, [device(each) for each in grant.shares]))
 

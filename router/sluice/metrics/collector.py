@@ -16,7 +16,7 @@ from sluice.control.router import LIMITS, Router
 
 NOW = {"qps", "cqs", "mrs", "mws", "mr_bytes", "sessions"}
 """Counters of the engine that say how much there is now, not how much there ever was."""
-LEFT_OUT = ("reserved", "max_bps", "min_bps", "last_refused")
+LEFT_OUT = ("reserved", "max_bps", "min_bps", "last_refused", "device")
 
 Source = Callable[[], Iterable[Metric]]
 
@@ -37,36 +37,41 @@ class RouterCollector(Collector):
             "sluice_worker_busy_seconds", "Time the engine's workers did not sleep.", status["worker"]["busy_ns"] / 1e9
         )
         yield CounterMetricFamily("sluice_worker_parks", "How often a worker went to sleep.", status["worker"]["parks"])
+        capacity = GaugeMetricFamily("sluice_device_capacity_bits_per_second", "Each way.", labels=["device"])
+        for name, device in status["devices"].items():
+            capacity.add_metric([name], device["capacity_bps"])
+        yield capacity
         yield from self._tenants(status["tenants"])
 
     def _tenants(self, tenants: dict[str, Any]) -> Iterator[Metric]:
-        label = ["tenant"]
-        processes = GaugeMetricFamily("sluice_tenant_processes", "Connected processes.", labels=label)
+        labels = ["tenant", "device"]
+        processes = GaugeMetricFamily("sluice_tenant_processes", "Connected processes.", labels=["tenant"])
         limits = {
-            "min": GaugeMetricFamily("sluice_tenant_min_bits_per_second", "Guaranteed, each way.", labels=label),
-            "max": GaugeMetricFamily("sluice_tenant_max_bits_per_second", "Ceiling, each way; 0: none.", labels=label),
+            "min": GaugeMetricFamily("sluice_tenant_min_bits_per_second", "Guaranteed, each way.", labels=labels),
+            "max": GaugeMetricFamily("sluice_tenant_max_bits_per_second", "Ceiling, each way; 0: none.", labels=labels),
         }
         counters: dict[str, Metric] = {}
         for name, tenant in tenants.items():
             processes.add_metric([name], len(tenant["processes"]))
-            policy = self._router.tenants[name].policy
-            for field, family in limits.items():
-                family.add_metric([name], getattr(policy, f"{field}_bps", 0))
-            for counter, value in tenant["counters"].items():
-                if counter.startswith(LEFT_OUT):
-                    continue
-                family_name, scale = _name(counter)
-                now = counter in NOW
-                if counter not in counters:
-                    make = GaugeMetricFamily if now else CounterMetricFamily
-                    counters[counter] = make(family_name, f"{counter} in csrc/engine.h.", labels=label)
-                by_limit = zip(LIMITS, value, strict=True) if isinstance(value, list) else [("", value)]
-                for limit, one in by_limit:
-                    counters[counter].add_sample(
-                        family_name if now else f"{family_name}_total",
-                        {"tenant": name} | ({"limit": limit} if limit else {}),
-                        one * scale,
-                    )
+            for entry in tenant["devices"].values():
+                device = entry["device"]
+                for field, family in limits.items():
+                    family.add_metric([name, device], entry[f"{field}_bps"])
+                for counter, value in entry["counters"].items():
+                    if counter.startswith(LEFT_OUT):
+                        continue
+                    family_name, scale = _name(counter)
+                    now = counter in NOW
+                    if counter not in counters:
+                        make = GaugeMetricFamily if now else CounterMetricFamily
+                        counters[counter] = make(family_name, f"{counter} in csrc/engine.h.", labels=labels)
+                    by_limit = zip(LIMITS, value, strict=True) if isinstance(value, list) else [("", value)]
+                    for limit, one in by_limit:
+                        counters[counter].add_sample(
+                            family_name if now else f"{family_name}_total",
+                            {"tenant": name, "device": device} | ({"limit": limit} if limit else {}),
+                            one * scale,
+                        )
         yield processes
         yield from limits.values()
         yield from counters.values()

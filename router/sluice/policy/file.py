@@ -12,6 +12,16 @@ tenants:
     max-mr-bytes: 64GiB
   batch: {max: 500Mbps, weight: 10, scope: wire}
 
+All this is about the router's first device. Others are named:
+
+devices:
+  mlx5_1: {capacity: 25Gbps}
+groups:
+  team-a: {min: 20Gbps, devices: {mlx5_1: {max: 10Gbps}}}
+tenants:
+  training: {min: 10Gbps, devices: {mlx5_1: {min: 5Gbps}}}   # has both
+  backup: {devices: {mlx5_1: {max: 1Gbps}}}                  # has this one alone
+
 It is applied as a whole or not at all.
 """
 
@@ -28,13 +38,29 @@ _Kind = TypeVar("_Kind", bound=GroupPolicy)
 
 
 @dataclass(frozen=True)
-class PolicyFile:
-    """What a file says. capacity: bits per second, 0 where the file leaves it open. lines: of each tenant and group."""
+class DevicePolicies:
+    """What a file says of one device. capacity: bits per second, 0 where the file leaves it open."""
 
     capacity: int = 0
     groups: dict[str, GroupPolicy] = field(default_factory=dict)
     tenants: dict[str, Policy] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PolicyFile:
+    """What a file says. devices: by name, "" where none is named. lines: of each tenant and group."""
+
+    devices: dict[str, DevicePolicies] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def unnamed(self) -> DevicePolicies:
+        """What is said without naming a device."""
+        return self.devices.get("", DevicePolicies())
+
+    @property
+    def tenants(self) -> set[str]:
+        return {name for device in self.devices.values() for name in device.tenants}
 
 
 class _Reader:
@@ -65,35 +91,47 @@ class _Reader:
             raise self.mistake(key, f"{where}: one value belongs here, as in max: 2Gbps")
         return str(node.value)
 
-    def policies(self, node: yaml.Node, where: str, none: _Kind, what: str) -> dict[str, _Kind]:
-        policies: dict[str, _Kind] = {}
+    def policies(self, node: yaml.Node, where: str, none: _Kind, what: str) -> dict[str, dict[str, _Kind]]:
+        """By device, "" where none is named, and by name."""
+        policies: dict[str, dict[str, _Kind]] = {}
         for name, key, value in self.entries(node, f"{where}."):
             try:
                 check_name(name, what)
             except PolicyError as error:
                 raise self.mistake(key, f"{where}: {error}") from None
-            policy = none
-            for field_name, field_key, field_value in self.entries(value, f"{where}.{name}."):
-                text = self.value(field_value, field_key, f"{where}.{name}.{field_name}")
-                try:
-                    policy = policy.changed({field_name: text})
-                except PolicyError as error:
-                    raise self.mistake(field_key, f"{where}.{name}.{error}") from None
-            policies[name] = policy
+            fields = self.entries(value, f"{where}.{name}.")
+            named = [entry for entry in fields if entry[0] == "devices"]
+            if len(named) < len(fields) or not fields:
+                unnamed = [entry for entry in fields if entry[0] != "devices"]
+                policies.setdefault("", {})[name] = self.policy(unnamed, f"{where}.{name}", none)
+            for device, _, of_device in self.entries(named[0][2], f"{where}.{name}.devices.") if named else []:
+                here = f"{where}.{name}.devices.{device}"
+                found = self.policy(self.entries(of_device, f"{here}."), here, none)
+                policies.setdefault(device, {})[name] = found
             self.lines[f"{where}.{name}"] = key.start_mark.line + 1
         return policies
 
-    def device(self, node: yaml.Node) -> int:
-        capacity = 0
-        for name, key, value in self.entries(node, "device."):
-            if name != "capacity":
-                raise self.mistake(key, f"device.{name}: no such field; there is only capacity")
+    def policy(self, fields: list[tuple[str, yaml.Node, yaml.Node]], where: str, none: _Kind) -> _Kind:
+        policy = none
+        for name, key, value in fields:
+            text = self.value(value, key, f"{where}.{name}")
             try:
-                capacity = parse_rate(self.value(value, key, "device.capacity"))
+                policy = policy.changed({name: text})
+            except PolicyError as error:
+                raise self.mistake(key, f"{where}.{error}") from None
+        return policy
+
+    def capacity(self, node: yaml.Node, where: str) -> int:
+        capacity = 0
+        for name, key, value in self.entries(node, f"{where}."):
+            if name != "capacity":
+                raise self.mistake(key, f"{where}.{name}: no such field; there is only capacity")
+            try:
+                capacity = parse_rate(self.value(value, key, f"{where}.capacity"))
             except PolicyError:
                 raise
             except ValueError as error:
-                raise self.mistake(key, f"device.capacity: {error}") from None
+                raise self.mistake(key, f"{where}.capacity: {error}") from None
         return capacity
 
 
@@ -113,16 +151,23 @@ def load_policies(path: Path) -> PolicyFile:
     if root is None:
         raise PolicyError(f"{path}:1: the file is empty; 'tenants:' belongs here")
     reader = _Reader(path)
-    capacity = 0
-    groups: dict[str, GroupPolicy] = {}
-    tenants: dict[str, Policy] = {}
+    capacities: dict[str, int] = {}
+    groups: dict[str, dict[str, GroupPolicy]] = {}
+    tenants: dict[str, dict[str, Policy]] = {}
     for name, key, value in reader.entries(root, ""):
         if name == "device":
-            capacity = reader.device(value)
+            capacities[""] = reader.capacity(value, "device")
+        elif name == "devices":
+            for device, _, of_device in reader.entries(value, "devices."):
+                capacities[device] = reader.capacity(of_device, f"devices.{device}")
         elif name == "groups":
             groups = reader.policies(value, "groups", GroupPolicy(), "group")
         elif name == "tenants":
             tenants = reader.policies(value, "tenants", Policy(), "tenant")
         else:
-            raise reader.mistake(key, f"{name}: no such field; there are device, groups and tenants")
-    return PolicyFile(capacity, groups, tenants, reader.lines)
+            raise reader.mistake(key, f"{name}: no such field; there are device, devices, groups and tenants")
+    devices = {
+        name: DevicePolicies(capacities.get(name, 0), groups.get(name, {}), tenants.get(name, {}))
+        for name in [*capacities, *groups, *tenants]
+    }
+    return PolicyFile(devices, reader.lines)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hierarchy device, groups, tenants: what was promised to whom, and whether the device can keep it."""
+"""The hierarchy of a device, its groups, their tenants: what was promised to whom, and whether it can be kept."""
 
 import logging
 from collections.abc import Mapping
@@ -23,9 +23,15 @@ class Capacity:
     note: str = ""
 
     @classmethod
-    def measured(cls) -> "Capacity":
-        """What one thread copies between cold memory; each direction gets half, as both share the engine."""
-        return cls(max(1, measure_copy() // 2), False, "half of what this machine was measured to copy")
+    def measured(cls, devices: int = 1) -> "Capacity":
+        """What one thread copies between cold memory; each direction gets half, as both share the engine.
+
+        devices: how many share it.
+        """
+        note = "half of what this machine was measured to copy"
+        return cls(
+            max(1, measure_copy() // 2 // devices), False, note if devices == 1 else f"a {devices}th part of {note}"
+        )
 
     def __str__(self) -> str:
         return format_rate(self.bps) + (f" ({self.note})" if self.note else "")
@@ -74,9 +80,10 @@ def check(capacity: Capacity, groups: Mapping[str, GroupPolicy], tenants: Mappin
 class Hierarchy:
     """Keeps the engine's groups and shapes in step with policies. tenants: those that exist, by name."""
 
-    def __init__(self, engine: Engine, capacity: Capacity | None = None) -> None:
-        """capacity None: measured now, which takes a tenth of a second."""
+    def __init__(self, engine: Engine, capacity: Capacity | None = None, device: int = 0) -> None:
+        """capacity None: measured now, which takes a tenth of a second. device: the engine's number of it."""
         self._engine = engine
+        self._device = device
         self._given = capacity or Capacity.measured()
         self.capacity = self._given
         self.groups: dict[str, GroupPolicy] = {}
@@ -84,12 +91,12 @@ class Hierarchy:
         self.group_numbers: dict[str, int] = {}
         self._numbers: dict[str, int] = {}
         self._shares: dict[str, Share] = {}
-        self._engine.shape_device(self.capacity.bps, self.capacity.wire)
+        self._engine.shape_device(self.capacity.bps, self.capacity.wire, device)
 
-    def add_tenant(self, name: str, policy: Policy) -> int:
-        """The engine's number of a new tenant. PolicyError, OSError."""
+    def add_tenant(self, name: str, policy: Policy, of: int | None = None) -> int:
+        """The engine's number of a new tenant. of: its number on its first device. PolicyError, OSError."""
         check(self.capacity, self.groups, self.tenants | {name: policy})
-        number = self._engine.add_tenant(policy.shape(self.group_numbers.get(policy.group)))
+        number = self._engine.add_tenant(policy.shape(self.group_numbers.get(policy.group)), self._device, of)
         self.tenants[name] = policy
         self._numbers[name] = number
         self._shape_groups()
@@ -136,10 +143,10 @@ class Hierarchy:
         self.would_accept(capacity, groups, tenants, dropped)
         if capacity is not None and capacity != self.capacity:
             self.capacity = capacity
-            self._engine.shape_device(capacity.bps, capacity.wire)
+            self._engine.shape_device(capacity.bps, capacity.wire, self._device)
         for name, group in (groups or {}).items():
             if name not in self.group_numbers:
-                self.group_numbers[name] = self._engine.add_group(replace(group.share(), min_bps=(0, 0)))
+                self.group_numbers[name] = self._engine.add_group(replace(group.share(), min_bps=(0, 0)), self._device)
             self.groups[name] = group
         self.tenants |= tenants or {}
         for name, policy in (tenants or {}).items():
