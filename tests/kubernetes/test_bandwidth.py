@@ -66,7 +66,11 @@ def test_several_nics_and_bin_packing(plane: ControlPlane, worker: Worker) -> No
     plane.apply(template("both", "10G", requests=2), template("small", "5G"), pod("wide", "both"))
     plane.wait_for("pod/wide", "condition=Ready")
     assert [nic["used_bps"] for nic in worker.nic_states().values()] == [10 * 10**9] * 2
-    assert len(worker.tenants()) == 1, "a pod is one tenant"
+    (tenant,) = worker.tenants().values()
+    devices = {name: (each["device"], each["min_bps"]) for name, each in tenant["devices"].items()}
+    assert devices == {"sluice0": ("mlx5-0", 10 * 10**9), "sluice1": ("mlx5-1", 10 * 10**9)}
+    seen = worker.output("wide", "ibv_devinfo", "-l").split()
+    assert {"sluice0", "sluice1"} <= set(seen)
     plane.apply(pod("more", "both", "small"))
     plane.wait_for("pod/more", "condition=Ready")
     assert sum(nic["used_bps"] for nic in worker.nic_states().values()) == 45 * 10**9

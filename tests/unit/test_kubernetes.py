@@ -1,23 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Kubernetes part without a cluster: quantities, parameters, claims, settings, NetworkPolicies, what is on disk."""
+"""The Kubernetes part without a cluster: quantities, parameters, claims, settings, NetworkPolicies, what is on disk,
+and what a node's router makes of grants."""
 
+import asyncio
+import shutil
 import socket
+import tempfile
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 pytest.importorskip("kubernetes.aio", reason="the kubernetes extra is not installed")
 
+from sluice.control.router import Router
+from sluice.device.node import DeviceSpec
+from sluice.kubernetes import protocol
+from sluice.kubernetes.attachments import Attachments
 from sluice.kubernetes.claim import ClaimError, Share, shares
+from sluice.kubernetes.device_plugin import Plugin, unit_ids
+from sluice.kubernetes.devices import devices_of
 from sluice.kubernetes.inventory import Nic, discover, trouble
 from sluice.kubernetes.network_policy import End, Evaluation, NetworkPolicy
-from sluice.kubernetes.parameters import FieldError, Parameters, parse_annotations, parse_parameters
+from sluice.kubernetes.parameters import FieldError, Parameters, live_of, parse_annotations, parse_parameters
 from sluice.kubernetes.pod import Pod, selects
 from sluice.kubernetes.policy import policy_of
 from sluice.kubernetes.quantity import format_quantity, parse_quantity
-from sluice.kubernetes.settings import SettingsError, load_settings
+from sluice.kubernetes.settings import Settings, SettingsError, load_settings
 from sluice.kubernetes.state import Grant, State
 from sluice.kubernetes.twin import renew
 
@@ -66,6 +77,9 @@ def test_bad_parameters_are_named(fields: dict[str, Any], error: str) -> None:
 
 def test_annotations() -> None:
     assert parse_annotations({"rdma.sluice.dev/max": "2Gbps", "other": "x"}) == {"max": 2 * 10**9}
+    both = parse_annotations({"rdma.sluice.dev/max": "2G", "rdma.sluice.dev/sluice1.max": "1G", "sluice1.min": "1G"})
+    assert both == {"max": 2 * 10**9, "sluice1.max": 10**9}
+    assert [live_of(both, device) for device in ("sluice0", "sluice1")] == [{"max": 2 * 10**9}, {"max": 10**9}]
     with pytest.raises(FieldError, match=r"metadata\.annotations\[rdma\.sluice\.dev/weight\]: 'x' is not a weight"):
         parse_annotations({"rdma.sluice.dev/weight": "x"})
 
@@ -290,3 +304,191 @@ def test_a_twin_holds_what_the_original_does(tmp_path: Path) -> None:
         assert (twin.stat().st_ino, (twin / "sys/gid").read_text()) == (inode, "1")
         client.connect(str(twin / "control"))
         listener.accept()[0].close()
+
+
+# ---- a node ---------------------------------------------------------------------
+
+GBPS = 10**9
+NICS = tuple(Nic(name, 10 * GBPS, f"{name}0") for name in ("left", "right"))
+
+
+@pytest.fixture
+def root() -> Any:
+    """A short path: sockets lie below."""
+    path = Path(tempfile.mkdtemp(prefix="sk-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+def on_a_node(root: Path, body: Callable[[Router, Attachments], None], **changed: Any) -> None:
+    """body() with a router that has both NICs; what it leaves is there for the next one."""
+    settings = Settings("here", nics=NICS, cdi_dir=root / "cdi", shim_dir=root / "shim", **changed)
+
+    async def run() -> None:
+        router = Router(root / "state", devices=devices_of(NICS, [], {}))
+        try:
+            body(router, Attachments(router, settings, lambda: None))
+        finally:
+            router.close()
+
+    asyncio.run(run())
+
+
+def granted(uid: str, *parts: tuple[str, int], tenant: str = "pod", max: int | None = None) -> Grant:
+    found = tuple(Share(f"r{i}", nic, bps, "", Parameters(max=max)) for i, (nic, bps) in enumerate(parts))
+    return Grant(uid, "ns", f"claim-{uid}", "pod", "pod-uid", tenant, found)
+
+
+def devices_in(router: Router, tenant: str = "pod") -> dict[str, tuple[str, int, int]]:
+    """What a pod sees: each device's NIC, guarantee and ceiling."""
+    running = router.tenants[tenant]
+    found = {}
+    for device in running.devices:
+        policy = running.policy_on(device.node)
+        found[device.name] = (device.node.name, policy.min_bps, policy.max_bps)
+    return found
+
+
+def test_each_nic_of_a_pod_is_a_device(root: Path) -> None:
+    def body(router: Router, attachments: Attachments) -> None:
+        attachments.attach(granted("one", ("right", 4 * GBPS), max=6 * GBPS))
+        assert devices_in(router) == {"sluice0": ("right", 4 * GBPS, 6 * GBPS)}
+        # Another claim on another NIC, and one on the same: the NIC's parts add up.
+        attachments.attach(granted("two", ("left", 3 * GBPS)))
+        attachments.attach(granted("three", ("right", GBPS), max=2 * GBPS))
+        both = {"sluice0": ("left", 3 * GBPS, 0), "sluice1": ("right", 5 * GBPS, 8 * GBPS)}
+        assert devices_in(router) == both
+        assert attachments.devices("pod") == {"left": "sluice0", "right": "sluice1"}
+        rows = {nic["name"]: (nic["used_bps"], nic["tenants"]["pod"]) for nic in attachments.nics()}
+        assert rows == {
+            "left": (3 * GBPS, {"min_bps": 3 * GBPS, "max_bps": 0}),
+            "right": (5 * GBPS, {"min_bps": 5 * GBPS, "max_bps": 8 * GBPS}),
+        }
+        attachments.detach("one")
+        attachments.detach("three")
+        assert devices_in(router) == {"sluice0": ("left", 3 * GBPS, 0)}
+        attachments.attach(granted("four", ("right", 2 * GBPS)))
+        assert devices_in(router)["sluice1"] == ("right", 2 * GBPS, 0)
+        for uid in ("two", "four"):
+            attachments.detach(uid)
+        assert router.tenants == {} and all(not device.hierarchy.tenants for device in router.devices)
+
+    on_a_node(root, body)
+
+
+def test_a_pod_finds_the_same_devices_after_a_restart(root: Path) -> None:
+    def before(router: Router, attachments: Attachments) -> None:
+        attachments.attach(granted("a", ("right", 4 * GBPS)))
+        attachments.attach(granted("b", ("left", 3 * GBPS)))
+
+    def after(router: Router, attachments: Attachments) -> None:
+        assert list(attachments.restore()) == []
+        assert devices_in(router) == {"sluice0": ("left", 3 * GBPS, 0), "sluice1": ("right", 4 * GBPS, 0)}
+
+    on_a_node(root, before)
+    on_a_node(root, after)
+
+
+def test_a_claim_is_granted_as_a_whole(root: Path) -> None:
+    def body(router: Router, attachments: Attachments) -> None:
+        attachments.attach(granted("other", ("right", 8 * GBPS), tenant="other"))
+        with pytest.raises(ClaimError, match="NIC right has 2G free of 10G, and 3G are asked for"):
+            attachments.attach(granted("both", ("left", GBPS), ("right", 3 * GBPS)))
+        assert "pod" not in router.tenants
+        attachments.attach(granted("both", ("left", GBPS), ("right", 2 * GBPS)))
+        assert list(devices_in(router)) == ["sluice0", "sluice1"]
+
+    on_a_node(root, body)
+
+
+def test_annotations_of_each_device(root: Path) -> None:
+    def body(router: Router, attachments: Attachments) -> None:
+        attachments.attach(granted("both", ("left", 4 * GBPS), ("right", 2 * GBPS)))
+        attachments.set_annotations("pod", {"rdma.sluice.dev/max": "9G", "rdma.sluice.dev/sluice1.max": "5G"})
+        now = {"sluice0": ("left", 4 * GBPS, 9 * GBPS), "sluice1": ("right", 2 * GBPS, 5 * GBPS)}
+        assert devices_in(router) == now
+        assert attachments.describe("pod") == "sluice0: min 4Gbps, max 9Gbps; sluice1: min 2Gbps, max 5Gbps"
+        with pytest.raises(FieldError, match="the pod has no device sluice2; it has sluice0, sluice1"):
+            attachments.set_annotations("pod", {"rdma.sluice.dev/sluice2.max": "5G"})
+        with pytest.raises(FieldError, match="min: 3G is more than the 2G that are granted on sluice1"):
+            attachments.set_annotations("pod", {"rdma.sluice.dev/min": "3G"})
+        assert devices_in(router) == now
+        attachments.set_annotations("pod", {"rdma.sluice.dev/sluice0.min": "3G"})
+        assert devices_in(router) == {"sluice0": ("left", 3 * GBPS, 0), "sluice1": ("right", 2 * GBPS, 0)}
+
+    on_a_node(root, body)
+
+
+class Refused(Exception):
+    """What the kubelet is told."""
+
+
+class Caller:
+    """A gRPC context."""
+
+    async def abort(self, _code: Any, details: str) -> NoReturn:
+        raise Refused(details)
+
+
+def test_the_device_plugin_packs(root: Path) -> None:
+    """Onto the fullest NIC with room; what no NIC has free is refused, with what is free."""
+
+    def body(router: Router, attachments: Attachments) -> None:
+        settings = Settings("here", nics=NICS, dra=False, device_plugin=True)
+        plugin, free = Plugin(settings, attachments), unit_ids(settings)
+
+        def run(coroutine: Any) -> Any:
+            """Nothing of the plugin waits."""
+            try:
+                coroutine.send(None)
+            except StopIteration as end:
+                return end.value
+            raise AssertionError("it waits")
+
+        def allocate(size: int) -> list[str]:
+            request = protocol.message("v1beta1.PreferredAllocationRequest")()
+            request.container_requests.add(available_deviceIDs=free, allocation_size=size)
+            (chosen,) = run(plugin.GetPreferredAllocation(request, None)).container_responses
+            asked = protocol.message("v1beta1.AllocateRequest")()
+            asked.container_requests.add(devices_ids=chosen.deviceIDs)
+            run(plugin.Allocate(asked, Caller()))
+            for device in chosen.deviceIDs:
+                free.remove(device)
+            return sorted({device.rpartition("-")[0] for device in chosen.deviceIDs})
+
+        (first,) = allocate(4)
+        (second,) = allocate(7)
+        assert first != second
+        with pytest.raises(Refused, match="no NIC of this node has 7G free: there are 6G of left, 3G of right"):
+            allocate(7)
+        assert allocate(3) == [second], "the fullest that has room"
+        assert allocate(6) == [first]
+
+    on_a_node(root, body)
+
+
+def test_more_than_any_nic_has_is_had_of_several(root: Path) -> None:
+    def body(router: Router, attachments: Attachments) -> None:
+        settings = Settings("here", nics=NICS, dra=False, device_plugin=True)
+        request = protocol.message("v1beta1.AllocateRequest")()
+        request.container_requests.add(devices_ids=unit_ids(settings)[:15])
+        with pytest.raises(StopIteration):
+            Plugin(settings, attachments).Allocate(request, Caller()).send(None)
+        (tenant,) = router.tenants
+        assert devices_in(router, tenant) == {"sluice0": ("left", 10 * GBPS, 0), "sluice1": ("right", 5 * GBPS, 0)}
+
+    on_a_node(root, body)
+
+
+def test_the_routers_devices_are_the_settings_nics() -> None:
+    chosen = [DeviceSpec("right0", "right0")]
+    found = devices_of(NICS, chosen, {"left": GBPS})
+    assert [(spec.name, spec.nic) for spec in found] == [("left", None), ("right", "right0")]
+    assert [(spec.capacity.bps, spec.capacity.wire) for spec in found if spec.capacity] == [
+        (GBPS, True),
+        (10 * GBPS, False),
+    ]
+    # The RDMA device of the only interface.
+    assert devices_of(NICS[:1], [DeviceSpec("rxe0", "rxe0")], {})[0].nic == "rxe0"
+    with pytest.raises(ValueError, match="--device rxe0: is none of the settings' nics, which are left0, right0"):
+        devices_of(NICS, [DeviceSpec("rxe0", "rxe0")], {})

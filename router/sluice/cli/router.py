@@ -18,7 +18,6 @@ from sluice.control.router import AlreadyRunning, Router
 from sluice.device.node import find_devices, with_capacities
 from sluice.metrics.collector import Metrics
 from sluice.metrics.server import HttpServer, json_page, metrics_page, parse_address, text_page
-from sluice.policy.hierarchy import Capacity
 from sluice.policy.rate import parse_rate
 from sluice.policy.watch import Watch
 
@@ -84,16 +83,17 @@ async def serve(options: argparse.Namespace) -> None:
         key = options.state_dir.absolute() / "node.key"
         membership = among = KubernetesMembership(settings.node, settings.address, settings.port, key)
         members = among.members
-    devices = with_capacities(find_devices(options.device), dict(options.capacity))
+    chosen = find_devices(options.device)
+    if settings is None:
+        devices = with_capacities(chosen, dict(options.capacity))
+    else:
+        from sluice.kubernetes.devices import devices_of
+
+        devices = devices_of(settings.nics, chosen, dict(options.capacity))
     # Each tenant gets a part of what the router may have open (csrc/tenant.h): as much as there can be.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     router = Router(options.state_dir.absolute(), membership, devices)
-    if settings is not None and not router.devices.first.hierarchy.capacity.wire:
-        # What the scheduler hands out; the NICs themselves keep the sum to it.
-        router.devices.first.hierarchy.apply(
-            Capacity(sum(nic.bandwidth_bps for nic in settings.nics), False, "its NICs")
-        )
     watch: Watch | None = None
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()

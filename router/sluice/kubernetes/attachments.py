@@ -2,7 +2,7 @@
 """Tenants of pods: what was granted becomes a tenant, and ends with it.
 
 Both ways in (dra.py, device_plugin.py) end here.
-A tenant is a pod: all that a pod was granted adds up to one device, one guarantee and one
+A tenant is a pod: all that a pod was granted of one NIC adds up to one device, one guarantee and one
 ceiling. Pods that share a claim are one tenant, named after the first of them.
 """
 
@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from sluice.control.router import Router
+from sluice.kubernetes import DRIVER
 from sluice.kubernetes.cdi import Injection, Specifications, injection
 from sluice.kubernetes.claim import ClaimError, Share
-from sluice.kubernetes.parameters import LIVE, FieldError, Parameters, parse_annotations
+from sluice.kubernetes.parameters import FieldError, Parameters, live_of, parse_annotations
 from sluice.kubernetes.policy import guarantee_bps, policy_of
 from sluice.kubernetes.quantity import format_quantity
 from sluice.kubernetes.settings import Settings
@@ -135,7 +136,8 @@ class Attachments:
                     self._apply(grant.tenant)
 
             undo.callback(take_back)
-            self._router.add_tenant(grant.tenant, {"": self._policy(entry)}, late_address=True, keep=True)
+            policies = self._policies(grant.tenant)
+            self._router.add_tenant(grant.tenant, policies, late_address=True, keep=True)
             self._apply(grant.tenant)
             self._renew_twin(grant)
             device = ""
@@ -207,18 +209,39 @@ class Attachments:
         self._returned()
         return True
 
-    def _policy(self, entry: _Tenant) -> Policy:
-        shares = [
-            Share(share.request, share.nic, self._amount(share), share.share_id, share.parameters)
-            for share in entry.shares()
-        ]
-        return policy_of(shares, self._settings.over_commit, entry.live)
+    def _shares(self, tenant: str) -> dict[str, list[Share]]:
+        """By NIC, in the node's order; each with its amount."""
+        found: dict[str, list[Share]] = {nic.name: [] for nic in self._settings.nics}
+        for share in self._tenants[tenant].shares():
+            found[share.nic].append(replace(share, bps=self._amount(share)))
+        return {nic: shares for nic, shares in found.items() if shares}
+
+    def devices(self, tenant: str) -> dict[str, str]:
+        """What the tenant's devices are called in its containers, by NIC."""
+        running = self._router.tenants.get(tenant)
+        return {device.node.name: device.name for device in running.devices} if running is not None else {}
+
+    def _policies(self, tenant: str) -> dict[str, Policy]:
+        """Of each NIC that the tenant has a part of."""
+        names, live = self.devices(tenant), self._tenants[tenant].live
+        return {
+            nic: policy_of(shares, self._settings.over_commit, live_of(live, names.get(nic, "")))
+            for nic, shares in self._shares(tenant).items()
+        }
 
     def _apply(self, tenant: str) -> None:
-        policy = self._policy(self._tenants[tenant])
+        """Gives the running tenant the devices and rates of its grants, and takes what it has beside them."""
         running = self._router.tenants[tenant]
-        if running.policy != policy:
-            running.set_policy(policy)
+        for device in list(running.devices):
+            if device.node.name not in self._shares(tenant):
+                running.remove_device(device.node)
+        for nic in self._shares(tenant):
+            self._router.give_device(tenant, nic, Policy())
+        # By their names, which follow from which there are.
+        for nic, policy in self._policies(tenant).items():
+            node = self._router.devices.find(nic)
+            if running.policy_on(node) != policy:
+                running.set_policy(policy, node)
 
     def set_address(self, tenant: str, address: IPv4Address) -> None:
         """The pod's address, as soon as it is known. ValueError where another tenant has it."""
@@ -241,19 +264,42 @@ class Attachments:
         live = parse_annotations(annotations)
         if live == entry.live:
             return None
-        guarantee = guarantee_bps(entry.shares(), self._settings.over_commit)
-        if live.get("min", 0) > guarantee:
-            raise FieldError(
-                f"metadata.annotations: min: {format_quantity(live['min'])} is more than the "
-                f"{format_quantity(guarantee)} that are granted: the scheduler goes by the claim"
-            )
+        names = self.devices(tenant)
+        self._check_live(live, {names[nic]: shares for nic, shares in self._shares(tenant).items()})
         before, entry.live = entry.live, live
         try:
             self._apply(tenant)
         except ValueError:
             entry.live = before
             raise
-        return {name: live[name] for name in LIVE if name in live}
+        return live
+
+    def _check_live(self, live: Mapping[str, int], shares: Mapping[str, list[Share]]) -> None:
+        """shares: by the device's name in the pod. FieldError."""
+        for name in live:
+            device, _, _ = name.rpartition(".")
+            if device and device not in shares:
+                raise FieldError(
+                    f"metadata.annotations[{DRIVER}/{name}]: the pod has no device {device}; it has {', '.join(shares)}"
+                )
+        for device, of_device in shares.items():
+            guarantee, least = guarantee_bps(of_device, self._settings.over_commit), live_of(live, device).get("min", 0)
+            if least > guarantee:
+                where = f" on {device}" if len(shares) > 1 else ""
+                raise FieldError(
+                    f"metadata.annotations: min: {format_quantity(least)} is more than the "
+                    f"{format_quantity(guarantee)} that are granted{where}: the scheduler goes by the claim"
+                )
+
+    def describe(self, tenant: str) -> str:
+        """Its limits, for a person."""
+        running = self._router.tenants[tenant]
+        texts = []
+        for device in running.devices:
+            fields = running.policy_on(device.node).fields()
+            text = ", ".join(f"{name} {value}" for name, value in fields.items()) or "no limits"
+            texts.append(f"{device.name}: {text}" if len(running.devices) > 1 else text)
+        return "; ".join(texts)
 
     def nics(self) -> list[dict[str, Any]]:
         """Each NIC's state, in bits per second."""
@@ -265,8 +311,9 @@ class Attachments:
                     if share.nic == nic.name:
                         row = tenants.setdefault(grant.tenant, {"min_bps": 0, "max_bps": 0})
                         row["min_bps"] += int(self._amount(share) / self._settings.over_commit)
+            node = self._router.devices.find(nic.name)
             for name, row in tenants.items():
-                row["max_bps"] = self._router.tenants[name].policy.max_bps
+                row["max_bps"] = self._router.tenants[name].policy_on(node).max_bps
             capacity = capacity_bps(nic, self._settings)
             found.append(
                 {

@@ -7,11 +7,11 @@ device that the pod sees. Who writes it is each driver for its own devices; the 
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import IPv4Address
 
-from sluice.device.virtual import device_name
 from sluice.kubernetes import DRIVER
 from sluice.kubernetes.api import RESOURCE, Api, ApiError, Object
 from sluice.kubernetes.claim import Share
@@ -52,8 +52,8 @@ class ClaimStatus:
         found: Object = {"driver": DRIVER, "pool": self._node, "device": nic, "conditions": [condition]}
         return found | ({"shareID": share_id} if share_id else {})
 
-    def attached(self, grant: Grant, address: IPv4Address) -> None:
-        """The pod has its device."""
+    def attached(self, grant: Grant, address: IPv4Address, names: Mapping[str, str]) -> None:
+        """The pod has its devices. names: what they are called there, by NIC."""
         if not grant.claim or grant.uid in self._told:
             return
         self._told.add(grant.uid)
@@ -63,7 +63,7 @@ class ClaimStatus:
             found = self._device(
                 share.nic, share.share_id, True, "BandwidthGranted", f"{amount} for tenant {grant.tenant}"
             )
-            return found | {"networkData": {"interfaceName": device_name(0), "ips": [f"{address}/32"]}}
+            return found | {"networkData": {"interfaceName": names[share.nic], "ips": [f"{address}/32"]}}
 
         self._queue.put_nowait(_News(grant.namespace, grant.claim, grant.uid, [device(each) for each in grant.shares]))
 

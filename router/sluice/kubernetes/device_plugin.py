@@ -17,8 +17,9 @@ import grpc.aio
 
 from sluice.kubernetes import DRIVER, protocol
 from sluice.kubernetes.attachments import Attachments
-from sluice.kubernetes.claim import Share
+from sluice.kubernetes.claim import ClaimError, Share
 from sluice.kubernetes.inventory import trouble
+from sluice.kubernetes.quantity import format_quantity
 from sluice.kubernetes.settings import Settings
 from sluice.kubernetes.slices import capacity_bps
 from sluice.kubernetes.state import Grant
@@ -104,6 +105,7 @@ class Plugin:
         try:
             for wanted in request.container_requests:
                 grant = grant_of(list(wanted.devices_ids), self._settings)
+                self._check_packed(grant)
                 grant = self._attach(grant)
                 done.append(grant.uid)
                 edits = self._attachments.injection(grant)
@@ -117,6 +119,16 @@ class Plugin:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         self.allocated.set()
         return answer
+
+    def _check_packed(self, grant: Grant) -> None:
+        """ClaimError: what one NIC could give is scattered over several, since none has that much free."""
+        amount = sum(share.bps for share in grant.shares)
+        if len(grant.shares) < 2 or amount > max(capacity_bps(nic, self._settings) for nic in self._settings.nics):
+            return
+        free = ", ".join(
+            f"{format_quantity(self._attachments.free_bps(nic.name))} of {nic.name}" for nic in self._settings.nics
+        )
+        raise ClaimError(f"no NIC of this node has {format_quantity(amount)} free: there are {free}")
 
     def _attach(self, grant: Grant) -> Grant:
         before = [old for old in self._attachments.grants.values() if set(old.devices) & set(grant.devices)]

@@ -148,7 +148,7 @@ class KubernetesNode:
             try:
                 self.attachments.set_address(tenant, pod.address)
                 for grant in self.attachments.grants_of(tenant):
-                    self.claim_status.attached(grant, pod.address)
+                    self.claim_status.attached(grant, pod.address, self.attachments.devices(tenant))
             except ValueError as error:
                 log.warning("pod %s/%s: %s", pod.namespace, pod.name, error)
         try:
@@ -157,8 +157,7 @@ class KubernetesNode:
             self.events.warn(subject_of(pod), "BandwidthNotChanged", "Changing", f"{error}; the rates stay as they are")
             return
         if changed is not None:
-            policy = self._router.tenants[tenant].policy.fields()
-            text = ", ".join(f"{name} {value}" for name, value in policy.items()) or "no limits"
+            text = self.attachments.describe(tenant)
             self.events.inform(subject_of(pod), "BandwidthChanged", "Changing", f"by annotation: now {text}")
 
     def _identified(self, grant: Grant, namespace: str, name: str) -> None:

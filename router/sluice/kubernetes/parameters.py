@@ -10,6 +10,7 @@ libc: musl      # the C library of the image: glibc (default) or musl
 preload: file   # by /etc/ld.so.preload, for images that set LD_PRELOAD themselves (default: environment)
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -84,6 +85,8 @@ class Parameters:
 
 NOTHING = Parameters()
 
+_OF_DEVICE = re.compile(r"sluice\d+\.[a-z]+")
+
 _PARSERS: dict[str, Callable[[object], object]] = {
     "max": parse_bandwidth,
     "burst": _burst,
@@ -93,7 +96,8 @@ _PARSERS: dict[str, Callable[[object], object]] = {
 }
 
 LIVE = ("min", "max", "burst", "weight")
-"""What an annotation (rdma.sluice.dev/max: 20G) changes in a running pod."""
+"""What an annotation changes in a running pod: rdma.sluice.dev/max: 20G on each of its devices,
+rdma.sluice.dev/sluice1.max: 5G on that one, whatever the other says."""
 
 
 def parse_parameters(parameters: object, path: str) -> Parameters:
@@ -117,14 +121,21 @@ def parse_parameters(parameters: object, path: str) -> Parameters:
 
 
 def parse_annotations(annotations: Mapping[str, str]) -> dict[str, int]:
-    """What a pod's annotations say, of LIVE. FieldError."""
+    """What a pod's annotations say, of LIVE: by "max", or "sluice1.max". FieldError."""
     values = {}
-    for name in LIVE:
-        key = f"{DRIVER}/{name}"
-        if key in annotations:
-            parse = _PARSERS["max" if name == "min" else name]
-            try:
-                values[name] = int(str(parse(annotations[key])))
-            except ValueError as error:
-                raise FieldError(f"metadata.annotations[{key}]: {error}") from None
+    for key, value in annotations.items():
+        name = key.removeprefix(f"{DRIVER}/")
+        _, _, field = name.rpartition(".")
+        if key == name or field not in LIVE or (name != field and _OF_DEVICE.fullmatch(name) is None):
+            continue
+        try:
+            values[name] = int(str(_PARSERS["max" if field == "min" else field](value)))
+        except ValueError as error:
+            raise FieldError(f"metadata.annotations[{key}]: {error}") from None
     return values
+
+
+def live_of(live: Mapping[str, int], device: str) -> dict[str, int]:
+    """What annotations say of one device ("sluice0"), by LIVE."""
+    values = {name: live.get(f"{device}.{name}", live.get(name)) for name in LIVE}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a pod was granted to its tenant's policy: the only place where this is decided."""
+"""From what a pod was granted of a NIC to its tenant's policy there: the only place where this is decided."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ def guarantee_bps(shares: Iterable[Share], over_commit: float) -> int:
 
 
 def policy_of(shares: Iterable[Share], over_commit: float, live: Mapping[str, int]) -> Policy:
-    """All shares of a tenant together; live: what the pod's annotations say (parameters.LIVE).
+    """All shares of a tenant on one NIC; live: what the pod's annotations say of that device (parameters.live_of).
 
     An annotation may lower the guarantee, not raise it: the scheduler counts what the claim says.
     """

@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 
 from sluice.cluster.file import DEFAULT_PORT
+from sluice.engine import lib
 from sluice.kubernetes.inventory import Nic, discover
 from sluice.kubernetes.parameters import parse_bandwidth
 
@@ -169,6 +170,8 @@ def load_settings(path: Path) -> Settings:
         raise SettingsError(f"{path}: device-plugin: only with dra: false: the scheduler counts each for itself")
     if not values.get("nics"):
         values["nics"] = tuple(discover())
+    if len(values["nics"]) > lib.SLUICE_MAX_DEVICES:
+        raise SettingsError(f"{path}: nics: {len(values['nics'])} of them; a node has {lib.SLUICE_MAX_DEVICES} at most")
     if not values["nics"]:
         raise SettingsError(
             f"{path}: nics: the kernel tells no NIC's bandwidth: write for instance nics: {{eth0: 10G}}"
