@@ -182,6 +182,7 @@ void cq_push(struct cq *cq, const struct sluice_cqe *cqe, bool solicited)
     struct sluice_cqe *slot = &cq->ring[cq->produced & (cq->entries - 1)];
     uint32_t turn = cq->produced / cq->entries + 1;
 
+    cq->session->engine->delivered = true;
     /* All but turn; then turn with release: who sees it sees the rest, and all data before. */
     slot->wr_id = cqe->wr_id;
     slot->status = cqe->status;

@@ -132,11 +132,13 @@ struct session {
     struct srq **srqs; /* SLUICE_SESSION_SRQS, by handle */
     struct ah **ahs;   /* SLUICE_SESSION_AHS, by handle */
     uint32_t ah_count;
+    bool asking;     /* where one of them leads: the event waits */
+    uint64_t asked;  /* ns: when that was last */
     uint32_t qp_hint, srq_hint, ah_hint; /* where to look for a free handle; they start anywhere as well */
 };
 
-/* A session breaks once, a QP and a trunk have one connection at a time: more can't wait. */
-enum { ENGINE_EVENTS = SLUICE_MAX_SESSIONS + SLUICE_MAX_QPS + SLUICE_MAX_NODES };
+/* A session breaks once and asks one question at a time, a QP and a trunk have one connection at a time: more can't wait. */
+enum { ENGINE_EVENTS = 2 * SLUICE_MAX_SESSIONS + SLUICE_MAX_QPS + SLUICE_MAX_NODES };
 
 struct sluice_engine {
     struct worker *worker;
@@ -145,6 +147,7 @@ struct sluice_engine {
     struct nic *nic;    /* or NULL */
     uint32_t *nic_keys; /* NIC_NUMBERS, by a key's index: entries of mrs whose key is the NIC's; or NULL */
     uint64_t now; /* ns; read once a round of work */
+    bool delivered; /* something, to an application, since the worker last looked for an answer */
     uint64_t commanded; /* ns; when the last command of a mailbox was carried out */
     uint64_t linger; /* ns for which an empty send queue is watched; 0: no core to spare */
 
@@ -198,6 +201,8 @@ void session_break(struct session *session, const char *reason);
 
 /* Tells the control plane of a QP: enum sluice_engine_event_kind. */
 void engine_tell_qp(struct qp *qp, uint32_t kind);
+/* An AH leads nowhere. */
+void engine_tell_ah(struct ah *ah);
 /* A trunk's connection broke. */
 void engine_tell_trunk(struct sluice_engine *engine, uint32_t number);
 

@@ -69,16 +69,13 @@ uint8_t *span_at(const struct span *span, uint32_t offset, uint32_t *length)
 uint32_t spans_copy(const struct sluice_engine *engine, const struct spans *dst, const struct spans *src,
                     uint32_t offset, uint32_t end)
 {
-    uint32_t to = 0, from = 0, to_offset = offset, from_offset = offset, look = offset + TURN_PIECE;
+    struct spans_walk to = spans_walk(dst, offset), from = spans_walk(src, offset);
+    uint32_t look = offset + TURN_PIECE;
 
     while (offset < end) {
-        while (to_offset >= dst->list[to].length)
-            to_offset -= dst->list[to++].length;
-        while (from_offset >= src->list[from].length)
-            from_offset -= src->list[from++].length;
         uint32_t length, from_length;
-        uint8_t *target = span_at(&dst->list[to], to_offset, &length);
-        const uint8_t *source = span_at(&src->list[from], from_offset, &from_length);
+        uint8_t *target = walk_at(&to, &length);
+        const uint8_t *source = walk_at(&from, &from_length);
 
         if (__builtin_expect(windows_moved, 0)) {
             windows_moved = false;
@@ -95,8 +92,8 @@ uint32_t spans_copy(const struct sluice_engine *engine, const struct spans *dst,
             length = TURN_PIECE;
         copy_ordered(target, source, length);
         offset += length;
-        to_offset += length;
-        from_offset += length;
+        to.offset += length;
+        from.offset += length;
         if (offset >= look && offset < end) {
             if (worker_called(engine))
                 break;
@@ -122,15 +119,12 @@ uint32_t spans_copy_all(const struct sluice_engine *engine, const struct spans *
 
 bool spans_put(const struct spans *dst, uint32_t offset, const void *bytes, uint32_t length)
 {
+    struct spans_walk walk = spans_walk(dst, offset);
     const uint8_t *from = bytes;
-    uint32_t i = 0;
 
     while (length) {
         uint32_t piece;
-
-        while (offset >= dst->list[i].length)
-            offset -= dst->list[i++].length;
-        uint8_t *target = span_at(&dst->list[i], offset, &piece);
+        uint8_t *target = walk_at(&walk, &piece);
 
         if (!target)
             return false;
@@ -138,12 +132,67 @@ bool spans_put(const struct spans *dst, uint32_t offset, const void *bytes, uint
             piece = length;
         copy_ordered(target, from, piece);
         from += piece;
-        offset += piece;
+        walk.offset += piece;
         length -= piece;
     }
     if (__builtin_expect(window_fault, 0)) {
         windows_repair();
         return false;
+    }
+    return true;
+}
+
+static uint32_t gather(const struct spans *spans, uint32_t offset, uint32_t length, struct iovec *iov, uint32_t *count,
+                       uint32_t room)
+{
+    struct spans_walk walk = spans_walk(spans, offset);
+    uint32_t gathered = 0;
+
+    while (gathered < length && *count < room) {
+        uint32_t piece;
+        uint8_t *at = walk_at(&walk, &piece);
+
+        if (!at)
+            return UINT32_MAX;
+        if (piece > length - gathered)
+            piece = length - gathered;
+        iov[(*count)++] = (struct iovec){.iov_base = at, .iov_len = piece};
+        walk.offset += piece;
+        gathered += piece;
+    }
+    return gathered;
+}
+
+uint32_t spans_gather(const struct spans *spans, uint32_t offset, uint32_t length, struct iovec *iov, uint32_t *count,
+                      uint32_t room)
+{
+    uint32_t before = *count;
+
+    windows_moved = false;
+    uint32_t gathered = gather(spans, offset, length, iov, count, room);
+
+    if (__builtin_expect(windows_moved, 0)) {
+        /* Some may lead nowhere; one alone can't. */
+        windows_moved = false;
+        *count = before;
+        gathered = gather(spans, offset, length, iov, count, before < room ? before + 1 : room);
+    }
+    return gathered;
+}
+
+bool spans_seen(const struct spans *spans)
+{
+    for (uint32_t i = 0; i < spans->count; i++) {
+        const struct span *span = &spans->list[i];
+
+        if (!span->memory)
+            continue;
+        uint64_t first = span->address >> SLUICE_WINDOW_SHIFT;
+        uint64_t last = (span->address + span->length - 1) >> SLUICE_WINDOW_SHIFT;
+
+        for (uint64_t window = first; window <= last; window++)
+            if (!span->memory->view.windows[window])
+                return false;
     }
     return true;
 }

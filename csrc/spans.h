@@ -6,6 +6,8 @@
 #ifndef SLUICE_SPANS_H
 #define SLUICE_SPANS_H
 
+#include <sys/uio.h>
+
 #include "node.h"
 
 /* An address in what an MR lies in, or the router's own bytes. */
@@ -58,6 +60,43 @@ static inline bool span_in_process(const struct span *span)
 
 /* Where the next byte lies and how many follow it there. NULL: the engine can't see it. */
 uint8_t *span_at(const struct span *span, uint32_t offset, uint32_t *length);
+
+/* A way through the bytes of a list. Whoever uses some of them adds their number to offset. */
+struct spans_walk {
+    const struct span *span;
+    uint32_t offset; /* in it, or beyond its end */
+};
+
+static inline struct spans_walk spans_walk(const struct spans *spans, uint32_t offset)
+{
+    return (struct spans_walk){.span = spans->list, .offset = offset};
+}
+
+/* The span of the next byte, which there is. */
+static inline const struct span *walk_span(struct spans_walk *walk)
+{
+    while (walk->offset >= walk->span->length)
+        walk->offset -= walk->span++->length;
+    return walk->span;
+}
+
+/* Where it lies and how many follow it there. NULL: the engine can't see it. */
+static inline uint8_t *walk_at(struct spans_walk *walk, uint32_t *length)
+{
+    const struct span *span = walk_span(walk);
+
+    return span_at(span, walk->offset, length);
+}
+
+/*
+ * Appends bytes [offset, offset + length) to an array of *count iovecs, as far as it has room for. Returns how many
+ * bytes that are, or UINT32_MAX where memory could not be had. Valid until the next window is mapped.
+ */
+uint32_t spans_gather(const struct spans *spans, uint32_t offset, uint32_t length, struct iovec *iov, uint32_t *count,
+                      uint32_t room);
+
+/* Whether the engine sees all of it already: to look at it maps no window. */
+bool spans_seen(const struct spans *spans);
 
 /*
  * Copies bytes [offset, end) of both lists, piece by piece; ends early, after a

@@ -129,6 +129,16 @@ static void on_timer(struct timer *timer)
     timer_set(&engine->timers, timer, next);
 }
 
+static void on_hold_over(struct timer *timer)
+{
+    struct tcp_endpoint *endpoint = list_entry(timer, struct tcp_endpoint, hold);
+
+    if (endpoint->told == endpoint->expected || endpoint->socket.fd < 0)
+        return;
+    endpoint->prompt = 0;
+    net_wake(endpoint->qp->session->engine->net, &endpoint->socket);
+}
+
 /* ---- the responder's ceilings -------------------------------------------------- */
 
 static void let_go_on(struct tcp_endpoint *endpoint)
@@ -220,10 +230,13 @@ static void drop(struct tcp_endpoint *endpoint)
     endpoint->sending = endpoint->sending_header = 0;
     endpoint->start = endpoint->end = endpoint->left = 0;
     stop_holding(endpoint);
+    tcp_give_up_pieces(endpoint);
     /* The responder's side: what wasn't answered is asked for again. */
     endpoint->answers_count = 0;
     endpoint->rnr_due = endpoint->acknowledge = endpoint->losing = false;
     endpoint->told = endpoint->expected;
+    endpoint->unanswered = false;
+    endpoint->prompt = 0;
     /* The requester's: the send queue still holds all that isn't completed. */
     endpoint->answered = endpoint->parts = endpoint->answer_offset = 0;
     endpoint->whole = endpoint->rnr = false;
@@ -287,6 +300,8 @@ static int tcp_connect(struct qp *qp)
     struct tcp_endpoint *endpoint = calloc(1, sizeof(*endpoint));
     int error = endpoint ? timers_reserve(&engine->timers) : -ENOMEM;
 
+    if (!error && (error = timers_reserve(&engine->timers)))
+        timers_release(&engine->timers);
     if (error) {
         free(endpoint);
         return error;
@@ -294,6 +309,7 @@ static int tcp_connect(struct qp *qp)
     endpoint->qp = qp;
     endpoint->base = qp->sq.head;
     endpoint->timer.fire = on_timer;
+    endpoint->hold.fire = on_hold_over;
     endpoint->socket.fd = -1;
     endpoint->socket.id = qp->qp_num;
     endpoint->socket.serve = serve;
@@ -313,12 +329,17 @@ static void tcp_disconnect(struct qp *qp)
 
     if (!endpoint)
         return;
+    tcp_say_last(endpoint);
     list_remove(&endpoint->held);
     claim_cancel(&endpoint->grants[FLOW_INGRESS].claim);
     claim_cancel(&endpoint->grants[FLOW_EGRESS].claim);
     timer_cancel(&engine->timers, &endpoint->timer);
+    timer_cancel(&engine->timers, &endpoint->hold);
+    timers_release(&engine->timers);
     timers_release(&engine->timers);
     net_remove(engine, &endpoint->socket, endpoint->failed);
+    tcp_give_up_pieces(endpoint);
+    tcp_give_up_atomic(endpoint);
     qp->wire = NULL;
     /* Whoever called into the QP may still hold it: freed before the next round. */
     endpoint->dead = true;

@@ -20,7 +20,7 @@
  *   a READ whose answer didn't come whole is executed again (IBTA 9.4.4 allows it)
  *   an atomic that was executed is answered from the replay cache, never executed twice
  *
- * Memory that only its own process reaches (reach.h: stacks) is refused here, with an access or protection error.
+ * Memory that only its own process reaches (reach.h: stacks) goes through a buffer, piece by piece (tcp_process.c).
  *
  * Memory: payload goes from the sender's memory into the socket by one gathering
  * system call, and from the socket into the receiver's by one scattering one. Only
@@ -32,6 +32,7 @@
 #define SLUICE_TCP_H
 
 #include "../net.h"
+#include "../reach.h"
 #include "../spans.h"
 #include "tcp_frame.h"
 #include "transport.h"
@@ -45,6 +46,8 @@ enum {
     TCP_BATCHED = 8192,    /* up to here messages share a system call */
     TCP_BATCH = 64,        /* messages in one system call */
     TCP_ANSWER_FRAME = 1 << 18, /* bytes of a READ's answer before something else may come between */
+    TCP_PIECE = 1 << 16,   /* bytes of memory that only its process reaches, at a time */
+    TCP_PROMPT = 4,        /* requests that followed at once, before acknowledgements wait for the next */
     TCP_VISIT = 1 << 20    /* bytes of one connection before the next has its turn */
 };
 
@@ -76,10 +79,13 @@ enum tcp_receiving {
     TCP_PAYLOAD, /* payload of frame, left bytes of it */
     TCP_DISCARD, /* the same, for nobody */
     TCP_HOLD,    /* frame waits for a receive: nothing is read */
+    TCP_STORE,   /* payload is on its way into a process, or an atomic is performed there: the same */
     TCP_STOPPED  /* after a NAK: nothing is read any more */
 };
 
 enum tcp_source { TCP_NOTHING, TCP_CONTROL, TCP_REQUEST, TCP_ANSWER, TCP_ZEROES };
+
+struct tcp_piece; /* of memory that only its process reaches: tcp_process.c */
 
 struct tcp_endpoint {
     struct net_socket socket;
@@ -114,6 +120,11 @@ struct tcp_endpoint {
     bool acknowledge;  /* even if there is nothing new: an RNR is over, or to see whether the wire works */
     bool losing;       /* unreliable: what is left of message lost_msn is thrown away */
     uint32_t lost_msn;
+    /* Where requests of this QP follow those that it executes, acknowledgements go with them (tcp_write.c). */
+    uint32_t prompt;   /* how many have followed at once, in a row */
+    bool unanswered;   /* none has, to the last one executed */
+    uint64_t executed; /* ns: when that was */
+    struct timer hold; /* runs while an acknowledgement waits */
     struct tcp_grant grants[DIRECTIONS];
     uint64_t spoke;    /* ns: when a sign of life was last sent to a requester who is held back */
     bool failed;       /* a NAK was queued */
@@ -130,6 +141,8 @@ struct tcp_endpoint {
     enum tcp_source source;
     uint32_t sending_header, sending;
     uint8_t header[sizeof(struct tcp_frame)];
+    struct tcp_piece *request_piece, *answer_piece;
+    struct tcp_piece *outgoing; /* which of them the frame's payload is written from; NULL: from where it lies */
 
     /* What is being read */
     enum tcp_receiving receiving;
@@ -137,6 +150,8 @@ struct tcp_endpoint {
     uint32_t left;
     uint64_t operands[2];
     uint32_t start, end; /* of what the buffer holds */
+    struct tcp_piece *incoming; /* TCP_STORE: payload; or NULL, and it is an atomic */
+    struct tcp_piece *atomic;   /* request `expected`: stays over a broken connection, for it is executed but once */
     struct list held;    /* in an SRQ's held while receiving is TCP_HOLD; at the end in net->dead */
     uint8_t buffer[TCP_BUFFER];
 };
@@ -214,6 +229,12 @@ bool tcp_end_answer(struct tcp_endpoint *endpoint);
 /* writing (tcp_write.c) */
 /* Writes what is due: the rest of a frame, HELLO, answers, acknowledgements. False: the connection is gone. */
 bool tcp_write(struct tcp_endpoint *endpoint);
+/* The acknowledgement that is due, to go before a request. False: there is none. */
+bool tcp_take_acknowledgement(struct tcp_endpoint *endpoint, struct tcp_frame *frame);
+/* The QP leaves: what it has executed it has executed. */
+void tcp_say_last(struct tcp_endpoint *endpoint);
+/* A request of this QP's own is sent. */
+void tcp_follows(struct tcp_endpoint *endpoint);
 /* Writes a frame's header and payload [offset, offset + length) of spans; what the socket doesn't take follows later.
  * False: the connection is gone, or endpoint->fault is set. */
 bool tcp_write_frame(struct tcp_endpoint *endpoint, enum tcp_source source, const struct tcp_frame *frame,
@@ -226,6 +247,8 @@ bool tcp_end_request(struct tcp_endpoint *endpoint);
 bool tcp_place(struct tcp_endpoint *endpoint, struct spans *spans);
 /* Goes on with the request that waited for a receive. */
 bool tcp_continue_request(struct tcp_endpoint *endpoint);
+/* The atomic at hand was performed by a thread; original: what it found. False where the peer makes no sense. */
+bool tcp_atomic_performed(struct tcp_endpoint *endpoint, bool failed, uint64_t original);
 /* Payload of the frame could not be stored. */
 void tcp_no_memory(struct tcp_endpoint *endpoint);
 /* The request at hand fails: a NAK, and where event isn't 0 that enum ibv_event_type for the application here. */
@@ -233,6 +256,36 @@ void tcp_refuse(struct tcp_endpoint *endpoint, uint32_t status, uint32_t event);
 /* What a READ asks for. False: it may not. */
 bool tcp_readable(struct tcp_endpoint *endpoint, uint16_t srqn, uint32_t rkey, uint64_t addr, uint32_t total,
                   struct spans *spans);
+
+/* memory that only its process reaches (tcp_process.c) */
+enum tcp_reach {
+    TCP_SEEN,     /* the engine sees it */
+    TCP_FETCHED,  /* it is in the piece's buffer, or on its way out of it */
+    TCP_LATER,    /* not yet: the socket is served, or the QP active, when it is */
+    TCP_UNREACHED /* it could not be had */
+};
+
+/* Bytes [offset, offset + *length) of a message, at most: *length becomes how many of them go at once. */
+enum tcp_reach tcp_fetch(struct tcp_endpoint *endpoint, struct tcp_piece **piece, uint32_t msn,
+                         const struct spans *spans, uint32_t offset, uint32_t *length);
+/* As tcp_write_frame, of what was fetched; where its payload is as long as the frame is being written; and its end. */
+bool tcp_write_fetched(struct tcp_endpoint *endpoint, enum tcp_source source, const struct tcp_frame *frame,
+                       struct tcp_piece *piece);
+const uint8_t *tcp_fetched(const struct tcp_endpoint *endpoint, uint32_t offset);
+void tcp_fetched_sent(struct tcp_endpoint *endpoint);
+
+/* Where payload of offset and *length belongs; *length becomes how much goes at once. TCP_FETCHED: by way of *buffer, and
+ * tcp_store. */
+enum tcp_reach tcp_prepare_store(struct tcp_endpoint *endpoint, const struct spans *spans, uint32_t offset,
+                                 uint32_t *length, uint8_t **buffer);
+/* Both false: it can't be had. */
+bool tcp_store(struct tcp_endpoint *endpoint, const struct spans *spans, uint32_t offset, uint32_t length);
+bool tcp_start_atomic(struct tcp_endpoint *endpoint, const struct span *word);
+/* What has become of it: TCP_FETCHED where it is done. *original: what an atomic found. */
+enum tcp_reach tcp_stored(struct tcp_endpoint *endpoint, bool *atomic, uint64_t *original);
+/* A connection's, and what outlives it. */
+void tcp_give_up_pieces(struct tcp_endpoint *endpoint);
+void tcp_give_up_atomic(struct tcp_endpoint *endpoint);
 
 /* reading (tcp_read.c). False: the connection is gone. */
 bool tcp_read(struct tcp_endpoint *endpoint);

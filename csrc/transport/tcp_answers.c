@@ -67,7 +67,6 @@ static bool place_answer(struct tcp_endpoint *endpoint, struct spans *spans, str
         return false;
     spans_clear(spans);
     if (!spans_add_sges(spans, qp->pd, message->sges, message->wqe->num_sge, IBV_ACCESS_LOCAL_WRITE) ||
-        spans->by_process ||
         spans->total < (uint64_t)endpoint->frame.offset + endpoint->frame.length) {
         tcp_fail(endpoint, IBV_WC_LOC_PROT_ERR);
         return false;
@@ -106,7 +105,8 @@ bool tcp_end_answer(struct tcp_endpoint *endpoint)
 
         if (!place_answer(endpoint, &spans, &message))
             return false;
-        if (!spans_put(&spans, 0, &endpoint->operands[0], sizeof(uint64_t))) {
+        /* In a process it was stored as it came. */
+        if (!spans.by_process && !spans_put(&spans, 0, &endpoint->operands[0], sizeof(uint64_t))) {
             tcp_fail(endpoint, IBV_WC_LOC_PROT_ERR);
             return false;
         }

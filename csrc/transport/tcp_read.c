@@ -63,9 +63,15 @@ static bool begin_frame(struct tcp_endpoint *endpoint)
 static bool place(struct tcp_endpoint *endpoint, struct spans *spans)
 {
     switch (endpoint->frame.kind) {
+    case TCP_ATOMIC_ANSWER:
+        if (!tcp_place_answer(endpoint, spans))
+            return false;
+        if (spans->by_process)
+            return true;
+        /* To its place as one word, when it is whole. */
+        __attribute__((fallthrough));
     case TCP_COMPARE_SWAP:
     case TCP_FETCH_ADD:
-    case TCP_ATOMIC_ANSWER:
         spans_clear(spans);
         spans_add_host(spans, endpoint->operands, sizeof(endpoint->operands));
         return true;
@@ -86,6 +92,28 @@ static uint32_t payload_offset(const struct tcp_endpoint *endpoint)
                : endpoint->frame.offset + done;
 }
 
+/* Payload out of the buffer to its place, *length bytes of it at most. False: memory could not be had. */
+static bool store(struct tcp_endpoint *endpoint, const struct spans *spans, uint32_t *length)
+{
+    const uint8_t *from = endpoint->buffer + endpoint->start;
+    uint32_t offset = payload_offset(endpoint);
+
+    if (__builtin_expect(spans->by_process, 0)) {
+        uint8_t *buffer;
+
+        switch (tcp_prepare_store(endpoint, spans, offset, length, &buffer)) {
+        case TCP_SEEN:
+            break;
+        case TCP_FETCHED:
+            memcpy(buffer, from, *length);
+            return tcp_store(endpoint, spans, offset, *length);
+        default:
+            return false;
+        }
+    }
+    return spans_put(spans, offset, from, *length);
+}
+
 /* Payload out of the buffer. */
 static bool take_payload(struct tcp_endpoint *endpoint)
 {
@@ -98,7 +126,7 @@ static bool take_payload(struct tcp_endpoint *endpoint)
         if (!place(endpoint, &spans)) {
             if (endpoint->dead || endpoint->receiving == TCP_PAYLOAD)
                 return false;
-        } else if (!spans_put(&spans, payload_offset(endpoint), endpoint->buffer + endpoint->start, length)) {
+        } else if (!store(endpoint, &spans, &length)) {
             tcp_no_memory(endpoint);
             if (endpoint->dead)
                 return false;
@@ -108,7 +136,12 @@ static bool take_payload(struct tcp_endpoint *endpoint)
         tcp_charge(endpoint, FLOW_INGRESS, length);
     endpoint->start += length;
     endpoint->left -= length;
-    return endpoint->left || end_frame(endpoint);
+    return endpoint->left || endpoint->receiving == TCP_STORE || end_frame(endpoint);
+}
+
+static bool stopped(const struct tcp_endpoint *endpoint)
+{
+    return endpoint->receiving == TCP_HOLD || endpoint->receiving == TCP_STORE || endpoint->receiving == TCP_STOPPED;
 }
 
 /* Works off what the buffer holds. */
@@ -117,7 +150,7 @@ static bool parse(struct tcp_endpoint *endpoint)
     while (!endpoint->dead && endpoint->socket.fd >= 0) {
         uint32_t has = endpoint->end - endpoint->start;
 
-        if (endpoint->receiving == TCP_HOLD || endpoint->receiving == TCP_STOPPED)
+        if (stopped(endpoint))
             break;
         if (endpoint->receiving == TCP_HEADER) {
             if (has < sizeof(endpoint->frame))
@@ -158,45 +191,63 @@ static int64_t read_some(struct tcp_endpoint *endpoint, struct iovec *iov, uint3
     return -1;
 }
 
+static int64_t discard(struct tcp_endpoint *endpoint)
+{
+    struct iovec iov = {.iov_base = endpoint->buffer,
+                        .iov_len = endpoint->left < sizeof(endpoint->buffer) ? endpoint->left : sizeof(endpoint->buffer)};
+    int64_t result = read_some(endpoint, &iov, 1, iov.iov_len);
+
+    if (result > 0)
+        endpoint->left -= (uint32_t)result;
+    return result;
+}
+
+/* Reads payload into a buffer, and has it stored from there. */
+static int64_t read_for_process(struct tcp_endpoint *endpoint, const struct spans *spans, uint8_t *buffer,
+                                uint32_t length)
+{
+    uint32_t offset = payload_offset(endpoint);
+    struct iovec iov = {.iov_base = buffer, .iov_len = length};
+    int64_t result = read_some(endpoint, &iov, 1, length);
+    uint32_t bytes = result > 0 ? (uint32_t)result : 0;
+
+    if (is_request(&endpoint->frame))
+        tcp_charge(endpoint, FLOW_INGRESS, bytes);
+    endpoint->left -= bytes;
+    return tcp_store(endpoint, spans, offset, bytes) || !bytes ? result : -2;
+}
+
 /* Reads payload to its place. Returns as read_some. */
 static int64_t read_bulk(struct tcp_endpoint *endpoint)
 {
     struct iovec iov[IOVS + 1];
     struct spans spans;
-    uint32_t count = 0, wanted = 0, direct = endpoint->left - TCP_HOLD_BACK, offset = payload_offset(endpoint), i = 0;
+    uint32_t count = 0, direct = endpoint->left - TCP_HOLD_BACK, offset = payload_offset(endpoint);
 
-    if (endpoint->receiving == TCP_DISCARD) {
-        iov[0] = (struct iovec){.iov_base = endpoint->buffer,
-                                .iov_len = direct < sizeof(endpoint->buffer) ? direct : sizeof(endpoint->buffer)};
-        int64_t result = read_some(endpoint, iov, 1, iov[0].iov_len);
-
-        if (result > 0)
-            endpoint->left -= (uint32_t)result;
-        return result;
-    }
+    if (endpoint->receiving == TCP_DISCARD)
+        return discard(endpoint);
     if (!place(endpoint, &spans))
         return endpoint->dead || endpoint->receiving == TCP_PAYLOAD ? -1 : 0;
     /* What comes for a READ was charged when it was asked for. */
     bool charged = is_request(&endpoint->frame);
     uint32_t most = charged && endpoint->grants[FLOW_INGRESS].left < direct ? endpoint->grants[FLOW_INGRESS].left : direct;
 
-    while (wanted < most && count < IOVS) {
-        uint32_t piece;
+    if (__builtin_expect(spans.by_process, 0)) {
+        uint8_t *buffer;
 
-        while (offset >= spans.list[i].length)
-            offset -= spans.list[i++].length;
-        uint8_t *at = span_at(&spans.list[i], offset, &piece);
-
-        if (!at)
+        switch (tcp_prepare_store(endpoint, &spans, offset, &most, &buffer)) {
+        case TCP_SEEN:
+            break;
+        case TCP_FETCHED:
+            return read_for_process(endpoint, &spans, buffer, most);
+        default:
             return -2;
-        if (piece > most - wanted)
-            piece = most - wanted;
-        iov[count++] = (struct iovec){.iov_base = at, .iov_len = piece};
-        wanted += piece;
-        offset += piece;
+        }
     }
-    uint32_t places = wanted;
+    uint32_t places = spans_gather(&spans, offset, most, iov, &count, IOVS), wanted = places;
 
+    if (places == UINT32_MAX)
+        return -2;
     if (wanted == direct) {
         /* The end of the payload, and the next header. */
         iov[count].iov_base = endpoint->buffer;
@@ -233,9 +284,22 @@ static int64_t fill_buffer(struct tcp_endpoint *endpoint)
     return result;
 }
 
-static bool stopped(const struct tcp_endpoint *endpoint)
+/* What was on its way into a process is there, or never will be. */
+static bool go_on_after_store(struct tcp_endpoint *endpoint)
 {
-    return endpoint->receiving == TCP_HOLD || endpoint->receiving == TCP_STOPPED;
+    uint64_t original;
+    bool atomic;
+    enum tcp_reach reach = tcp_stored(endpoint, &atomic, &original);
+
+    if (reach == TCP_LATER)
+        return true;
+    if (atomic)
+        return tcp_atomic_performed(endpoint, reach == TCP_UNREACHED, original);
+    if (reach == TCP_UNREACHED) {
+        tcp_no_memory(endpoint);
+        return !endpoint->dead;
+    }
+    return endpoint->left || end_frame(endpoint);
 }
 
 bool tcp_read(struct tcp_endpoint *endpoint)
@@ -243,6 +307,8 @@ bool tcp_read(struct tcp_endpoint *endpoint)
     uint32_t bytes = 0;
 
     if (endpoint->receiving == TCP_HOLD && !tcp_continue_request(endpoint))
+        goto over;
+    if (endpoint->receiving == TCP_STORE && !go_on_after_store(endpoint))
         goto over;
     if (!tcp_admitted(endpoint, FLOW_INGRESS))
         return true;

@@ -100,7 +100,7 @@ static bool remote(struct tcp_endpoint *endpoint, uint32_t access, struct spans 
     struct pd *pd;
 
     return (qp->attr.qp_access_flags & access) && find_responder(endpoint, &srq, &pd) && (pd || !frame->total) &&
-           spans_set_remote(spans, qp, pd, frame->rkey, frame->addr, frame->total, access) && !spans->by_process;
+           spans_set_remote(spans, qp, pd, frame->rkey, frame->addr, frame->total, access);
 }
 
 bool tcp_readable(struct tcp_endpoint *endpoint, uint16_t srqn, uint32_t rkey, uint64_t addr, uint32_t total,
@@ -112,7 +112,7 @@ bool tcp_readable(struct tcp_endpoint *endpoint, uint16_t srqn, uint32_t rkey, u
 
     return (qp->attr.qp_access_flags & IBV_ACCESS_REMOTE_READ) &&
            (!qp->xrcd || xrc_responder(qp, srqn, rkey, false, &srq, &pd)) && (pd || !total) &&
-           spans_set_remote(spans, qp, pd, rkey, addr, total, IBV_ACCESS_REMOTE_READ) && !spans->by_process;
+           spans_set_remote(spans, qp, pd, rkey, addr, total, IBV_ACCESS_REMOTE_READ);
 }
 
 bool tcp_place(struct tcp_endpoint *endpoint, struct spans *spans)
@@ -129,8 +129,7 @@ bool tcp_place(struct tcp_endpoint *endpoint, struct spans *spans)
     spans_clear(spans);
     if (!receive->active)
         return false;
-    if (!spans_add_sges(spans, receive->pd, receive->sges, receive->num_sge, IBV_ACCESS_LOCAL_WRITE) ||
-        spans->by_process) {
+    if (!spans_add_sges(spans, receive->pd, receive->sges, receive->num_sge, IBV_ACCESS_LOCAL_WRITE)) {
         spoil(endpoint, IBV_WC_LOC_PROT_ERR, IBV_WC_REM_OP_ERR);
         return false;
     }
@@ -260,6 +259,15 @@ static void executed(struct tcp_endpoint *endpoint)
 {
     if ((int32_t)(endpoint->frame.msn + 1 - endpoint->expected) > 0)
         endpoint->expected = endpoint->frame.msn + 1;
+    /* The one before had no answer either. */
+    if (endpoint->unanswered)
+        endpoint->prompt = 0;
+    endpoint->unanswered = true;
+    endpoint->executed = endpoint->qp->session->engine->now;
+    endpoint->qp->session->engine->delivered = true;
+    /* Nobody waits to hear of it. */
+    if (qp_is_unreliable(endpoint->qp))
+        endpoint->told = endpoint->expected;
 }
 
 static void count_received(struct tcp_endpoint *endpoint)
@@ -313,7 +321,13 @@ static bool replayed(const struct tcp_endpoint *endpoint, uint32_t msn, uint64_t
     return false;
 }
 
-/* Executes it, or refuses. */
+static void remember(struct tcp_endpoint *endpoint, uint64_t value)
+{
+    endpoint->replay[endpoint->replay_count % TCP_ANSWERS].msn = endpoint->frame.msn;
+    endpoint->replay[endpoint->replay_count++ % TCP_ANSWERS].value = value;
+}
+
+/* Executes it, or refuses, or has a thread do it. */
 static bool execute_atomic(struct tcp_endpoint *endpoint, uint64_t *value)
 {
     const struct tcp_frame *frame = &endpoint->frame;
@@ -326,6 +340,14 @@ static bool execute_atomic(struct tcp_endpoint *endpoint, uint64_t *value)
     }
     if (!remote(endpoint, IBV_ACCESS_REMOTE_ATOMIC, &spans)) {
         refuse_access(endpoint, IBV_WC_REM_ACCESS_ERR);
+        return false;
+    }
+    if (__builtin_expect(spans.by_process, 0)) {
+        /* Atomic against other atomics, as IBV_ATOMIC_HCA says, not against the process's CPUs. */
+        if (spans.list[0].address & 7)
+            refuse_access(endpoint, IBV_WC_REM_INV_REQ_ERR);
+        else if (!tcp_start_atomic(endpoint, &spans.list[0]))
+            refuse_access(endpoint, IBV_WC_REM_OP_ERR);
         return false;
     }
     uint64_t *word = (uint64_t *)span_at(&spans.list[0], 0, &length);
@@ -346,9 +368,28 @@ static bool execute_atomic(struct tcp_endpoint *endpoint, uint64_t *value)
         refuse_access(endpoint, IBV_WC_REM_OP_ERR);
         return false;
     }
-    endpoint->replay[endpoint->replay_count % TCP_ANSWERS].msn = frame->msn;
-    endpoint->replay[endpoint->replay_count++ % TCP_ANSWERS].value = *value;
+    remember(endpoint, *value);
     return true;
+}
+
+static bool answer_atomic(struct tcp_endpoint *endpoint, uint64_t value)
+{
+    executed(endpoint);
+    return queue_answer(endpoint, (struct tcp_answer){.kind = TCP_ATOMIC_ANSWER,
+                                                      .msn = endpoint->frame.msn,
+                                                      .total = sizeof(value),
+                                                      .value = value});
+}
+
+bool tcp_atomic_performed(struct tcp_endpoint *endpoint, bool failed, uint64_t original)
+{
+    if (failed) {
+        refuse_access(endpoint, IBV_WC_REM_OP_ERR);
+        return true;
+    }
+    endpoint->receiving = TCP_HEADER;
+    remember(endpoint, original);
+    return answer_atomic(endpoint, original);
 }
 
 static bool end_atomic(struct tcp_endpoint *endpoint)
@@ -365,11 +406,7 @@ static bool end_atomic(struct tcp_endpoint *endpoint)
     } else if (!execute_atomic(endpoint, &value)) {
         return true;
     }
-    executed(endpoint);
-    return queue_answer(endpoint, (struct tcp_answer){.kind = TCP_ATOMIC_ANSWER,
-                                                      .msn = frame->msn,
-                                                      .total = sizeof(value),
-                                                      .value = value});
+    return answer_atomic(endpoint, value);
 }
 
 static bool end_receive(struct tcp_endpoint *endpoint)

@@ -15,6 +15,9 @@
 #include "../mw.h"
 #include "tcp.h"
 
+/* Each span may lie in two windows. */
+enum { BATCH_IOVS = TCP_BATCH * 2 + 2 * SLUICE_MAX_SGE };
+
 /* One frame of the batch. */
 struct batched {
     uint32_t index;  /* of its WQE in the send queue */
@@ -25,10 +28,13 @@ struct batched {
 
 struct tcp_batch {
     struct tcp_endpoint *endpoint; /* whose; NULL: empty */
+    uint32_t lead; /* bytes of an acknowledgement before the first frame, or 0 */
+    uint32_t told; /* what the peer was told before that */
     uint32_t count, length;
     uint32_t iov_count;
+    bool pointers; /* some lead to tenants' memory: no window may be mapped before they are used */
     struct batched frames[TCP_BATCH];
-    struct iovec iov[TCP_BATCH * 2 + SLUICE_MAX_SGE];
+    struct iovec iov[BATCH_IOVS];
     uint32_t copied; /* bytes used of copies */
     uint8_t copies[TCP_BATCH * (sizeof(struct tcp_frame) + SLUICE_MAX_INLINE)];
 };
@@ -106,6 +112,19 @@ static void go_back(struct tcp_endpoint *endpoint, const struct batched *one, ui
     endpoint->sending = one->frame.length - (taken - ((uint32_t)sizeof(one->frame) - endpoint->sending_header));
 }
 
+/* The acknowledgement before the batch is not in the socket, or not all of it. */
+static void unsay(struct tcp_endpoint *endpoint, const struct tcp_batch *batch, uint32_t taken)
+{
+    if (!taken) {
+        endpoint->told = batch->told;
+        return;
+    }
+    memcpy(endpoint->header, batch->copies, batch->lead);
+    endpoint->source = TCP_CONTROL;
+    endpoint->sending_header = batch->lead - taken;
+    endpoint->sending = 0;
+}
+
 static void flush_batch(struct tcp_endpoint *endpoint, const struct tcp_batch *batch)
 {
     struct qp *qp = endpoint->qp;
@@ -120,6 +139,8 @@ static void flush_batch(struct tcp_endpoint *endpoint, const struct tcp_batch *b
         endpoint->socket.writable = false;
     uint32_t i = 0;
 
+    if (taken < batch->lead)
+        unsay(endpoint, batch, taken);
     for (; i < batch->count; i++) {
         uint32_t end = i + 1 < batch->count ? batch->frames[i + 1].start : batch->length;
 
@@ -182,29 +203,34 @@ static bool add_copied(struct tcp_batch *batch, const void *bytes, uint32_t leng
     return true;
 }
 
+/* The same of a message's payload; longer ones aren't copied, unless their memory can't be seen all at once. */
 static bool add_payload(struct tcp_batch *batch, const struct spans *spans, uint32_t offset, uint32_t length)
 {
-    bool copy = length <= TCP_COPY || (spans->count && !spans->list[0].memory);
-    uint32_t i = 0;
+    struct spans_walk walk = spans_walk(spans, offset);
 
+    if (length > TCP_COPY && spans->list[0].memory) {
+        uint32_t before = batch->iov_count;
+        uint32_t gathered = spans_gather(spans, offset, length, batch->iov, &batch->iov_count, BATCH_IOVS);
+
+        if (gathered == UINT32_MAX)
+            return false;
+        if (gathered == length) {
+            batch->pointers = true;
+            batch->length += length;
+            return true;
+        }
+        batch->iov_count = before;
+    }
     while (length) {
         uint32_t piece;
-
-        while (offset >= spans->list[i].length)
-            offset -= spans->list[i++].length;
-        uint8_t *at = span_at(&spans->list[i], offset, &piece);
+        uint8_t *at = walk_at(&walk, &piece);
 
         if (!at)
             return false;
         if (piece > length)
             piece = length;
-        if (copy) {
-            add_copied(batch, at, piece);
-        } else {
-            *next_iov(batch) = (struct iovec){.iov_base = at, .iov_len = piece};
-            batch->length += piece;
-        }
-        offset += piece;
+        add_copied(batch, at, piece);
+        walk.offset += piece;
         length -= piece;
     }
     if (__builtin_expect(window_fault, 0)) {
@@ -251,8 +277,7 @@ static bool resolve(struct qp *qp, struct spans *spans, uint32_t *status)
     if (message->wqe->flags & SLUICE_WQE_INLINE)
         spans_add_host(spans, message->inline_data, message->wqe->inline_length);
     else if (!spans_add_sges(spans, qp->pd, message->sges, message->wqe->num_sge,
-                             tcp_wants_answer(opcode) ? IBV_ACCESS_LOCAL_WRITE : 0) ||
-             spans->by_process)
+                             tcp_wants_answer(opcode) ? IBV_ACCESS_LOCAL_WRITE : 0))
         return false;
     *status = IBV_WC_LOC_LEN_ERR;
     if (spans->total > 1u << 31)
@@ -304,6 +329,28 @@ static enum progress sent(struct tcp_endpoint *endpoint)
     return PROGRESS_SENT;
 }
 
+/* Whether what is in the batch must go before this frame. */
+static bool is_full(const struct tcp_batch *batch, const struct tcp_frame *frame, const struct spans *spans)
+{
+    return batch->count == TCP_BATCH || batch->iov_count + 1 + 2 * spans->count > BATCH_IOVS ||
+           batch->copied + sizeof(*frame) + frame->length > sizeof(batch->copies) ||
+           (batch->pointers && frame->kind < TCP_READ && !spans_seen(spans));
+}
+
+/* What is due to be acknowledged goes first. */
+static void begin_batch(struct tcp_endpoint *endpoint, struct tcp_batch *batch)
+{
+    struct tcp_frame frame;
+
+    batch->told = endpoint->told;
+    batch->lead = 0;
+    tcp_follows(endpoint);
+    if (tcp_take_acknowledgement(endpoint, &frame)) {
+        add_copied(batch, &frame, sizeof(frame));
+        batch->lead = sizeof(frame);
+    }
+}
+
 static enum progress send_batched(struct tcp_endpoint *endpoint, const struct tcp_frame *frame, uint32_t part,
                                   const struct spans *spans, uint32_t *status)
 {
@@ -311,11 +358,13 @@ static enum progress send_batched(struct tcp_endpoint *endpoint, const struct tc
     struct message *message = &qp->message;
     struct tcp_batch *batch = qp->session->engine->net->batch;
 
-    if (batch->endpoint && (batch->count == TCP_BATCH || batch->iov_count > TCP_BATCH * 2))
+    if (batch->endpoint && is_full(batch, frame, spans))
         return flush_first(qp);
     if (!batch->endpoint) {
         batch->count = batch->length = batch->iov_count = batch->copied = 0;
+        batch->pointers = false;
         batch->endpoint = endpoint;
+        begin_batch(endpoint, batch);
     }
     uint32_t iovs = batch->iov_count, copied = batch->copied, length = batch->length;
     size_t last = iovs ? batch->iov[iovs - 1].iov_len : 0;
@@ -334,6 +383,8 @@ static enum progress send_batched(struct tcp_endpoint *endpoint, const struct tc
             batch->iov[iovs - 1].iov_len = last;
         batch->copied = copied;
         batch->length = length;
+        endpoint->fault = true;
+        endpoint->fault_msn = frame->msn;
         return fail_in_turn(endpoint, status, IBV_WC_LOC_PROT_ERR);
     }
     batch->frames[batch->count++] = (struct batched){
@@ -348,6 +399,7 @@ static enum progress send_batched(struct tcp_endpoint *endpoint, const struct tc
     return sent(endpoint);
 }
 
+/* spans: NULL where the payload was fetched. */
 static enum progress send_directly(struct tcp_endpoint *endpoint, const struct tcp_frame *frame,
                                    const struct spans *spans, uint32_t *status)
 {
@@ -359,7 +411,8 @@ static enum progress send_directly(struct tcp_endpoint *endpoint, const struct t
         return flush_first(qp);
     message->moved += frame->length;
     endpoint->whole = message->moved == message->total;
-    if (!tcp_write_frame(endpoint, TCP_REQUEST, frame, spans, offset)) {
+    if (!(spans ? tcp_write_frame(endpoint, TCP_REQUEST, frame, spans, offset)
+                : tcp_write_fetched(endpoint, TCP_REQUEST, frame, endpoint->request_piece))) {
         if (endpoint->socket.fd < 0)
             return PROGRESS_BLOCKED;
         /* Its memory can't be read, and nothing of it is on its way. */
@@ -372,6 +425,31 @@ static enum progress send_directly(struct tcp_endpoint *endpoint, const struct t
     if (endpoint->source != TCP_NOTHING)
         return PROGRESS_BLOCKED;
     return endpoint->whole ? sent(endpoint) : PROGRESS_MORE;
+}
+
+/* A message of which some lies in a process: the part that has to be fetched, or one before or behind that. */
+static enum progress send_from_process(struct tcp_endpoint *endpoint, const struct spans *spans, uint32_t part,
+                                   uint32_t *status)
+{
+    struct qp *qp = endpoint->qp;
+    uint32_t msn = qp->sq.head - endpoint->base;
+
+    if (gathered(qp))
+        return flush_first(qp);
+    enum tcp_reach reach = tcp_fetch(endpoint, &endpoint->request_piece, msn, spans, qp->message.moved, &part);
+
+    if (reach == TCP_LATER) {
+        tcp_watch(endpoint);
+        return PROGRESS_BLOCKED;
+    }
+    if (reach == TCP_UNREACHED) {
+        endpoint->fault = true;
+        endpoint->fault_msn = msn;
+        return fail_in_turn(endpoint, status, IBV_WC_LOC_PROT_ERR);
+    }
+    struct tcp_frame frame = make_frame(endpoint, part);
+
+    return send_directly(endpoint, &frame, reach == TCP_SEEN ? spans : NULL, status);
 }
 
 static enum progress send_local(struct tcp_endpoint *endpoint, uint32_t *status)
@@ -427,10 +505,12 @@ enum progress tcp_send(struct qp *qp, uint32_t budget, uint32_t *status)
         part = TCP_FRAME_MAX;
     if (tcp_wants_answer(wqe->opcode) && wqe->opcode != IBV_WR_RDMA_READ)
         part = message->total;
-    struct tcp_frame frame = make_frame(endpoint, part);
-
     if ((int32_t)(msn + 1 - endpoint->most) > 0)
         endpoint->most = msn + 1;
+    if (__builtin_expect(spans.by_process, 0) && !tcp_wants_answer(wqe->opcode))
+        return send_from_process(endpoint, &spans, part, status);
+    struct tcp_frame frame = make_frame(endpoint, part);
+
     if (frame.length <= TCP_BATCHED && !qp_is_unreliable(qp))
         return send_batched(endpoint, &frame, part, &spans, status);
     return send_directly(endpoint, &frame, &spans, status);

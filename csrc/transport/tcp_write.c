@@ -15,24 +15,7 @@ static const uint8_t zeroes[ZEROES];
 /* Appends spans' bytes [offset, offset + length) as far as there is room. False: memory could not be had. */
 static bool add_spans(struct iovec *iov, uint32_t *count, const struct spans *spans, uint32_t offset, uint32_t length)
 {
-    uint32_t i = 0;
-
-    while (length && *count < IOVS) {
-        uint32_t piece;
-
-        while (offset >= spans->list[i].length)
-            offset -= spans->list[i++].length;
-        uint8_t *at = span_at(&spans->list[i], offset, &piece);
-
-        if (!at)
-            return false;
-        if (piece > length)
-            piece = length;
-        iov[(*count)++] = (struct iovec){.iov_base = at, .iov_len = piece};
-        offset += piece;
-        length -= piece;
-    }
-    return true;
+    return spans_gather(spans, offset, length, iov, count, IOVS) != UINT32_MAX;
 }
 
 /* Bytes that the socket took; -2: memory could not be read. */
@@ -67,8 +50,11 @@ static void took(struct tcp_endpoint *endpoint, uint32_t bytes)
 
     endpoint->sending_header -= of_header;
     endpoint->sending -= bytes - of_header;
-    if (!endpoint->sending_header && !endpoint->sending)
-        endpoint->source = TCP_NOTHING;
+    if (endpoint->sending_header || endpoint->sending)
+        return;
+    endpoint->source = TCP_NOTHING;
+    if (endpoint->outgoing)
+        tcp_fetched_sent(endpoint);
 }
 
 bool tcp_write_frame(struct tcp_endpoint *endpoint, enum tcp_source source, const struct tcp_frame *frame,
@@ -107,7 +93,7 @@ static bool request_spans(struct qp *qp, struct spans *spans)
         spans_add_host(spans, message->inline_data, message->wqe->inline_length);
         return true;
     }
-    return spans_add_sges(spans, qp->pd, message->sges, message->wqe->num_sge, 0) && !spans->by_process;
+    return spans_add_sges(spans, qp->pd, message->sges, message->wqe->num_sge, 0);
 }
 
 static bool answer_spans(struct tcp_endpoint *endpoint, struct tcp_answer *answer, struct spans *spans)
@@ -119,6 +105,16 @@ static bool answer_spans(struct tcp_endpoint *endpoint, struct tcp_answer *answe
     return true;
 }
 
+/* The answer at hand can't be had. */
+static bool spoil_answer(struct tcp_endpoint *endpoint, struct tcp_answer *answer, uint32_t status)
+{
+    answer->kind = TCP_NAK;
+    answer->value = status;
+    endpoint->failed = true;
+    endpoint->event = IBV_EVENT_QP_ACCESS_ERR;
+    return true;
+}
+
 /* The rest of a frame. False: the connection is gone. */
 static bool finish_frame(struct tcp_endpoint *endpoint)
 {
@@ -127,11 +123,14 @@ static bool finish_frame(struct tcp_endpoint *endpoint)
     uint32_t count = endpoint->sending_header ? 1 : 0;
     struct tcp_answer *answer = &endpoint->answers[endpoint->answers_head];
     struct qp *qp = endpoint->qp;
+    const struct tcp_frame *frame = (const struct tcp_frame *)endpoint->header;
     struct spans spans;
     bool had = true;
 
-    if (endpoint->sending && endpoint->source == TCP_REQUEST) {
-        const struct tcp_frame *frame = (const struct tcp_frame *)endpoint->header;
+    if (endpoint->sending && endpoint->outgoing) {
+        iov[count++] = (struct iovec){.iov_base = (void *)tcp_fetched(endpoint, frame->length - endpoint->sending),
+                                      .iov_len = endpoint->sending};
+    } else if (endpoint->sending && endpoint->source == TCP_REQUEST) {
         uint32_t end = frame->kind > TCP_READ ? frame->length : frame->offset + frame->length;
 
         had = qp->message.active && request_spans(qp, &spans) && spans.total >= end &&
@@ -151,11 +150,7 @@ static bool finish_frame(struct tcp_endpoint *endpoint)
     if (result == -2 && endpoint->source == TCP_ANSWER) {
         /* The frame has promised these bytes. What follows it says that they are none. */
         endpoint->source = TCP_ZEROES;
-        answer->kind = TCP_NAK;
-        answer->value = IBV_WC_REM_OP_ERR;
-        endpoint->failed = true;
-        endpoint->event = IBV_EVENT_QP_ACCESS_ERR;
-        return true;
+        return spoil_answer(endpoint, answer, IBV_WC_REM_OP_ERR);
     }
     if (result == -2) {
         /* A request that promised what its memory doesn't give: only breaking off takes it back. */
@@ -175,7 +170,8 @@ static bool write_control(struct tcp_endpoint *endpoint, uint8_t kind, uint32_t 
     return tcp_write_frame(endpoint, TCP_CONTROL, &frame, NULL, 0);
 }
 
-/* The answer at the head is written: its frame, and another if it is long. *bytes gets what it had. */
+/* The answer at the head is written: its frame, and another if it is long. *bytes gets what it had. False: the
+ * connection is gone, or memory has yet to come. */
 static bool write_answer(struct tcp_endpoint *endpoint, uint32_t *bytes)
 {
     struct tcp_answer *answer = &endpoint->answers[endpoint->answers_head];
@@ -197,21 +193,30 @@ static bool write_answer(struct tcp_endpoint *endpoint, uint32_t *bytes)
                                                      : TCP_ANSWER_FRAME;
     if (frame.length > endpoint->grants[FLOW_EGRESS].left && answer->kind == TCP_READ_ANSWER)
         frame.length = endpoint->grants[FLOW_EGRESS].left;
+    if (!answer_spans(endpoint, answer, &spans))
+        return spoil_answer(endpoint, answer, IBV_WC_REM_ACCESS_ERR);
+    enum tcp_reach reach = TCP_SEEN;
+
+    if (__builtin_expect(spans.by_process, 0) && frame.length)
+        reach = tcp_fetch(endpoint, &endpoint->answer_piece, answer->msn, &spans, answer->offset, &frame.length);
+    if (reach == TCP_LATER)
+        return false;
+    if (reach == TCP_UNREACHED)
+        return spoil_answer(endpoint, answer, IBV_WC_REM_OP_ERR);
     frame.offset = answer->offset;
     frame.flags = answer->kind == TCP_ATOMIC_ANSWER || left == frame.length ? TCP_LAST : 0;
     bool fault = endpoint->fault;
+    bool written = reach == TCP_FETCHED
+                       ? tcp_write_fetched(endpoint, TCP_ANSWER, &frame, endpoint->answer_piece)
+                       : tcp_write_frame(endpoint, TCP_ANSWER, &frame, &spans,
+                                         answer->kind == TCP_READ_ANSWER ? answer->offset : 0);
 
-    if (!answer_spans(endpoint, answer, &spans) ||
-        !tcp_write_frame(endpoint, TCP_ANSWER, &frame, &spans, answer->kind == TCP_READ_ANSWER ? answer->offset : 0)) {
+    if (!written) {
         if (endpoint->socket.fd < 0)
             return false;
         /* The fault is the responder's, not that of a request. */
         endpoint->fault = fault;
-        answer->kind = TCP_NAK;
-        answer->value = IBV_WC_REM_ACCESS_ERR;
-        endpoint->failed = true;
-        endpoint->event = IBV_EVENT_QP_ACCESS_ERR;
-        return true;
+        return spoil_answer(endpoint, answer, IBV_WC_REM_ACCESS_ERR);
     }
     *bytes += frame.length;
     answer->begun = frame.flags & TCP_LAST;
@@ -231,8 +236,67 @@ static void pass_answer(struct tcp_endpoint *endpoint)
 
     if (endpoint->source != TCP_NOTHING || !endpoint->answers_count || answer->kind == TCP_NAK || !answer->begun)
         return;
+    bool whole = answer->kind != TCP_READ_ANSWER || answer->end == answer->total;
+
+    /* An answer acknowledges. */
+    if (whole && (int32_t)(answer->msn + 1 - endpoint->told) > 0)
+        endpoint->told = answer->msn + 1;
     endpoint->answers_head = (endpoint->answers_head + 1) % (TCP_ANSWERS + 1);
     endpoint->answers_count--;
+}
+
+/* ---- acknowledgements --------------------------------------------------------- */
+
+/* How long one waits for a request to go with; what such a request follows within counts as prompt. */
+#define HOLD_NS 50000ull
+
+void tcp_follows(struct tcp_endpoint *endpoint)
+{
+    if (!endpoint->unanswered)
+        return;
+    endpoint->unanswered = false;
+    if (endpoint->qp->session->engine->now - endpoint->executed > HOLD_NS)
+        endpoint->prompt = 0;
+    else if (endpoint->prompt < TCP_PROMPT)
+        endpoint->prompt++;
+}
+
+bool tcp_take_acknowledgement(struct tcp_endpoint *endpoint, struct tcp_frame *frame)
+{
+    if (endpoint->told == endpoint->expected || endpoint->rnr_due)
+        return false;
+    timer_cancel(&endpoint->qp->session->engine->timers, &endpoint->hold);
+    *frame = (struct tcp_frame){.kind = TCP_ACK, .msn = endpoint->expected};
+    endpoint->told = endpoint->expected;
+    endpoint->acknowledge = false;
+    return true;
+}
+
+/*
+ * In a ping-pong the answer is a request of this QP's own, within microseconds: one packet, one system call
+ * and one wake-up less each way if the acknowledgement goes with it. Where it doesn't come, the acknowledgement
+ * goes alone, and those that follow at once again.
+ */
+static bool holds(struct tcp_endpoint *endpoint)
+{
+    struct timers *timers = &endpoint->qp->session->engine->timers;
+
+    if (endpoint->prompt < TCP_PROMPT || endpoint->expected - endpoint->told != 1 || !endpoint->unanswered) {
+        timer_cancel(timers, &endpoint->hold);
+        return false;
+    }
+    if (!endpoint->hold.place)
+        timer_set(timers, &endpoint->hold, endpoint->executed + HOLD_NS);
+    return true;
+}
+
+void tcp_say_last(struct tcp_endpoint *endpoint)
+{
+    if (endpoint->socket.fd < 0 || !endpoint->greeted || endpoint->told == endpoint->expected ||
+        endpoint->source != TCP_NOTHING || !endpoint->socket.writable)
+        return;
+    endpoint->told = endpoint->expected;
+    write_control(endpoint, TCP_ACK, endpoint->expected, 0);
 }
 
 /* The next frame that is due. False: there is none, or the connection is gone. */
@@ -251,7 +315,7 @@ static bool write_next(struct tcp_endpoint *endpoint, uint32_t *bytes)
         endpoint->told = endpoint->expected;
         return write_control(endpoint, TCP_RNR, endpoint->expected, endpoint->qp->attr.min_rnr_timer);
     }
-    if (endpoint->told != endpoint->expected || endpoint->acknowledge) {
+    if (endpoint->acknowledge || (endpoint->told != endpoint->expected && !holds(endpoint))) {
         endpoint->acknowledge = false;
         endpoint->told = endpoint->expected;
         return write_control(endpoint, TCP_ACK, endpoint->expected, 0);

@@ -5,9 +5,11 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <infiniband/verbs.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -22,7 +24,7 @@ static void bring_up(struct client *client, uint32_t peer)
         struct sluice_qp_attr now, attr = {
             .qp_state = state, .dest_qp_num = peer, .timeout = 14, .retry_cnt = 7, .rnr_retry = 7,
             .max_rd_atomic = 4, .max_dest_rd_atomic = 4,
-            .qp_access_flags = IBV_ACCESS_REMOTE_WRITE};
+            .qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC};
 
         CHECK(sluice_qp_modify(engine, client->session, client->qp, &attr,
                                IBV_QP_STATE | IBV_QP_DEST_QPN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
@@ -135,6 +137,300 @@ static void broken_connections_are_replaced(void)
     drain_events();
 }
 
+/* ---- memory that only its process reaches ------------------------------------ */
+
+/* A second region: ordinary memory of this process, which the engine reaches as another's. Returns its key. */
+static uint32_t reach_process(struct client *client, uint8_t **memory)
+{
+    int mem = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+
+    *memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(mem >= 0 && *memory != MAP_FAILED);
+    int handle = sluice_memory_open_process(engine, client->session, mem);
+
+    CHECK(handle > 0);
+    return command(client, (struct sluice_command){
+        .op = SLUICE_COMMAND_REG_MR, .pd = client->pd, .memory = (uint32_t)handle, .length = MEMORY,
+        .access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC,
+        .addr = (uintptr_t)*memory, .iova = (uintptr_t)*memory});
+}
+
+/* The region of its arena, with all rights. */
+static void allow_all(struct client *client)
+{
+    client->key = command(client, (struct sluice_command){
+        .op = SLUICE_COMMAND_REG_MR, .pd = client->pd, .length = MEMORY,
+        .access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC,
+        .addr = (uintptr_t)client->memory, .iova = (uintptr_t)client->memory});
+}
+
+struct place {
+    uint8_t *memory;
+    uint32_t key;
+};
+
+static void put_sge(struct sluice_sge *sge, const struct place *place, uint32_t length)
+{
+    *sge = (struct sluice_sge){.addr = (uintptr_t)place->memory, .length = length, .lkey = place->key};
+}
+
+static struct sluice_wqe *post(struct client *client, uint8_t opcode, const struct place *local,
+                               const struct place *remote, uint32_t length, uint64_t wr_id)
+{
+    struct sluice_wqe *wqe = slot(client);
+
+    *wqe = (struct sluice_wqe){.opcode = opcode, .flags = SLUICE_WQE_SIGNALED, .num_sge = 1, .wr_id = wr_id,
+                               .remote_addr = (uintptr_t)remote->memory, .rkey = remote->key};
+    put_sge((struct sluice_sge *)(wqe + 1), local, length);
+    client->posted++;
+    return wqe;
+}
+
+/* The WQE gets a second piece. */
+static void add_piece(struct sluice_wqe *wqe, const struct place *local, uint32_t length)
+{
+    put_sge((struct sluice_sge *)(wqe + 1) + wqe->num_sge++, local, length);
+}
+
+static void post_add(struct client *client, const struct place *found, const struct place *word, uint64_t wr_id)
+{
+    struct sluice_wqe *wqe = post(client, IBV_WR_ATOMIC_FETCH_AND_ADD, found, word, sizeof(uint64_t), wr_id);
+    struct sluice_atomic *operands = (struct sluice_atomic *)(wqe + 1);
+
+    *operands = (struct sluice_atomic){.compare_add = 1};
+    put_sge((struct sluice_sge *)(operands + 1), found, sizeof(uint64_t));
+}
+
+static void fill(uint8_t *at, uint32_t length, uint32_t seed)
+{
+    for (uint32_t i = 0; i < length; i++)
+        at[i] = (uint8_t)(i * 31 + (i >> 8) * 7 + seed);
+}
+
+static void expect_filled(const uint8_t *at, uint32_t length, uint32_t start, uint32_t seed)
+{
+    for (uint32_t i = start; i < start + length; i++)
+        CHECK(at[i - start] == (uint8_t)(i * 31 + (i >> 8) * 7 + seed));
+}
+
+/* WRITE and READ, each end in the arena or in the process, and one message of both. */
+static void processes_memory_is_carried(void)
+{
+    static const uint32_t sizes[] = {1, 8, 65, 257, 2049, 8193, 65535, 65536, 65537, 300001};
+    struct client a, b;
+    struct place of_a[2], of_b[2];
+
+    open_pair(&a, &b);
+    close(connect_both(&a, &b));
+    allow_all(&a);
+    allow_all(&b);
+    of_a[1].key = reach_process(&a, &of_a[1].memory);
+    of_b[1].key = reach_process(&b, &of_b[1].memory);
+    of_a[0] = (struct place){a.memory, a.key};
+    of_b[0] = (struct place){b.memory, b.key};
+    for (uint32_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+        uint32_t size = sizes[i], first = size / 3;
+
+        for (uint32_t ends = 0; ends < 8; ends++) {
+            struct place *remote = &of_b[ends >> 1 & 1];
+            struct place local[2] = {of_a[ends & 1], of_a[!(ends & 1)]};
+            uint32_t lengths[2] = {size, 0};
+            struct sluice_wqe *wqe;
+
+            if (ends & 4 && first) {
+                lengths[0] = first;
+                lengths[1] = size - first;
+            }
+            memset(remote->memory, 0xee, size + 1);
+            fill(local[0].memory, size, i);
+            for (uint32_t j = 0; j < lengths[1]; j++)
+                local[1].memory[j] = local[0].memory[first + j];
+            wqe = post(&a, IBV_WR_RDMA_WRITE, &local[0], remote, lengths[0], i);
+            if (lengths[1])
+                add_piece(wqe, &local[1], lengths[1]);
+            publish(&a);
+            CHECK(wait_cqe(&a).status == IBV_WC_SUCCESS);
+            expect_filled(remote->memory, size, 0, i);
+            CHECK(remote->memory[size] == 0xee);
+
+            fill(remote->memory, size, i + 1);
+            memset(local[0].memory, 0xee, size + 1);
+            memset(local[1].memory, 0xee, size + 1);
+            wqe = post(&a, IBV_WR_RDMA_READ, &local[0], remote, lengths[0], i);
+            if (lengths[1])
+                add_piece(wqe, &local[1], lengths[1]);
+            publish(&a);
+            CHECK(wait_cqe(&a).status == IBV_WC_SUCCESS);
+            expect_filled(local[0].memory, lengths[0], 0, i + 1);
+            expect_filled(local[1].memory, lengths[1], lengths[0], i + 1);
+            CHECK(local[0].memory[lengths[0]] == 0xee && local[1].memory[lengths[1]] == 0xee);
+        }
+    }
+    munmap(of_a[1].memory, MEMORY);
+    munmap(of_b[1].memory, MEMORY);
+    close_client(&a);
+    close_client(&b);
+}
+
+/* Through broken connections: each byte right, each atomic executed once and answered with what it found. */
+static void processes_memory_over_broken_connections(void)
+{
+    struct client a, b;
+    struct place of_a[2], of_b[2];
+    uint64_t posted = 0, completed = 0, added = 0;
+
+    open_pair(&a, &b);
+    allow_all(&a);
+    allow_all(&b);
+    of_a[1].key = reach_process(&a, &of_a[1].memory);
+    of_b[1].key = reach_process(&b, &of_b[1].memory);
+    of_a[0] = (struct place){a.memory, a.key};
+    of_b[0] = (struct place){b.memory, b.key};
+    /* What is written lies behind the word that is counted; what is read and found goes elsewhere. */
+    struct place target = {of_b[1].memory + 8, of_b[1].key}, found = {of_a[1].memory + MEMORY / 2, of_a[1].key};
+
+    fill(of_a[1].memory, MEMORY / 4, 3);
+    for (uint32_t round = 0; round < 100; round++) {
+        int handle = connect_both(&a, &b);
+        uint64_t before = added;
+
+        for (uint32_t i = 0; i < 6; i++) {
+            struct place word = {found.memory + 8 * i, found.key};
+
+            post(&a, IBV_WR_RDMA_WRITE, &of_a[1], &target, 1 + (round * 977 + i * 30011) % (MEMORY / 4), posted++);
+            post_add(&a, &word, &of_b[1], posted++);
+            added++;
+        }
+        publish(&a);
+        for (uint32_t i = 0; i < round % 12; i++)
+            CHECK(wait_cqe(&a).wr_id == completed++);
+        shutdown(handle, SHUT_RDWR);
+        close(handle);
+        close(connect_both(&a, &b));
+        while (completed < posted) {
+            struct sluice_cqe cqe = wait_cqe(&a);
+
+            CHECK(cqe.status == IBV_WC_SUCCESS && cqe.wr_id == completed++);
+        }
+        for (uint32_t i = 0; i < 6; i++)
+            CHECK(((uint64_t *)found.memory)[i] == before + i);
+        CHECK(*(uint64_t *)of_b[1].memory == added);
+        expect_filled(target.memory, 1 + (round * 977) % (MEMORY / 4), 0, 3);
+        drain_events();
+    }
+    munmap(of_a[1].memory, MEMORY);
+    munmap(of_b[1].memory, MEMORY);
+    close_client(&a);
+    close_client(&b);
+    drain_events();
+}
+
+/* Memory that isn't there any more: who sends it has a local error, who writes there a remote one. */
+static void processes_memory_is_gone(void)
+{
+    for (uint32_t ours = 0; ours < 2; ours++) {
+        struct client a, b;
+        uint8_t *memory;
+
+        open_pair(&a, &b);
+        close(connect_both(&a, &b));
+        struct place here = {a.memory, a.key}, there = {b.memory, b.key};
+        uint32_t key = reach_process(ours ? &a : &b, &memory);
+
+        *(ours ? &here : &there) = (struct place){memory, key};
+        munmap(memory, MEMORY);
+        post(&a, IBV_WR_RDMA_WRITE, &here, &there, MEMORY / 2, 1);
+        post(&a, IBV_WR_RDMA_WRITE, &here, &there, MEMORY / 2, 2);
+        publish(&a);
+        CHECK(wait_cqe(&a).status == (ours ? IBV_WC_LOC_PROT_ERR : IBV_WC_REM_OP_ERR));
+        CHECK(wait_cqe(&a).status == IBV_WC_WR_FLUSH_ERR);
+        close_client(&a);
+        close_client(&b);
+        drain_events();
+    }
+}
+
+/* Whoever goes first, in whatever moment. */
+static void processes_end_in_the_middle(void)
+{
+    for (uint32_t round = 0; round < 60; round++) {
+        struct client a, b;
+        uint8_t *from, *to;
+
+        open_pair(&a, &b);
+        close(connect_both(&a, &b));
+        struct place here = {NULL, reach_process(&a, &from)}, there = {NULL, reach_process(&b, &to)};
+
+        here.memory = from;
+        there.memory = to;
+        for (uint32_t i = 0; i < 4; i++)
+            post(&a, i & 1 ? IBV_WR_RDMA_READ : IBV_WR_RDMA_WRITE, &here, &there, MEMORY, i);
+        publish(&a);
+        for (uint32_t i = 0; i < round * 200; i++)
+            spin_hint();
+        close_client(round & 1 ? &a : &b);
+        close_client(round & 1 ? &b : &a);
+        munmap(from, MEMORY);
+        munmap(to, MEMORY);
+        drain_events();
+    }
+}
+
+/* What was written is acknowledged within a moment also where the other side asks for things of its own. */
+static void answers_carry_acknowledgements(void)
+{
+    struct client a, b;
+
+    open_pair(&a, &b);
+    close(connect_both(&a, &b));
+    for (uint32_t round = 1; round <= 400; round++) {
+        uint32_t value = round;
+
+        memcpy(a.memory, &value, sizeof(value));
+        post_write(&a, &b, round, sizeof(value));
+        publish(&a);
+        while (load_acquire((uint32_t *)b.memory) != round)
+            sched_yield();
+        /* Every fourth time nothing follows, once there were many at a stretch. */
+        if (round < 100 || round % 4) {
+            post_write(&b, &a, round, sizeof(value));
+            publish(&b);
+            CHECK(wait_cqe(&b).status == IBV_WC_SUCCESS);
+        }
+        CHECK(wait_cqe(&a).wr_id == round);
+    }
+    close_client(&a);
+    close_client(&b);
+    drain_events();
+}
+
+/* Whoever has executed something says so, even if its QP goes before it would have. */
+static void the_last_acknowledgement_comes(void)
+{
+    for (uint32_t round = 0; round < 20; round++) {
+        struct client a, b;
+
+        open_pair(&a, &b);
+        close(connect_both(&a, &b));
+        for (uint32_t i = 1; i <= 10; i++) {
+            memcpy(a.memory, &i, sizeof(i));
+            post_write(&a, &b, i, sizeof(i));
+            publish(&a);
+            while (load_acquire((uint32_t *)b.memory) != i)
+                sched_yield();
+            if (i < 10) {
+                post_write(&b, &a, i, sizeof(i));
+                publish(&b);
+                CHECK(wait_cqe(&b).status == IBV_WC_SUCCESS && wait_cqe(&a).wr_id == i);
+            }
+        }
+        close_client(&b);
+        CHECK(wait_cqe(&a).status == IBV_WC_SUCCESS);
+        close_client(&a);
+        drain_events();
+    }
+}
+
 static void nobody_connects(void)
 {
     struct client a, b;
@@ -235,6 +531,12 @@ int main(void)
     RUN(every_size_arrives);
     RUN(lists_complete_in_order);
     RUN(broken_connections_are_replaced);
+    RUN(answers_carry_acknowledgements);
+    RUN(the_last_acknowledgement_comes);
+    RUN(processes_memory_is_carried);
+    RUN(processes_memory_over_broken_connections);
+    RUN(processes_memory_is_gone);
+    RUN(processes_end_in_the_middle);
     RUN(nobody_connects);
     RUN(a_wrong_key_is_refused);
     RUN(nonsense_ends_the_connection);

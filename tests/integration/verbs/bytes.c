@@ -6,6 +6,9 @@
  *
  *     bytes PORT            the responder, which checks what arrives
  *     bytes PORT client     the requester
+ *
+ * BYTES_ON=stack in the environment of both: their memory is a stack, which only their own process reaches. Then
+ * atomics are such against each other, not against its processor (IBV_ATOMIC_HCA), and words may be torn.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -32,6 +35,8 @@ static const uint64_t extended_ops = IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_
 
 static const enum ibv_wr_opcode opcodes[OPERATIONS] = {IBV_WR_RDMA_WRITE, IBV_WR_RDMA_WRITE_WITH_IMM,
                                                        IBV_WR_RDMA_READ, IBV_WR_SEND, IBV_WR_SEND_WITH_IMM};
+
+static bool on_stack;
 
 /* The byte at an offset in the message of a step. */
 static uint8_t pattern(uint32_t step, uint32_t offset)
@@ -236,6 +241,8 @@ static void atomics(struct pair *pair, uint64_t *own, uint64_t remote, uint32_t 
         }
     }
     pair_meet(pair);
+    if (on_stack)
+        return;
     /* Both sides and the responder's own processor add to one word. */
     enum { ADDS = 2000 };
     uint64_t *target = pair->server ? own + 1 : own;
@@ -287,6 +294,8 @@ static void order(struct pair *pair, uint8_t *own, uint64_t remote, uint32_t lke
         }
         pair_meet(pair);
     }
+    if (on_stack)
+        return;
     uint64_t *words = (uint64_t *)(own + 4096);
 
     for (int round = 0; round < ROUNDS && !pair->server; round++) {
@@ -305,20 +314,26 @@ static void order(struct pair *pair, uint8_t *own, uint64_t remote, uint32_t lke
     pair_meet(pair);
 }
 
+/* A boundary of 1 GiB lies in the middle of the area; so do plenty of page boundaries. */
+static uint8_t *area_on_heap(void)
+{
+    uint8_t *space = mmap(NULL, 3 * GIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    CHECK(space != MAP_FAILED, "mmap");
+    return (uint8_t *)(((uintptr_t)space + 2 * GIB - 1) & ~(GIB - 1)) - AREA / 2;
+}
+
 int main(int argc, char **argv)
 {
+    uint8_t stack[AREA];
     const int access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
                        IBV_ACCESS_REMOTE_ATOMIC;
     struct pair pair;
 
     pair_open(&pair, argc, argv, extended_ops);
-    /* A boundary of 1 GiB lies in the middle of the area; so do plenty of page boundaries. */
-    uint8_t *space = mmap(NULL, 3 * GIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    CHECK(space != MAP_FAILED, "mmap");
-    uint8_t *boundary = (uint8_t *)(((uintptr_t)space + 2 * GIB - 1) & ~(GIB - 1));
-    uint8_t *area = boundary - AREA / 2;
-    struct ibv_mr *mr = ibv_reg_mr(pair.own.pd, area, AREA, access);
+    on_stack = getenv("BYTES_ON") && !strcmp(getenv("BYTES_ON"), "stack");
+    uint8_t *area = on_stack ? (uint8_t *)(((uintptr_t)stack + 7) & ~7ull) : area_on_heap();
+    struct ibv_mr *mr = ibv_reg_mr(pair.own.pd, area, AREA - 8, access);
 
     CHECK(mr, "ibv_reg_mr");
     pair_exchange(&pair, area, mr->rkey);
