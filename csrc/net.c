@@ -189,9 +189,9 @@ void net_serve(struct sluice_engine *engine)
 
     tcp_bury(net);
     if (net->sockets && (!list_empty(&net->ready) || engine->now - net->looked >= LOOK_NS ||
-                         !devices_working(engine))) {
+                         !devices_working(engine)) &&
+        !(net->uring && uring_quiet(net->uring)))
         look(engine);
-    }
     if (net->lingering)
         end_lingering(engine);
     if (list_empty(&net->ready))

@@ -32,7 +32,7 @@ struct uring {
     void *rings;
     size_t rings_size;
     struct io_uring_sqe *sqes;
-    uint32_t *sq_tail, *sq_array, sq_mask;
+    uint32_t *sq_tail, *sq_array, *sq_flags, sq_mask;
     uint32_t *cq_head, *cq_tail, cq_mask;
     struct io_uring_cqe *cqes;
 };
@@ -52,6 +52,7 @@ static bool map_rings(struct uring *uring, const struct io_uring_params *params)
 
     uring->sq_tail = (uint32_t *)(base + params->sq_off.tail);
     uring->sq_array = (uint32_t *)(base + params->sq_off.array);
+    uring->sq_flags = (uint32_t *)(base + params->sq_off.flags);
     uring->sq_mask = *(uint32_t *)(base + params->sq_off.ring_mask);
     uring->cq_head = (uint32_t *)(base + params->cq_off.head);
     uring->cq_tail = (uint32_t *)(base + params->cq_off.tail);
@@ -94,6 +95,16 @@ static void reap(struct uring *uring)
     store_release(uring->cq_head, head);
 }
 
+bool uring_quiet(struct uring *uring)
+{
+    /* The kernel has put something by until it is asked (IORING_SETUP_DEFER_TASKRUN). */
+    if (load_relaxed(uring->sq_flags) & IORING_SQ_TASKRUN) {
+        syscall(SYS_io_uring_enter, uring->fd, 0, 0, IORING_ENTER_GETEVENTS, NULL, 0);
+        reap(uring);
+    }
+    return uring->descriptor_waits;
+}
+
 void uring_sleep(struct uring *uring, uint32_t value, uint64_t deadline)
 {
     uint32_t submit = 0;
@@ -129,7 +140,8 @@ void uring_sleep(struct uring *uring, uint32_t value, uint64_t deadline)
 
 struct uring *uring_open(uint32_t *word, int descriptor)
 {
-    struct io_uring_params params = {.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN};
+    struct io_uring_params params = {
+        .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG};
     struct uring *uring = calloc(1, sizeof(*uring));
 
     if (!uring)

@@ -13,6 +13,12 @@ struct uring *uring_open(uint32_t *word, int descriptor);
 void uring_close(struct uring *uring);
 
 /*
+ * Whether the descriptor has not become readable since a call of uring_sleep began to wait for it. Makes no system call
+ * unless it has.
+ */
+bool uring_quiet(struct uring *uring);
+
+/*
  * Returns when the word isn't value, it is woken, the descriptor is readable, at the
  * deadline (CLOCK_MONOTONIC ns; UINT64_MAX: none), or for no reason.
  */

@@ -35,6 +35,8 @@ uint32_t sluice_fence_word;
 #define COMMAND_LINGER_NS 200000ull
 /* How long to look for an answer before sleeping, whoever waits for the core. */
 #define ANSWER_NS 1000ull
+/* After so many times in vain, an answer is looked for every so many times only. */
+enum { HOPE = 8, HOPELESS = 32 };
 /* The kernel's least (sched(7)). */
 #define SLICE_NS 100000ull
 /* Turns take this many times as long as looking at all doorbells does. */
@@ -49,6 +51,8 @@ struct worker {
     uint32_t stopping;
     int loadavg;          /* /proc/loadavg, or -1 */
     uint64_t cores_asked; /* ns */
+    uint32_t hope[2];     /* whether looking for an answer was worth it of late: after nothing was delivered, after something was */
+    uint32_t chances;     /* to look, of those that were without hope */
     int pinned;           /* the core that it keeps to, or -1 */
     cpu_set_t allowed;    /* where it may run when it keeps to none */
 };
@@ -174,15 +178,28 @@ bool worker_called(const struct sluice_engine *engine)
 /*
  * An answer to what was just delivered is often posted within a microsecond, by an
  * application that runs on the other core: shorter to look for it than to fall
- * asleep and be woken.
+ * asleep and be woken. One that waits for this core can't answer, and what only went out to
+ * another node has no answer yet: then the look is a microsecond lost to whoever is next here.
  */
-static bool answer_comes(const struct sluice_engine *engine)
+static bool answer_comes(struct sluice_engine *engine)
 {
+    struct worker *worker = engine->worker;
+    uint32_t *hope = &worker->hope[engine->delivered];
+
+    engine->delivered = false;
+    if (rung(engine) || load_relaxed(&worker->wanted))
+        return true;
+    if (*hope == 0 && ++worker->chances % HOPELESS)
+        return false;
     for (uint64_t start = clock_now(); clock_now() - start < ANSWER_NS;) {
-        if (rung(engine) || load_relaxed(&engine->worker->wanted))
+        if (rung(engine) || load_relaxed(&worker->wanted)) {
+            *hope = HOPE;
             return true;
+        }
         spin_hint();
     }
+    if (*hope)
+        --*hope;
     return false;
 }
 
@@ -308,6 +325,7 @@ int worker_start(struct sluice_engine *engine)
         return -ENOMEM;
     engine->worker = worker;
     worker->pinned = -1;
+    worker->hope[false] = worker->hope[true] = HOPE;
     worker->loadavg = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
     pthread_mutex_init(&worker->lock, NULL);
     /* Signals are the control plane's; but SIGBUS comes to who caused it (window.c). */
