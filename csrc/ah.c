@@ -8,6 +8,9 @@
 #include "multicast.h"
 #include "session.h"
 
+/* Between two questions for one AH, and for any of a session. */
+enum { AH_ASK_NS = 100000000, SESSION_ASK_NS = 1000000 };
+
 static int take_handle(struct session *session, struct ah *ah)
 {
     for (uint32_t i = 0; i < SLUICE_SESSION_AHS; i++) {
@@ -22,6 +25,28 @@ static int take_handle(struct session *session, struct ah *ah)
         return 0;
     }
     return -ENOMEM;
+}
+
+void ah_set_peer(struct ah *ah, int32_t peer_tenant)
+{
+    struct sluice_engine *engine = ah->pd->session->engine;
+
+    ah->peer = SLUICE_MAX_TENANTS;
+    if (peer_tenant < 0 || peer_tenant >= SLUICE_MAX_TENANTS || !engine->tenants[peer_tenant])
+        return;
+    ah->peer = (uint32_t)peer_tenant;
+    ah->incarnation = engine->tenants[peer_tenant]->incarnation;
+}
+
+void ah_ask(struct ah *ah)
+{
+    struct session *session = ah->pd->session;
+    uint64_t now = session->engine->now;
+
+    if (now - ah->asked < AH_ASK_NS || now - session->asked < SESSION_ASK_NS || session->asking)
+        return;
+    ah->asked = session->asked = now;
+    engine_tell_ah(ah);
 }
 
 int ah_create(struct session *session, const struct sluice_create_ah_request *request, const uint8_t sgid[16],
@@ -39,7 +64,7 @@ int ah_create(struct session *session, const struct sluice_create_ah_request *re
     ah->pd = pd;
     ah->transport = transport;
     ah->attr = request->attr;
-    ah->peer = SLUICE_MAX_TENANTS;
+    ah_set_peer(ah, -1);
     memcpy(ah->sgid, sgid, sizeof(ah->sgid));
     int error = take_handle(session, ah);
 
@@ -49,9 +74,8 @@ int ah_create(struct session *session, const struct sluice_create_ah_request *re
             session->ahs[ah->handle] = NULL;
             error = -ENOMEM;
         }
-    } else if (!error && peer_tenant >= 0 && peer_tenant < SLUICE_MAX_TENANTS && engine->tenants[peer_tenant]) {
-        ah->peer = (uint32_t)peer_tenant;
-        ah->incarnation = engine->tenants[peer_tenant]->incarnation;
+    } else if (!error) {
+        ah_set_peer(ah, peer_tenant);
     }
     if (error) {
         free(ah);

@@ -18,6 +18,7 @@ struct ah {
     uint64_t incarnation;              /* of that tenant: the number may be another one's by now */
     struct group *group;               /* multicast */
     struct trunk *trunk;               /* to another node; then peer is nobody */
+    uint64_t asked;                    /* ns: when the control plane was last asked where it leads */
     struct sluice_ah_attr attr;
     uint8_t sgid[16];
 };
@@ -25,6 +26,10 @@ struct ah {
 /* Returns the handle. peer_tenant: who has the GID; -1: nobody, or it is a multicast GID. */
 int ah_create(struct session *session, const struct sluice_create_ah_request *request, const uint8_t sgid[16],
               const struct transport *transport, int32_t peer_tenant);
+/* -1: nobody. */
+void ah_set_peer(struct ah *ah, int32_t peer_tenant);
+/* It leads nowhere, as its destination wasn't known, or has gone: the control plane is asked, once in a while. */
+void ah_ask(struct ah *ah);
 int ah_destroy(struct session *session, uint32_t handle);
 /* Those of a context; NULL: all. */
 void ah_free_of(struct session *session, const struct context *context);

@@ -239,6 +239,8 @@ int sluice_engine_next_event(struct sluice_engine *engine, struct sluice_engine_
         engine->events.head = (engine->events.head + 1) % ENGINE_EVENTS;
         engine->events.count--;
         found = 1;
+        if (event->kind == SLUICE_EVENT_AH_UNRESOLVED && engine->sessions[event->session])
+            engine->sessions[event->session]->asking = false;
     } else {
         eventfd_t ignored;
 
@@ -834,18 +836,19 @@ int sluice_ah_sever(struct sluice_engine *engine, uint32_t number, uint32_t hand
     return ah ? 0 : -EINVAL;
 }
 
-int sluice_ah_lead(struct sluice_engine *engine, uint32_t number, uint32_t handle, uint32_t trunk)
+int sluice_ah_lead(struct sluice_engine *engine, uint32_t number, uint32_t handle, int32_t peer_tenant, int32_t trunk)
 {
     struct session *session = enter_session(engine, number);
 
     if (!session)
         return -EINVAL;
     struct ah *ah = ah_find(session, handle);
-    bool fits = ah && !ah->group && trunk_find(engine, trunk);
+    bool fits = ah && !ah->group && (trunk < 0 || trunk_find(engine, (uint32_t)trunk));
 
     if (fits) {
-        ah->trunk = trunk_find(engine, trunk);
-        ah->transport = &transport_tcp;
+        ah->trunk = trunk < 0 ? NULL : trunk_find(engine, (uint32_t)trunk);
+        ah->transport = ah->trunk ? &transport_tcp : &transport_local;
+        ah_set_peer(ah, peer_tenant);
     }
     worker_leave(engine);
     return fits ? 0 : -EINVAL;

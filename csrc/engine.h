@@ -156,7 +156,8 @@ struct sluice_qp_counters {
 enum sluice_engine_event_kind {
     SLUICE_EVENT_SESSION_BROKEN = 1, /* garbage in its shared memory; its QPs are stopped already */
     SLUICE_EVENT_QP_DISCONNECTED,    /* its connection to another node broke: make another (sluice_qp_connect) */
-    SLUICE_EVENT_TRUNK_DISCONNECTED  /* the same of a trunk (sluice_trunk_connect) */
+    SLUICE_EVENT_TRUNK_DISCONNECTED, /* the same of a trunk (sluice_trunk_connect) */
+    SLUICE_EVENT_AH_UNRESOLVED       /* it is used, and leads nowhere: say where to, if that is known by now (sluice_ah_lead) */
 };
 
 struct sluice_engine_event {
@@ -164,7 +165,9 @@ struct sluice_engine_event {
     uint32_t session;
     uint32_t qp; /* handle: QP_DISCONNECTED */
     uint32_t trunk; /* TRUNK_DISCONNECTED */
-    char reason[104];
+    uint32_t ah; /* handle: AH_UNRESOLVED */
+    uint8_t gid[16]; /* which it was made for */
+    char reason[84];
 };
 
 struct sluice_session_files {
@@ -298,8 +301,11 @@ int sluice_memory_close(struct sluice_engine *engine, uint32_t session, uint32_t
 int sluice_cq_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_qp_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 int sluice_srq_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
-/* trunk: of the node where the destination is; what is sent goes there from now on. */
-int sluice_ah_lead(struct sluice_engine *engine, uint32_t session, uint32_t handle, uint32_t trunk);
+/*
+ * Where what is sent goes from now on: to a tenant of this node (trunk -1), or by the trunk of the node where the
+ * destination is (peer_tenant -1).
+ */
+int sluice_ah_lead(struct sluice_engine *engine, uint32_t session, uint32_t handle, int32_t peer_tenant, int32_t trunk);
 int sluice_ah_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 /* What is sent there is lost from now on. */
 int sluice_ah_sever(struct sluice_engine *engine, uint32_t session, uint32_t handle);

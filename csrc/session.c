@@ -280,6 +280,17 @@ void engine_tell_qp(struct qp *qp, uint32_t kind)
         tell(qp->session->engine, &event);
 }
 
+void engine_tell_ah(struct ah *ah)
+{
+    struct session *session = ah->pd->session;
+    struct sluice_engine_event event = {
+        .kind = SLUICE_EVENT_AH_UNRESOLVED, .session = session->number, .ah = ah->handle};
+
+    memcpy(event.gid, ah->attr.dgid, sizeof(event.gid));
+    session->asking = true;
+    tell(session->engine, &event);
+}
+
 void engine_tell_trunk(struct sluice_engine *engine, uint32_t number)
 {
     struct sluice_engine_event event = {.kind = SLUICE_EVENT_TRUNK_DISCONNECTED, .trunk = number};

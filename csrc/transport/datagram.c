@@ -193,13 +193,16 @@ static bool deliver_to_group(const struct datagram *datagram, struct group *grou
     return delivered;
 }
 
-static bool deliver_to_one(struct qp *qp, const struct ah *ah, const struct spans *src)
+static bool deliver_to_one(struct qp *qp, struct ah *ah, const struct spans *src)
 {
     struct sluice_engine *engine = qp->session->engine;
     struct qp *to = qp_lookup(engine, qp->message.wqe->remote_qpn);
     struct datagram datagram = describe(qp);
+    const struct tenant *tenant = ah_tenant(engine, ah);
 
-    return to && to->tenant->first == ah_tenant(engine, ah) && deliver(&datagram, to, src);
+    if (!tenant)
+        ah_ask(ah);
+    return to && to->tenant->first == tenant && deliver(&datagram, to, src);
 }
 
 /* ---- sending ----------------------------------------------------------- */
@@ -290,7 +293,7 @@ static enum progress send_to_group(struct qp *qp, const struct ah *ah, const str
 
 enum progress local_send_datagram(struct qp *qp, uint32_t *status)
 {
-    const struct ah *ah = qp->message.ah;
+    struct ah *ah = qp->message.ah;
     struct spans src = {.count = 0};
     union grh grh;
 
@@ -305,7 +308,7 @@ enum progress local_send_datagram(struct qp *qp, uint32_t *status)
 
 enum progress trunk_send_datagram(struct qp *qp, uint32_t *status)
 {
-    const struct ah *ah = qp->message.ah;
+    struct ah *ah = qp->message.ah;
     struct spans src = {.count = 0};
     union grh grh;
 
@@ -313,8 +316,10 @@ enum progress trunk_send_datagram(struct qp *qp, uint32_t *status)
 
     if (gathered != PROGRESS_DONE)
         return gathered;
-    if (!ah->trunk) /* severed */
+    if (!ah->trunk) { /* severed */
+        ah_ask(ah);
         return PROGRESS_DROPPED;
+    }
     struct datagram datagram = describe(qp);
     struct datagram_frame frame = make_frame(qp, ah, &datagram);
 

@@ -33,7 +33,7 @@ from sluice.control.connections import Gate, OpenGate
 from sluice.control.tenant import Tenant
 from sluice.device.nic import DEVICE_FATAL, PORT_EVENTS, Nic
 from sluice.device.node import DeviceSpec, NodeDevice, NodeDevices
-from sluice.engine import Engine, QpDisconnected, TrunkDisconnected, lib
+from sluice.engine import AhUnresolved, Engine, QpDisconnected, TrunkDisconnected, lib
 from sluice.engine.counters import Counters
 from sluice.policy.file import DevicePolicies, load_policies
 from sluice.policy.hierarchy import Capacity, Hierarchy
@@ -149,7 +149,11 @@ class Router:
                 continue
             for tenant in self.tenants.values():
                 session = tenant.sessions.get(event.session)
-                if session is not None:
+                if session is None:
+                    continue
+                if isinstance(event, AhUnresolved):
+                    tenant.resolve_ah(event.session, event.handle, event.gid)
+                else:
                     log.warning(
                         "tenant %s: session %d (pid %d): %s", tenant.name, event.session, session.pid, event.reason
                     )

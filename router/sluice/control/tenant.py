@@ -328,6 +328,11 @@ class Tenant:
         """Ends the connections that are admitted no longer, and returns them."""
         return self._verbs.end_forbidden(admits) if self.address is not None else []
 
+    def resolve_ah(self, session: int, handle: int, gid: bytes) -> None:
+        """An AH that leads nowhere is used: its destination may be known by now."""
+        if self.address is not None:
+            self._verbs.resolve_ah(session, handle, gid)
+
     @property
     def policy(self) -> Policy:
         """Of its first device, sluice0."""

@@ -5,6 +5,7 @@ import errno
 import hmac
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -17,6 +18,8 @@ from sluice.engine import Engine, ffi, lib
 
 STATE = int(Attr.STATE)
 HEADER_SIZE = ffi.sizeof("struct sluice_header")
+MULTICAST_IPV6 = 0xFF
+"""The first byte of an IPv6 group's GID."""
 
 
 Operation = tuple[int, str, str, Callable[[Session, Any, Any], None]]
@@ -62,6 +65,8 @@ class Verbs:
         self.connections = Connections()
         self.addresses = Connections()
         """Address handles: they connect as well."""
+        self._forbidden: set[tuple[int, int]] = set()
+        """Address handles that the gate has refused, by its present rules."""
         handle, handle_reply = "struct sluice_handle_request", "struct sluice_handle_reply"
         table: list[Operation] = [
             (lib.SLUICE_OP_LIST_DEVICES, handle, "struct sluice_devices_reply", self._list_devices),
@@ -321,6 +326,7 @@ class Verbs:
         """It is over: nothing of it is connected any more."""
         self.connections.remove_session(session)
         self.addresses.remove_session(session)
+        self._forbidden = {key for key in self._forbidden if key[0] != session}
         if self._directory.remote is not None:
             self._directory.remote.forget_session(session)
 
@@ -348,22 +354,44 @@ class Verbs:
         admitted = destination is not None and self._gate.admits(self._address, destination)
         peer = self._directory.tenant_of(gid) if admitted else None
         reply.handle = self._engine.create_ah(session.number, request, device.gid, peer)
-        remote = self._directory.remote if admitted and peer is None else None
-        trunk = None
-        if remote is not None and destination is not None:
-            if destination.is_multicast:
-                remote.trunks_to_all()
-            else:
-                trunk = remote.trunk_to(destination)
-        if trunk is not None:
-            self._engine.lead_ah(session.number, reply.handle, trunk)
-        if destination is not None and (peer is not None or trunk is not None):
-            flow = Flow(self._address, destination)
-            self.addresses.add(Connection(session.number, reply.handle, destination, flow))
+        # Freed with its context, another may have had the handle before.
+        self._forget_ah(session.number, reply.handle)
+        if gid[0] == MULTICAST_IPV6 or (admitted and destination is not None and destination.is_multicast):
+            # Of groups no gate is asked where their members are: here neither.
+            if self._directory.remote is not None:
+                self._directory.remote.trunks_to_all()
+        elif admitted and destination is not None:
+            self._lead(session.number, reply.handle, destination, peer)
+        else:
+            self._forbidden.add((session.number, reply.handle))
+
+    def _lead(self, session: int, handle: int, destination: IPv4Address, peer: int | None) -> None:
+        """The AH leads to this node's tenant, or to the node where the destination is, where that is known."""
+        remote = self._directory.remote if peer is None else None
+        trunk = None if remote is None else remote.trunk_to(destination)
+        if peer is None and trunk is None:
+            return
+        self._engine.lead_ah(session, handle, peer, trunk)
+        self.addresses.add(Connection(session, handle, destination, Flow(self._address, destination)))
+
+    def resolve_ah(self, session: int, handle: int, gid: bytes) -> None:
+        """An AH is used that leads nowhere: its destination may be known, and admitted, by now."""
+        destination = address_of(gid)
+        if destination is None or (session, handle) in self._forbidden:
+            return
+        if not self._gate.admits(self._address, destination):
+            self._forbidden.add((session, handle))
+            return
+        with suppress(OSError):  # it was destroyed meanwhile
+            self._lead(session, handle, destination, self._directory.tenant_at(destination))
 
     def _destroy_ah(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.destroy_ah(session.number, request.handle)
-        self.addresses.remove(session.number, request.handle)
+        self._forget_ah(session.number, request.handle)
+
+    def _forget_ah(self, session: int, handle: int) -> None:
+        self.addresses.remove(session, handle)
+        self._forbidden.discard((session, handle))
 
     def _attach_mcast(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.attach_qp(session.number, request.handle, bytes(ffi.buffer(request.gid)))
@@ -387,6 +415,8 @@ class Verbs:
             self.connections.remove(one.session, one.handle)
             self._engine.fail_qp(one.session, one.handle)
         severed = [one for one in self.addresses.all() if not admits(one.flow)]
+        # What was forbidden may not be any more: it is asked again when it is used.
+        self._forbidden = {(one.session, one.handle) for one in severed}
         for one in severed:
             self.addresses.remove(one.session, one.handle)
             self._engine.sever_ah(one.session, one.handle)

@@ -2,6 +2,7 @@
 """The engine, as Python sees it: its functions (engine.py) and its counters (counters.py)."""
 
 from sluice.engine.engine import (
+    AhUnresolved,
     Engine,
     Pair,
     QpDisconnected,
@@ -15,6 +16,7 @@ from sluice.engine.engine import (
 )
 
 __all__ = [
+    "AhUnresolved",
     "Engine",
     "Pair",
     "QpDisconnected",

@@ -86,6 +86,15 @@ class TrunkDisconnected:
 
 
 @dataclass(frozen=True)
+class AhUnresolved:
+    """An address handle that is used and leads nowhere, and the GID that it was made for."""
+
+    session: int
+    handle: int
+    gid: bytes
+
+
+@dataclass(frozen=True)
 class SessionFiles:
     """Descriptors for a session's process. engine_page stays the engine's; the rest are the caller's."""
 
@@ -125,7 +134,7 @@ class Engine:
         """Readable while events() has something to say."""
         return int(lib.sluice_engine_event_fd(self._engine))
 
-    def events(self) -> Iterator[SessionBroken | QpDisconnected | TrunkDisconnected]:
+    def events(self) -> Iterator[SessionBroken | QpDisconnected | TrunkDisconnected | AhUnresolved]:
         """What has happened since the last call."""
         event = ffi.new("struct sluice_engine_event *")
         while lib.sluice_engine_next_event(self._engine, event):
@@ -135,6 +144,8 @@ class Engine:
                 yield QpDisconnected(int(event.session), int(event.qp))
             elif event.kind == lib.SLUICE_EVENT_TRUNK_DISCONNECTED:
                 yield TrunkDisconnected(int(event.trunk))
+            elif event.kind == lib.SLUICE_EVENT_AH_UNRESOLVED:
+                yield AhUnresolved(int(event.session), int(event.ah), bytes(ffi.buffer(event.gid)))
 
     def open_nic(self, name: str, port: int = 1) -> None:
         """The node's RDMA NIC, before there are sessions. OSError ELIBACC, ELIBBAD: no libibverbs, or an old one."""
@@ -308,9 +319,10 @@ class Engine:
     def destroy_ah(self, session: int, handle: int) -> None:
         checked(lib.sluice_ah_destroy(self._engine, session, handle))
 
-    def lead_ah(self, session: int, handle: int, trunk: int) -> None:
-        """Its destination is on the node of this trunk."""
-        checked(lib.sluice_ah_lead(self._engine, session, handle, trunk))
+    def lead_ah(self, session: int, handle: int, peer: int | None, trunk: int | None) -> None:
+        """Its destination is this node's tenant of the number peer, or on the node of this trunk."""
+        peer, trunk = -1 if peer is None else peer, -1 if trunk is None else trunk
+        checked(lib.sluice_ah_lead(self._engine, session, handle, peer, trunk))
 
     def open_trunk(self) -> int:
         """OSError EAGAIN: there are as many as may be."""
@@ -384,6 +396,7 @@ def measure_copy() -> int:
 
 
 __all__ = [
+    "AhUnresolved",
     "Engine",
     "Pair",
     "QpDisconnected",
