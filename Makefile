@@ -147,9 +147,10 @@ bench-isolation: setup build/build.ninja
 	$(BIN)/ninja -C build >/dev/null
 	SLUICE_BUILD=$(CURDIR)/build $(BIN)/python benchmarks/isolation/isolation.py
 
-bench-tcp: setup
+bench-tcp: setup build/build.ninja
 	$(call install,iperf3)
-	$(SUDO) $(BIN)/python benchmarks/tcp.py
+	$(BIN)/ninja -C build >/dev/null
+	$(SUDO) env SLUICE_BUILD=$(CURDIR)/build $(BIN)/python benchmarks/tcp.py
 
 docs: setup
 	$(BIN)/python docs/verbs.py > docs/verbs.md

@@ -15,17 +15,26 @@ Sluice and what it is compared with take turns, and each figure is the median of
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from figure import MIB, Figure, medians, show
 from sluice.cli.nodes import LocalNode, NoNodes, two_nodes
+from sluice.control.admin import ask
 
 PORT = 18600
+BUILD = Path(os.environ.get("SLUICE_BUILD", "build")) / "benchmarks"
+IDLE = 1000
+LISTS = ("-s", "8", "-l", "64", "-n", "2000000")
+SMALL = ("-s", "8", "-n", "5000")
 
 
 class Bench:
@@ -39,18 +48,23 @@ class Bench:
 
     def pair(self, server_of: Callable[[str], list[str]], client_of: Callable[[str], list[str]]) -> str:
         """Both get the port; returns what the client prints."""
+        server, client = self.start(server_of, client_of)
+        text, _ = client.communicate(timeout=120)
+        server.communicate(timeout=120)
+        if client.returncode:
+            raise RuntimeError(f"{' '.join(client_of(str(self._port)))}:\n{text}")
+        return text
+
+    def start(
+        self, server_of: Callable[[str], list[str]], client_of: Callable[[str], list[str]]
+    ) -> "tuple[subprocess.Popen[str], subprocess.Popen[str]]":
         self._port += 1
         server = _start(server_of(str(self._port)))
         while not self.beta.listens(self._port):
             if server.poll() is not None:
                 raise RuntimeError(f"a server ended early:\n{server.communicate()[0]}")
             time.sleep(0.02)
-        client = _start(client_of(str(self._port)))
-        text, _ = client.communicate(timeout=120)
-        server.communicate(timeout=120)
-        if client.returncode:
-            raise RuntimeError(f"{' '.join(client_of(str(self._port)))}:\n{text}")
-        return text
+        return server, _start(client_of(str(self._port)))
 
     def perftest(self, tool: str, *options: str) -> list[float]:
         """The columns of perftest's last line."""
@@ -92,7 +106,7 @@ class Bench:
 
 
 def _start(argv: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def bandwidth(bench: Bench) -> list[Figure]:
@@ -125,13 +139,13 @@ def bandwidth(bench: Bench) -> list[Figure]:
 
 
 def messages(bench: Bench) -> list[Figure]:
-    (rate,) = medians(bench.rounds, lambda: bench.perftest("ib_write_bw", "-s", "8", "-l", "64", "-n", "2000000")[4])
+    (rate,) = medians(bench.rounds, lambda: bench.perftest("ib_write_bw", *LISTS)[4])
     return [Figure("WRITE 8 B, lists of 64", rate, "M/s", "", 1, True)]
 
 
 def latency(bench: Bench) -> list[Figure]:
     def ours() -> float:
-        return bench.perftest("ib_write_lat", "-s", "8", "-n", "5000")[4]
+        return bench.perftest("ib_write_lat", *SMALL)[4]
 
     if not shutil.which("ucx_perftest"):
         (value,) = medians(bench.rounds, ours)
@@ -140,7 +154,87 @@ def latency(bench: Bench) -> list[Figure]:
     return [Figure("WRITE latency 8 B", value, "us", "UCX put_lat", 1.3, False, peer)]
 
 
-PARTS: dict[str, Callable[[Bench], list[Figure]]] = {"bandwidth": bandwidth, "messages": messages, "latency": latency}
+@dataclass
+class Memory:
+    """In KiB: what both routers have, and the kernel for sockets."""
+
+    routers: float
+    kernel: float
+
+    def more_than(self, other: "Memory") -> "Memory":
+        return Memory(self.routers - other.routers, self.kernel - other.kernel)
+
+
+def _fields(path: str, separator: str) -> dict[str, str]:
+    rows = (line.partition(separator) for line in Path(path).read_text().splitlines())
+    return {name: value.strip() for name, _, value in rows}
+
+
+def memory(bench: Bench) -> Memory:
+    """Slabs are where sockets lie, with inodes, files and epoll entries; TCP's pages are what their buffers hold."""
+    routers = 0
+    for node in (bench.alpha, bench.beta):
+        pid = ask(node.state_dir, "status")["pid"]
+        routers += int(_fields(f"/proc/{pid}/status", ":")["VmRSS"].split()[0])
+    slab = int(_fields("/proc/meminfo", ":")["Slab"].split()[0])
+    tcp = subprocess.run(bench.alpha.inside("cat", "/proc/net/sockstat"), check=True, capture_output=True, text=True)
+    words = re.findall(r"TCP: .* mem (\d+)", tcp.stdout)
+    return Memory(routers, slab + int(words[0]) * os.sysconf("SC_PAGESIZE") / 1024)
+
+
+@contextmanager
+def idle_connections(bench: Bench) -> Iterator[None]:
+    """Of tenants that do nothing else."""
+    argv = [str(BUILD / "idle"), str(IDLE)]
+    ends = bench.start(
+        lambda port: bench.beta.as_tenant("idle-b", *argv, port),
+        lambda port: bench.alpha.as_tenant("idle-a", *argv, port, bench.beta.address),
+    )
+    for end in ends:
+        assert end.stdout is not None
+        line = end.stdout.readline()
+        if line.strip() != "ready":
+            raise RuntimeError(f"{IDLE} connections: {line}{end.communicate()[0]}")
+    try:
+        yield
+    finally:
+        for end in ends:
+            end.communicate("", timeout=60)
+
+
+def crowd(bench: Bench) -> list[Figure]:
+    measures: list[tuple[str, str, bool, Callable[[], float]]] = [
+        ("WRITE 1 MiB", "GB/s", True, lambda: bench.bandwidth("ib_write_bw", MIB)),
+        ("WRITE 8 B, lists of 64", "M/s", True, lambda: bench.perftest("ib_write_bw", *LISTS)[4]),
+        ("WRITE latency 8 B", "us", False, lambda: bench.perftest("ib_write_lat", *SMALL)[4]),
+    ]
+    # What is allocated once, such as the tenants' sessions, is not a connection's.
+    with idle_connections(bench):
+        pass
+    before = memory(bench)
+    with idle_connections(bench):
+        each = memory(bench).more_than(before)
+        crowded = medians(bench.rounds, *(measure for *_, measure in measures))
+    alone = medians(bench.rounds, *(measure for *_, measure in measures))
+    figures = [
+        # Alone and in the crowd are the same but for noise.
+        Figure(f"{what}, {IDLE:,} others idle", ours, unit, "alone", 0.95 if higher else 1.05, higher, peer)
+        for (what, unit, higher, _), ours, peer in zip(measures, crowded, alone, strict=True)
+    ]
+    node = 2 * IDLE
+    return [
+        *figures,
+        Figure("idle connection, each node: router", each.routers / node, "KiB", "", 32, False),
+        Figure("idle connection, each node: with sockets", (each.routers + each.kernel) / node, "KiB", "", 32, False),
+    ]
+
+
+PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
+    "bandwidth": bandwidth,
+    "messages": messages,
+    "latency": latency,
+    "crowd": crowd,
+}
 
 
 def main() -> None:

@@ -71,7 +71,9 @@ def test_udaddy(cluster: Cluster, options: list[str]) -> None:
     assert "return status 0" in output_of(server)
 
 
-@pytest.mark.parametrize("test", ["ib_write_bw", "ib_read_lat", "ib_send_bw"])
+@pytest.mark.parametrize(
+    "test", [f"ib_{kind}_{what}" for kind in ("write", "read", "send", "atomic") for what in ("bw", "lat")]
+)
 def test_perftest(cluster: Cluster, test: str) -> None:
     port = next_port()
     options = ["-R", "-p", str(port), "-n", "200", "-F"]

@@ -32,6 +32,10 @@ TOOLS = [
     ["ib_send_bw", "-c", "UD", "-s", "1024"],
     ["ib_send_lat", "-c", "UD"],
     ["ib_send_lat", "-e"],
+    ["ib_write_lat", "-c", "UC"],
+    ["ib_send_lat", "-c", "UC"],
+    ["ib_write_bw", "-c", "XRC", "-q", "2"],
+    ["ib_send_bw", "--use-srq", "-q", "2"],
 ]
 
 
@@ -88,13 +92,55 @@ def test_ucx(cluster: Cluster, transports: str, test: str, size: int) -> None:
     assert "Final:" in text and "ERROR" not in text, text
 
 
-def test_every_byte(cluster: Cluster, program: Program) -> None:
+@pytest.mark.parametrize("memory", ["heap", "stack"])
+def test_every_byte(cluster: Cluster, program: Program, memory: str) -> None:
+    """Stacks are reached by their own process alone: their bytes take a way of their own at both ends."""
     port = next_port()
-    server = cluster["beta"].run("server", program("bytes"), str(port))
+    command = ("env", f"BYTES_ON={memory}", program("bytes"), str(port))
+    server = cluster["beta"].run("server", *command)
     wait_until(lambda: cluster["beta"].listening(port) or server.poll() is not None, "the server")
-    client = cluster["alpha"].run("client", program("bytes"), str(port), cluster["beta"].address)
+    client = cluster["alpha"].run("client", *command, cluster["beta"].address)
     assert "every byte right" in output_of(client)
     output_of(server)
+
+
+def datagrams(cluster: Cluster, node: str, program: Program, *arguments: str) -> "subprocess.Popen[str]":
+    options = ("--ip", "10.9.0.7") if arguments == ("receive",) else ()
+    return cluster[node].run(f"{arguments[0]}er", program("datagrams"), *arguments, options=options)
+
+
+def line_of(child: "subprocess.Popen[str]") -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+def test_an_address_that_is_known_later(cluster: Cluster, program: Program) -> None:
+    """An address handle for a tenant that is on no node yet: what is sent arrives as soon as it is on one."""
+    sender = datagrams(cluster, "alpha", program, "send", "10.9.0.7")
+    assert line_of(sender) == "ready"
+    assert "10.9.0.7" not in str(cluster["beta"].ask("status"))
+    receiver = datagrams(cluster, "beta", program, "receive")
+    assert sender.stdin is not None
+    sender.stdin.write(f"{line_of(receiver)}\n")
+    sender.stdin.flush()
+    assert "arrived" in output_of(receiver)
+    sender.communicate("\n", timeout=30)
+    assert sender.returncode == 0
+
+
+@pytest.mark.parametrize("group", ["239.7.7.7", "ff0e::7:7"])
+def test_a_group(cluster: Cluster, program: Program, group: str) -> None:
+    """Of either kind, on both nodes."""
+    receivers = [datagrams(cluster, node, program, "receive", group) for node in ("alpha", "beta")]
+    assert all(line_of(receiver).isdigit() for receiver in receivers)
+    sender = datagrams(cluster, "alpha", program, "send", group)
+    assert line_of(sender) == "ready"
+    assert sender.stdin is not None
+    sender.stdin.write(f"{0xFFFFFF}\n")
+    sender.stdin.flush()
+    assert all("arrived" in output_of(receiver) for receiver in receivers)
+    sender.communicate("\n", timeout=30)
+    assert sender.returncode == 0
 
 
 def test_conformance(cluster: Cluster) -> None:
