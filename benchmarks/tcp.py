@@ -229,11 +229,33 @@ def crowd(bench: Bench) -> list[Figure]:
     ]
 
 
+def zerocopy(bench: Bench) -> list[Figure]:
+    """Whether the transport should use MSG_ZEROCOPY: a plain stream in its pieces, with and without."""
+    program = str(BUILD / "zerocopy")
+
+    def stream(how: str) -> float:
+        text = bench.pair(
+            lambda port: bench.beta.inside(program, port),
+            lambda port: bench.alpha.inside(program, port, bench.beta.address, how),
+        )
+        shares.append(float(text.split()[1]))
+        return float(text.split()[0])
+
+    shares: list[float] = []
+    with_it, without = medians(bench.rounds, lambda: stream("zerocopy"), lambda: stream("copy"))
+    return [
+        # The kernel's own copy is what there is to win: from here on it would.
+        Figure("a stream with MSG_ZEROCOPY", with_it, "GB/s", "without", 0, True, without),
+        Figure("of its pieces copied after all", max(shares), "%", "", 0, True),
+    ]
+
+
 PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "bandwidth": bandwidth,
     "messages": messages,
     "latency": latency,
     "crowd": crowd,
+    "zerocopy": zerocopy,
 }
 
 
