@@ -183,9 +183,9 @@ def memory(bench: Bench) -> Memory:
 
 
 @contextmanager
-def idle_connections(bench: Bench) -> Iterator[None]:
+def idle_connections(bench: Bench, count: int) -> Iterator[None]:
     """Of tenants that do nothing else."""
-    argv = [str(BUILD / "idle"), str(IDLE)]
+    argv = [str(BUILD / "idle"), str(count)]
     ends = bench.start(
         lambda port: bench.beta.as_tenant("idle-b", *argv, port),
         lambda port: bench.alpha.as_tenant("idle-a", *argv, port, bench.beta.address),
@@ -194,7 +194,7 @@ def idle_connections(bench: Bench) -> Iterator[None]:
         assert end.stdout is not None
         line = end.stdout.readline()
         if line.strip() != "ready":
-            raise RuntimeError(f"{IDLE} connections: {line}{end.communicate()[0]}")
+            raise RuntimeError(f"{count} connections: {line}{end.communicate()[0]}")
     try:
         yield
     finally:
@@ -209,10 +209,9 @@ def crowd(bench: Bench) -> list[Figure]:
         ("WRITE latency 8 B", "us", False, lambda: bench.perftest("ib_write_lat", *SMALL)[4]),
     ]
     # What is allocated once, such as the tenants' sessions, is not a connection's.
-    with idle_connections(bench):
-        pass
-    before = memory(bench)
-    with idle_connections(bench):
+    with idle_connections(bench, 1):
+        before = memory(bench)
+    with idle_connections(bench, IDLE):
         each = memory(bench).more_than(before)
         crowded = medians(bench.rounds, *(measure for *_, measure in measures))
     alone = medians(bench.rounds, *(measure for *_, measure in measures))
