@@ -641,7 +641,8 @@ struct sluice_engine_page {
      */
     uint32_t parked;
     uint32_t abi_version;
-    uint32_t reserved[14];
+    uint32_t pins; /* 1: there is a NIC, for which registered memory is pinned: it must have been touched */
+    uint32_t reserved[13];
 };
 
 /* ---- segment: one per session ------------------------------------------ */
@@ -673,7 +674,7 @@ struct sluice_command {
     uint64_t addr;   /* REG_MR, REREG_MR: the application's address; in a FILE the offset */
     uint64_t length; /* REG_MR, REREG_MR: bytes */
     uint64_t iova;   /* REG_MR, REREG_MR: the address that WRs use */
-    uint32_t key;    /* REG_MR, ALLOC_MW: out, lkey and rkey; others: in */
+    uint32_t key;    /* REG_MR, ALLOC_MW: out, lkey and rkey; REREG_MR: in and out; others: in */
     int32_t status;  /* out: 0 or errno */
     uint32_t sleeping; /* the shim waits on state with a futex */
     uint32_t memory; /* REG_MR, REREG_MR: 0 is the arena; else a handle of OPEN_MEMORY */

@@ -6,7 +6,9 @@
 #include <string.h>
 
 #include "multicast.h"
+#include "nic.h"
 #include "session.h"
+#include "transport/nic.h"
 
 /* Between two questions for one AH, and for any of a session. */
 enum { AH_ASK_NS = 100000000, SESSION_ASK_NS = 1000000 };
@@ -86,10 +88,35 @@ int ah_create(struct session *session, const struct sluice_create_ah_request *re
     return (int)ah->handle;
 }
 
+int ah_by_nic(struct ah *ah, bool own_node)
+{
+    struct nic *nic = ah->pd->session->engine->nic;
+    struct ibv_ah_attr attr;
+
+    if (!nic || !ah->pd->nic || ah->attr.sgid_index >= nic->gids)
+        return -EOPNOTSUPP;
+    nic_address(nic, &ah->attr, &attr);
+    errno = 0;
+    ah->nic = nic->call.ibv_create_ah(ah->pd->nic, &attr);
+    if (!ah->nic)
+        return errno ? -errno : -ENOMEM;
+    ah->own_node = own_node;
+    ah->transport = &transport_nic;
+    return 0;
+}
+
+void ah_lose_nic(struct ah *ah)
+{
+    if (ah->nic)
+        ah->pd->session->engine->nic->call.ibv_destroy_ah(ah->nic);
+    ah->nic = NULL;
+}
+
 static void ah_free(struct session *session, struct ah *ah)
 {
     if (ah->group)
         group_put(ah->group);
+    ah_lose_nic(ah);
     ah->pd->users--;
     session->ah_count--;
     session->ahs[ah->handle] = NULL;

@@ -19,6 +19,9 @@ struct ah {
     struct group *group;               /* multicast */
     struct trunk *trunk;               /* to another node; then peer is nobody */
     uint64_t asked;                    /* ns: when the control plane was last asked where it leads */
+    struct ibv_ah *nic;                /* by the NIC */
+    bool own_node;                     /* by the NIC's own GID, behind which this node's tenants are too */
+    bool severed;                      /* nothing goes there any more */
     struct sluice_ah_attr attr;
     uint8_t sgid[16];
 };
@@ -31,6 +34,10 @@ void ah_set_peer(struct ah *ah, int32_t peer_tenant);
 /* It leads nowhere, as its destination wasn't known, or has gone: the control plane is asked, once in a while. */
 void ah_ask(struct ah *ah);
 int ah_destroy(struct session *session, uint32_t handle);
+/* It leads to where the NIC finds its GID. own_node: that is the NIC's own. -errno of the device's. */
+int ah_by_nic(struct ah *ah, bool own_node);
+/* The NIC is gone. */
+void ah_lose_nic(struct ah *ah);
 /* Those of a context; NULL: all. */
 void ah_free_of(struct session *session, const struct context *context);
 

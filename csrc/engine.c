@@ -21,6 +21,7 @@
 #include "device.h"
 #include "memory.h"
 #include "mr.h"
+#include "neighbours.h"
 #include "net.h"
 #include "multicast.h"
 #include "nic.h"
@@ -210,6 +211,7 @@ void sluice_engine_close(struct sluice_engine *engine)
     unmap(engine->qp_free, SLUICE_MAX_QPS * sizeof(*engine->qp_free));
     unmap(engine->srqs, (SLUICE_MAX_SRQN + 1) * sizeof(*engine->srqs));
     unmap(engine->groups, GROUP_BUCKETS * sizeof(*engine->groups));
+    unmap(engine->nic_keys, NIC_NUMBERS * sizeof(*engine->nic_keys));
     unmap(engine->trunks, SLUICE_MAX_NODES * sizeof(*engine->trunks));
     unmap(engine->mrs, MR_MAX * sizeof(*engine->mrs));
     unmap(engine->events.ring, ENGINE_EVENTS * sizeof(*engine->events.ring));
@@ -288,6 +290,16 @@ int sluice_tenant_address(struct sluice_engine *engine, uint32_t number, const u
         memcpy(tenant->gid, gid, sizeof(tenant->gid));
     worker_leave(engine);
     return tenant ? 0 : -EINVAL;
+}
+
+int sluice_neighbour_admit(struct sluice_engine *engine, uint32_t number, uint32_t peer, int admitted)
+{
+    worker_enter(engine);
+    struct tenant *tenant = find_tenant(engine, number);
+    int result = tenant && peer < SLUICE_MAX_TENANTS ? neighbour_admit(tenant, peer, admitted) : -EINVAL;
+
+    worker_leave(engine);
+    return result;
 }
 
 int sluice_tenant_remove(struct sluice_engine *engine, uint32_t number)
@@ -829,6 +841,7 @@ int sluice_ah_sever(struct sluice_engine *engine, uint32_t number, uint32_t hand
     struct ah *ah = ah_find(session, handle);
 
     if (ah) {
+        ah->severed = true;
         ah->peer = SLUICE_MAX_TENANTS;
         ah->trunk = NULL;
     }
@@ -852,6 +865,19 @@ int sluice_ah_lead(struct sluice_engine *engine, uint32_t number, uint32_t handl
     }
     worker_leave(engine);
     return fits ? 0 : -EINVAL;
+}
+
+int sluice_ah_by_nic(struct sluice_engine *engine, uint32_t number, uint32_t handle, int own_node)
+{
+    struct session *session = enter_session(engine, number);
+
+    if (!session)
+        return -EINVAL;
+    struct ah *ah = ah_find(session, handle);
+    int result = ah && !ah->group ? ah_by_nic(ah, own_node) : -EINVAL;
+
+    worker_leave_for(engine, session->tenant);
+    return result;
 }
 
 int sluice_trunk_open(struct sluice_engine *engine)
@@ -921,7 +947,7 @@ int sluice_qp_modify(struct sluice_engine *engine, uint32_t number, uint32_t han
     const struct transport *over = &transport_local;
     int result = -EOPNOTSUPP;
 
-    if (transport == SLUICE_TRANSPORT_NIC)
+    if (transport == SLUICE_TRANSPORT_NIC || (qp->type == IBV_QPT_UD && qp->twin))
         over = &transport_nic;
     else if (transport == SLUICE_TRANSPORT_TCP)
         over = &transport_tcp;
@@ -951,6 +977,19 @@ int sluice_qp_tenant(struct sluice_engine *engine, uint32_t qp_num)
     worker_enter(engine);
     const struct qp *qp = qp_lookup(engine, qp_num);
     int result = qp && !qp->session->broken ? (int)qp->tenant->first->number : -ENOENT;
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_qp_shares_receives(struct sluice_engine *engine, uint32_t number, uint32_t handle, uint32_t peer_num)
+{
+    struct qp *qp = enter_qp(engine, number, handle);
+
+    if (!qp)
+        return -EINVAL;
+    const struct qp *peer = qp_lookup(engine, peer_num);
+    int result = peer && qp->twin && peer->twin && (qp->srq || peer->srq);
 
     worker_leave(engine);
     return result;

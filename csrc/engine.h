@@ -157,7 +157,8 @@ enum sluice_engine_event_kind {
     SLUICE_EVENT_SESSION_BROKEN = 1, /* garbage in its shared memory; its QPs are stopped already */
     SLUICE_EVENT_QP_DISCONNECTED,    /* its connection to another node broke: make another (sluice_qp_connect) */
     SLUICE_EVENT_TRUNK_DISCONNECTED, /* the same of a trunk (sluice_trunk_connect) */
-    SLUICE_EVENT_AH_UNRESOLVED       /* it is used, and leads nowhere: say where to, if that is known by now (sluice_ah_lead) */
+    SLUICE_EVENT_AH_UNRESOLVED,      /* it is used, and leads nowhere: say where to, if that is known by now (sluice_ah_lead) */
+    SLUICE_EVENT_NEIGHBOUR           /* may this tenant send datagrams to that one? answer with sluice_neighbour_admit */
 };
 
 struct sluice_engine_event {
@@ -167,6 +168,7 @@ struct sluice_engine_event {
     uint32_t trunk; /* TRUNK_DISCONNECTED */
     uint32_t ah; /* handle: AH_UNRESOLVED */
     uint8_t gid[16]; /* which it was made for */
+    uint32_t tenant, peer; /* NEIGHBOUR: numbers */
     char reason[84];
 };
 
@@ -213,16 +215,27 @@ struct sluice_nic {
 };
 
 /*
- * Opens a device, before there are sessions. port: from 1. -ELIBACC: libibverbs can't be loaded, -ELIBBAD: it is
- * older than 1.11, -ENODEV: no such device or port, -EBUSY: there is one, or there are sessions.
+ * Opens a device. What was made before has no part in it. port: from 1. -ELIBACC: libibverbs can't be loaded, -ELIBBAD: it is
+ * older than 1.11, -ENODEV: no such device or port, -EBUSY: there is one.
  */
 int sluice_nic_open(struct sluice_engine *engine, const char *name, uint32_t port);
+/*
+ * The device is gone, or is to go: QPs that have a part of it go to the error state, what was posted completes. Another may
+ * be opened after that, for what is made then. Not while somebody is in sluice_nic_reach.
+ */
+void sluice_nic_close(struct sluice_engine *engine);
 /* What it is now; QPs use the GIDs that were told last. -ENODEV: none is open. */
 int sluice_nic_query(struct sluice_engine *engine, struct sluice_nic *out);
 /* Readable while there are async events. */
 int sluice_nic_async_fd(struct sluice_engine *engine);
 /* 1: *event_type (enum ibv_event_type) is the oldest; those of QPs are passed on already. 0: there is none. */
 int sluice_nic_next_event(struct sluice_engine *engine, uint32_t *event_type);
+
+/*
+ * Has the kernel find the way to a GID by the NIC, which may take it a second or more: not under the worker's eyes, and so
+ * before an address handle or a connection is made. gid_index: of those that were told last. -errno: there is none.
+ */
+int sluice_nic_reach(struct sluice_engine *engine, uint32_t gid_index, const uint8_t *dgid);
 
 /*
  * A tenant on a device. of: the number of the same tenant on its first device, which stands for the
@@ -232,6 +245,8 @@ int sluice_nic_next_event(struct sluice_engine *engine, uint32_t *event_type);
 int sluice_tenant_add(struct sluice_engine *engine, uint32_t device, int32_t of, const struct sluice_shape *shape);
 /* The GID (16 bytes) of a tenant as a whole: datagrams from other nodes name it. */
 int sluice_tenant_address(struct sluice_engine *engine, uint32_t tenant, const uint8_t *gid);
+/* The answer to SLUICE_EVENT_NEIGHBOUR, or another one later, of tenants as wholes. -EINVAL: no such tenant. */
+int sluice_neighbour_admit(struct sluice_engine *engine, uint32_t tenant, uint32_t peer, int admitted);
 /* -EBUSY while it has sessions, further devices, or contexts on this one. */
 int sluice_tenant_remove(struct sluice_engine *engine, uint32_t tenant);
 /* -EINVAL: no such tenant, or no such group. */
@@ -306,6 +321,11 @@ int sluice_srq_destroy(struct sluice_engine *engine, uint32_t session, uint32_t 
  * destination is (peer_tenant -1).
  */
 int sluice_ah_lead(struct sluice_engine *engine, uint32_t session, uint32_t handle, int32_t peer_tenant, int32_t trunk);
+/*
+ * The NIC finds its GID. own_node: it is the NIC's own, so that this node's tenants are there as well. -EOPNOTSUPP: there
+ * is none, or none when the PD was made; -errno of the device's.
+ */
+int sluice_ah_by_nic(struct sluice_engine *engine, uint32_t session, uint32_t handle, int own_node);
 int sluice_ah_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 /* What is sent there is lost from now on. */
 int sluice_ah_sever(struct sluice_engine *engine, uint32_t session, uint32_t handle);
@@ -343,6 +363,11 @@ int sluice_trunk_connect(struct sluice_engine *engine, uint32_t trunk, int fd);
 int sluice_trunk_accept(struct sluice_engine *engine, uint32_t trunk, int fd);
 /* The number of the tenant as a whole whose QP has this number. -ENOENT: nobody's. */
 int sluice_qp_tenant(struct sluice_engine *engine, uint32_t qp_num);
+/*
+ * 1: the QP and this node's QP with that number are joined by the NIC, where they name each other by its GID, since one
+ * of them has an SRQ (csrc/nic_srq.h). 0: by the engine, as all others.
+ */
+int sluice_qp_shares_receives(struct sluice_engine *engine, uint32_t session, uint32_t handle, uint32_t peer_num);
 /* Its number. */
 int sluice_qp_number(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 /* To the error state, with IBV_EVENT_QP_FATAL for the application: its connection was taken from it. */

@@ -93,6 +93,22 @@ static void grant(struct mr *mr, uint32_t access)
     mr->zero_based = access & IBV_ACCESS_ZERO_BASED;
 }
 
+/* No errno: somebody answers later. */
+enum { LATER = -1 };
+
+/* The end of REG_MR and REREG_MR: an errno, or LATER. */
+static int register_on_nic(struct mr *mr, struct pd *pd, uint32_t access, const struct mr *before,
+                           struct sluice_command *command)
+{
+    int error;
+
+    if (registration_begin(mr, pd, access, before, command, &error) != REGISTERED_NOW)
+        return LATER;
+    if (!error)
+        command->key = mr->key;
+    return -error;
+}
+
 static int reg_mr(struct session *session, struct sluice_command *command)
 {
     struct pd *pd = pd_find(session, command->pd);
@@ -106,14 +122,7 @@ static int reg_mr(struct session *session, struct sluice_command *command)
         return ENOMEM;
     place(mr, memory, command);
     grant(mr, command->access);
-    int error = nic_reg_mr(mr, command->access);
-
-    if (error) {
-        mr_free(session->engine, mr);
-        return -error;
-    }
-    command->key = mr->key;
-    return 0;
+    return register_on_nic(mr, pd, command->access, NULL, command);
 }
 
 /* The session's own region or window behind a key, or NULL. */
@@ -136,21 +145,40 @@ static int dereg_mr(struct session *session, uint32_t key)
     return 0;
 }
 
-/* All or nothing: what is refused leaves the region as it was. */
+void mr_put_back(struct mr *mr, const struct mr *before)
+{
+    before->memory->users++;
+    mr->memory->users--;
+    mr->pd->session->tenant->counters->mr_bytes += before->length - mr->length;
+    mr->memory = before->memory;
+    mr->iova = before->iova;
+    mr->length = before->length;
+    mr->offset = before->offset;
+    mr->access = before->access;
+    mr->zero_based = before->zero_based;
+}
+
+void mr_move(struct mr *mr, struct pd *pd)
+{
+    mr->pd->users--;
+    pd->users++;
+    mr->pd = pd;
+}
+
+/* All or nothing: what is refused leaves the region as it was. A region with a twin on the NIC gets another key. */
 static int rereg_mr(struct session *session, struct sluice_command *command)
 {
     struct mr *mr = find(session, command->key, false);
     uint32_t flags = command->flags;
     struct pd *pd = mr && (flags & IBV_REREG_MR_CHANGE_PD) ? pd_find(session, command->pd) : mr ? mr->pd : NULL;
 
-    if (mr && mr->nic)
-        return EOPNOTSUPP;
     if (!pd || flags == 0 || (flags & ~(uint32_t)IBV_REREG_MR_FLAGS_SUPPORTED) ||
         pd->context->tenant != mr->pd->context->tenant)
         return EINVAL;
     uint32_t old_access = (mr->access & ~(uint32_t)(MR_LOCAL | MR_BY_PROCESS)) | (mr->zero_based ? IBV_ACCESS_ZERO_BASED : 0);
     uint32_t access = flags & IBV_REREG_MR_CHANGE_ACCESS ? command->access : old_access;
     struct memory *memory = mr->memory;
+    const struct mr before = *mr;
 
     if (!access_fits(access))
         return EINVAL;
@@ -168,10 +196,7 @@ static int rereg_mr(struct session *session, struct sluice_command *command)
         return EINVAL;
     }
     grant(mr, access);
-    mr->pd->users--;
-    pd->users++;
-    mr->pd = pd;
-    return 0;
+    return register_on_nic(mr, pd, access, &before, command);
 }
 
 static int alloc_mw(struct session *session, struct sluice_command *command)
@@ -186,13 +211,19 @@ static int alloc_mw(struct session *session, struct sluice_command *command)
 
     if (!mr)
         return ENOMEM;
+    int error = nic_alloc_mw(mr);
+
+    if (error) {
+        mr_free(session->engine, mr);
+        return -error;
+    }
     command->key = mr->key;
     return 0;
 }
 
 static int dealloc_mw(struct session *session, uint32_t key)
 {
-    struct mr *mr = &session->engine->mrs[key >> MR_VARIANT_BITS];
+    struct mr *mr = mr_entry_but_tag(session->engine, key);
 
     /* The tag may have been changed by a bind that is under way. */
     if (mr->key == 0 || mr->kind == MR_REGION || ((mr->key ^ key) & ~(uint32_t)MR_TAG) || mr->pd->session != session)
@@ -212,8 +243,11 @@ void mr_free(struct sluice_engine *engine, struct mr *mr)
             mr->memory->users--;
     } else {
         mw_unbind(mr);
+        nic_dealloc_mw(mr);
         counters->mws--;
     }
+    if (mr->pd->session->registration && mr->pd->session->registration->mr == mr)
+        registration_abandon(mr->pd->session);
     nic_dereg_mr(mr);
     mr->pd->users--;
     list_remove(&mr->link);
@@ -223,7 +257,7 @@ void mr_free(struct sluice_engine *engine, struct mr *mr)
     engine->mr_free = (uint32_t)(mr - engine->mrs);
 }
 
-void mr_command(struct session *session, struct sluice_command *command)
+bool mr_command(struct session *session, struct sluice_command *command)
 {
     switch (command->op) {
     case SLUICE_COMMAND_REG_MR:
@@ -244,4 +278,5 @@ void mr_command(struct session *session, struct sluice_command *command)
     default:
         command->status = EINVAL;
     }
+    return command->status != LATER;
 }

@@ -10,8 +10,8 @@
  *   a window's tag is what a bind says (ibv_inc_rkey); the rest stays, as the
  *   specification has it for 24 bits of index
  *
- * Where the node has an RDMA NIC, a region's key is the NIC's (nic.h): an index of 24 bits
- * and a tag of 8, found by a table of its own.
+ * Where the node has an RDMA NIC, what has a twin there has the NIC's key (nic.h): an index
+ * of 24 bits and a tag of 8, found by a table of its own.
  *
  * Keys are the node's, not a session's, so that another tenant's never fits.
  */
@@ -47,16 +47,22 @@ struct mr {
     struct mr *region;   /* window: what it is bound to, or NULL */
     uint32_t windows;    /* region: how many are */
     uint32_t last_key;   /* of the entry, before it was freed */
-    struct ibv_mr *nic;  /* its twin, whose key it has; NULL: none */
+    struct ibv_mr *nic;  /* region: its twin, whose key it has; NULL: none */
+    struct ibv_mw *nic_window; /* window: the same */
     struct list link;    /* in the session */
     struct list qp_link; /* window of type 2: in its QP while bound */
 } __attribute__((aligned(64)));
 
-/* Carries out a command of the mailbox (a private copy of it); sets status and key. */
-void mr_command(struct session *session, struct sluice_command *command);
+/* Carries out a command of the mailbox (a private copy of it); sets status and key. False: the answer comes later. */
+bool mr_command(struct session *session, struct sluice_command *command);
 
 /* A free entry with a fresh key in this PD, or NULL. mr_free gives it back. */
 struct mr *mr_take(struct pd *pd, enum mr_kind kind);
+
+/* A region that was placed and granted anew is what it was before. */
+void mr_put_back(struct mr *mr, const struct mr *before);
+/* It is of this PD now. */
+void mr_move(struct mr *mr, struct pd *pd);
 
 /* Also with windows bound to it: only at the end of a session. */
 void mr_free(struct sluice_engine *engine, struct mr *mr);
@@ -68,6 +74,18 @@ static inline struct mr *mr_entry(const struct sluice_engine *engine, uint32_t k
         struct mr *mr = &engine->mrs[engine->nic_keys[key >> 8]];
 
         if (mr->key == key)
+            return mr;
+    }
+    return &engine->mrs[key >> MR_VARIANT_BITS];
+}
+
+/* The entry that has this key, whatever its tag is, if any has. */
+static inline struct mr *mr_entry_but_tag(const struct sluice_engine *engine, uint32_t key)
+{
+    if (engine->nic_keys) {
+        struct mr *mr = &engine->mrs[engine->nic_keys[key >> 8]];
+
+        if (((mr->key ^ key) & ~(uint32_t)MR_TAG) == 0)
             return mr;
     }
     return &engine->mrs[key >> MR_VARIANT_BITS];

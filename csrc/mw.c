@@ -81,6 +81,17 @@ bool mw_invalidate(struct qp *qp, uint32_t key)
     return true;
 }
 
+struct mr *mw_named(struct qp *qp)
+{
+    uint32_t key = qp->message.wqe->rkey;
+    struct mr *window = mr_entry_but_tag(qp->session->engine, key);
+
+    /* All but the tag is the window's own. */
+    if (window->key == 0 || window->kind == MR_REGION || ((window->key ^ key) & ~(uint32_t)MR_TAG))
+        return NULL;
+    return window;
+}
+
 uint32_t mw_execute(struct qp *qp)
 {
     const struct sluice_wqe *wqe = qp->message.wqe;
@@ -88,11 +99,9 @@ uint32_t mw_execute(struct qp *qp)
     if (wqe->opcode == IBV_WR_LOCAL_INV)
         return mw_invalidate(qp, wqe->imm_data) ? IBV_WC_SUCCESS : IBV_WC_LOC_QP_OP_ERR;
 
-    struct mr *window = &qp->session->engine->mrs[wqe->rkey >> MR_VARIANT_BITS];
+    struct mr *window = mw_named(qp);
 
-    /* All but the tag is the window's own. */
-    if (window->key == 0 || window->kind == MR_REGION || ((window->key ^ wqe->rkey) & ~(uint32_t)MR_TAG) ||
-        !bind_window(qp, window, wqe->rkey, wqe->imm_data, wqe->remote_addr, qp->message.bind))
+    if (!window || !bind_window(qp, window, wqe->rkey, wqe->imm_data, wqe->remote_addr, qp->message.bind))
         return IBV_WC_MW_BIND_ERR;
     return IBV_WC_SUCCESS;
 }

@@ -13,6 +13,9 @@
 /* Carries out IBV_WR_BIND_MW or IBV_WR_LOCAL_INV of qp->message. Returns enum ibv_wc_status. */
 uint32_t mw_execute(struct qp *qp);
 
+/* The window that qp->message names, whatever tag it has now. NULL: there is none. */
+struct mr *mw_named(struct qp *qp);
+
 /* What a SEND_WITH_INV names at the responder. False: there is no such window that it may invalidate. */
 bool mw_invalidate(struct qp *qp, uint32_t key);
 

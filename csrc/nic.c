@@ -8,12 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 
-#include "mr.h"
+#include "atomic.h"
 #include "net.h"
 #include "qp.h"
 #include "session.h"
+#include "transport/nic.h"
 #include "worker.h"
 
 /* ---- the library and the device ------------------------------------------- */
@@ -81,6 +81,9 @@ static int set_up(struct nic *nic, const char *name, uint32_t port)
         return -errno;
     if ((error = no_block(nic->channel->fd)) || (error = no_block(nic->context->async_fd)))
         return error;
+    nic->pd = nic->call.ibv_alloc_pd(nic->context);
+    if (!nic->pd)
+        return errno ? -errno : -ENOMEM;
     nic->qps = sparse(NIC_NUMBERS * sizeof(*nic->qps));
     return nic->qps ? 0 : -ENOMEM;
 }
@@ -95,6 +98,8 @@ static void tear_down(struct nic *nic)
     }
     if (nic->channel)
         nic->call.ibv_destroy_comp_channel(nic->channel);
+    if (nic->pd)
+        nic->call.ibv_dealloc_pd(nic->pd);
     if (nic->context)
         nic->call.ibv_close_device(nic->context);
     if (nic->qps)
@@ -112,31 +117,31 @@ int sluice_nic_open(struct sluice_engine *engine, const char *name, uint32_t por
         return -ENOMEM;
     list_init(&nic->cqs);
     list_init(&nic->blocked);
+    list_init(&nic->ending);
+    registrar_open(&nic->registrar, engine);
     int error = set_up(nic, name, port);
 
     if (error) {
         tear_down(nic);
         return error;
     }
-    uint32_t *keys = sparse(NIC_NUMBERS * sizeof(*keys));
-
     worker_enter(engine);
-    if (engine->nic || engine->live_count)
+    /* Kept when the device goes: what had its keys is still looked for there, and not found. */
+    if (!engine->nic_keys)
+        engine->nic_keys = sparse(NIC_NUMBERS * sizeof(*engine->nic_keys));
+    if (engine->nic)
         error = -EBUSY;
-    else if (!keys)
+    else if (!engine->nic_keys)
         error = -ENOMEM;
     else
         error = net_watch(engine, nic->channel->fd);
     if (!error) {
         engine->nic = nic;
-        engine->nic_keys = keys;
+        store_relaxed(&engine->page->pins, 1);
     }
     worker_leave(engine);
-    if (error) {
-        if (keys)
-            munmap(keys, NIC_NUMBERS * sizeof(*keys));
+    if (error)
         tear_down(nic);
-    }
     return error;
 }
 
@@ -144,10 +149,10 @@ void nic_close(struct sluice_engine *engine)
 {
     if (!engine->nic)
         return;
+    registrar_close(engine);
     tear_down(engine->nic);
-    munmap(engine->nic_keys, NIC_NUMBERS * sizeof(*engine->nic_keys));
     engine->nic = NULL;
-    engine->nic_keys = NULL;
+    store_relaxed(&engine->page->pins, 0);
 }
 
 /* RoCE v2 over IPv4: the GIDs that are addresses, by which others are found. */
@@ -204,8 +209,28 @@ int sluice_nic_query(struct sluice_engine *engine, struct sluice_nic *out)
     }
     worker_enter(engine);
     nic->gids = out->gid_count;
+    nic->mtu = 128u << port.active_mtu;
     memcpy(nic->gid_index, out->indices, sizeof(nic->gid_index));
     worker_leave(engine);
+    return 0;
+}
+
+int sluice_nic_reach(struct sluice_engine *engine, uint32_t gid_index, const uint8_t *dgid)
+{
+    struct nic *nic = engine->nic;
+    struct sluice_ah_attr to = {.is_global = 1, .sgid_index = gid_index, .port_num = 1};
+    struct ibv_ah_attr attr;
+
+    if (!nic || gid_index >= nic->gids)
+        return -EINVAL;
+    memcpy(to.dgid, dgid, sizeof(to.dgid));
+    nic_address(nic, &to, &attr);
+    errno = 0;
+    struct ibv_ah *ah = nic->call.ibv_create_ah(nic->pd, &attr);
+
+    if (!ah)
+        return errno ? -errno : -EHOSTUNREACH;
+    nic->call.ibv_destroy_ah(ah);
     return 0;
 }
 
@@ -261,7 +286,7 @@ int sluice_nic_next_event(struct sluice_engine *engine, uint32_t *event_type)
     return 1;
 }
 
-/* ---- objects -------------------------------------------------------------- */
+/* ---- protection domains -------------------------------------------------------------- */
 
 int nic_alloc_pd(struct pd *pd)
 {
@@ -278,124 +303,4 @@ void nic_dealloc_pd(struct pd *pd)
     if (pd->nic)
         pd->session->engine->nic->call.ibv_dealloc_pd(pd->nic);
     pd->nic = NULL;
-}
-
-/* Maps the file's part that holds [address, address + length), in whole pages of the file system's. */
-static uint8_t *map_file(const struct memory *memory, uint64_t address, uint64_t length, uint8_t **map, size_t *size)
-{
-    struct stat status;
-
-    if (fstat(memory->view.fd, &status))
-        return NULL;
-    uint64_t page = status.st_blksize > 4096 ? (uint64_t)status.st_blksize : 4096;
-    uint64_t start = address & ~(page - 1), end = (address + length + page - 1) & ~(page - 1);
-
-    *size = end - start;
-    *map = mmap(NULL, *size, memory->view.read_only ? PROT_READ : PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-                memory->view.fd, (off_t)start);
-    return *map == MAP_FAILED ? NULL : *map + (address - start);
-}
-
-int nic_reg_mr(struct mr *mr, uint32_t access)
-{
-    struct sluice_engine *engine = mr->pd->session->engine;
-    struct nic *nic = engine->nic;
-    uint8_t *map;
-    size_t size;
-
-    if (!nic || mr->memory->kind == SLUICE_MEMORY_PROCESS)
-        return 0;
-    /* Its pages stay with the NIC; the mapping is needed only to name them. */
-    uint8_t *place = map_file(mr->memory, mr->iova + mr->offset, mr->length, &map, &size);
-
-    if (!place)
-        return -errno;
-    errno = 0;
-    struct ibv_mr *twin = nic->call.ibv_reg_mr_iova2(mr->pd->nic, place, mr->length, mr->iova,
-                                                     access & ~(uint32_t)IBV_ACCESS_ZERO_BASED);
-    int error = twin ? 0 : errno ? -errno : -ENOMEM;
-
-    munmap(map, size);
-    if (error)
-        return error;
-    /* One key for both uses, as all devices known have it; else peers could not be told of it. */
-    if ((twin->rkey && twin->rkey != twin->lkey) || engine->nic_keys[twin->lkey >> NIC_KEY_TAG]) {
-        nic->call.ibv_dereg_mr(twin);
-        return -EOPNOTSUPP;
-    }
-    mr->nic = twin;
-    mr->key = twin->lkey;
-    engine->nic_keys[mr->key >> NIC_KEY_TAG] = (uint32_t)(mr - engine->mrs);
-    return 0;
-}
-
-void nic_dereg_mr(struct mr *mr)
-{
-    struct sluice_engine *engine = mr->pd->session->engine;
-
-    if (!mr->nic)
-        return;
-    engine->nic_keys[mr->nic->lkey >> NIC_KEY_TAG] = 0;
-    engine->nic->call.ibv_dereg_mr(mr->nic);
-    mr->nic = NULL;
-}
-
-struct nic_cq *nic_take_cq(struct nic *nic, uint32_t completions)
-{
-    for (struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next) {
-        struct nic_cq *cq = list_entry(link, struct nic_cq, link);
-
-        if (completions <= cq->entries - cq->taken) {
-            cq->taken += completions;
-            return cq;
-        }
-    }
-    uint32_t entries = completions > NIC_CQ ? completions : NIC_CQ;
-
-    if (entries > (uint32_t)nic->attr.max_cqe)
-        entries = (uint32_t)nic->attr.max_cqe;
-    if (completions > entries) {
-        errno = EINVAL;
-        return NULL;
-    }
-    struct nic_cq *cq = calloc(1, sizeof(*cq));
-
-    if (!cq) {
-        errno = ENOMEM;
-        return NULL;
-    }
-    cq->cq = nic->call.ibv_create_cq(nic->context, (int)entries, NULL, nic->channel, 0);
-    if (!cq->cq) {
-        free(cq);
-        return NULL;
-    }
-    cq->entries = entries;
-    cq->taken = completions;
-    list_init(&cq->link);
-    list_append(&nic->cqs, &cq->link);
-    nic->armed = false;
-    return cq;
-}
-
-void nic_give_cq(struct nic *nic, struct nic_cq *cq, uint32_t completions)
-{
-    cq->taken -= completions;
-    if (cq->taken)
-        return;
-    list_remove(&cq->link);
-    nic->call.ibv_destroy_cq(cq->cq);
-    free(cq);
-}
-
-bool nic_arm(struct sluice_engine *engine)
-{
-    struct nic *nic = engine->nic;
-
-    if (list_empty(&nic->cqs) || nic->armed)
-        return true;
-    for (struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next)
-        if (ibv_req_notify_cq(list_entry(link, struct nic_cq, link)->cq, 0))
-            return false;
-    nic->armed = true;
-    return nic_serve(engine) == 0;
 }

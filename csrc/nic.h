@@ -14,6 +14,7 @@
 #include <infiniband/verbs.h>
 
 #include "node.h"
+#include "registration.h"
 
 /* What is called of libibverbs, beside the inlines of verbs.h. */
 #define NIC_FUNCTIONS(F)      \
@@ -54,13 +55,18 @@ enum {
     NIC_CHUNK = 1 << 18    /* bytes of a WRITE or READ in one request */
 };
 
+struct nic_pool;
+struct nic_srq;
+
 /*
- * A CQ of the engine's for many QPs. Each takes as many entries of it as it can have
- * completions, so that none overruns.
+ * A CQ of the engine's. One for many QPs, each of which takes as many entries of it as it can
+ * have completions, so that none overruns; or one of its own for the receives of an SRQ.
  */
 struct nic_cq {
     struct ibv_cq *cq;
     uint32_t entries, taken;
+    struct nic_srq *srq;   /* whose receives end here, or */
+    struct nic_pool *pool; /* those for datagrams; else NULL */
     struct list link;
 };
 
@@ -72,39 +78,58 @@ struct nic {
 #undef NIC_MEMBER
     } call;
     struct ibv_context *context;
+    struct ibv_pd *pd; /* the engine's own */
     struct ibv_device_attr attr;
     uint8_t port;
     uint32_t gids;                     /* that tenants see */
     uint8_t gid_index[SLUICE_MAX_GIDS]; /* of each of them in the port's table */
+    uint32_t mtu;                      /* bytes: the longest datagram */
     struct ibv_comp_channel *channel;
     struct list cqs;
     struct qp **qps;  /* NIC_NUMBERS, by number */
     uint64_t tags;    /* of QPs' connections, so far */
     uint32_t flying;  /* bytes posted and not completed */
     struct list blocked; /* struct nic_qp: wait for this to be less */
+    struct registrar registrar;
+    struct list ending;  /* struct nic_qp: have all back, but what may be in a CQ of their SRQ's */
+    uint32_t polling;    /* completions are being handled */
+    bool lost;           /* the device is gone */
     uint64_t heard;   /* ns: when the last completion came */
     uint32_t connected; /* QPs */
     bool armed;       /* a completion writes an event to the channel */
     bool woken;       /* the worker slept: the channel may hold events */
 };
 
+/* All that tenants had there is gone (nic_loss.c). */
 void nic_close(struct sluice_engine *engine);
 
-/* PD, MR and CQ room: 0 or -errno. All are harmless where there is no NIC. */
+/* A PD's twin: 0 or -errno. Harmless where there is no NIC. */
 int nic_alloc_pd(struct pd *pd);
 void nic_dealloc_pd(struct pd *pd);
-/* Registers what the region covers, and gives it the NIC's key. A region in a process has none: its own stays. */
-int nic_reg_mr(struct mr *mr, uint32_t access);
+
+/*
+ * Regions and windows (nic_mr.c), which have the NIC's key where they have a twin. A region's is made by
+ * registration.h, and becomes the region's instead of one that it had: 0, or -errno and the new one is no more.
+ */
+int nic_adopt_mr(struct mr *mr, struct ibv_mr *twin);
 void nic_dereg_mr(struct mr *mr);
+/* 0 or -errno. A device without windows leaves the window to QPs of this node. */
+int nic_alloc_mw(struct mr *window);
+void nic_dealloc_mw(struct mr *window);
+
 /* Room for so many completions. NULL: errno says why. */
 struct nic_cq *nic_take_cq(struct nic *nic, uint32_t completions);
 void nic_give_cq(struct nic *nic, struct nic_cq *cq, uint32_t completions);
+/* One that nobody shares; give it back with all its entries. */
+struct nic_cq *nic_make_cq(struct nic *nic, uint32_t completions);
 
 /* Has completions announced by the channel, for the worker that wants to sleep. False: there are some now. */
 bool nic_arm(struct sluice_engine *engine);
 
-/* Handles completions (transport/nic.c). Returns how many. */
+/* Handles completions (transport/nic_completion.c). Returns how many. */
 uint32_t nic_serve(struct sluice_engine *engine);
+/* Handles what a CQ holds now. Returns how many. */
+uint32_t nic_poll_cq(struct nic *nic, struct nic_cq *cq);
 /* Whether its completions are worth waiting for awake, where a core is free. */
 bool nic_lingers(const struct sluice_engine *engine);
 

@@ -36,7 +36,10 @@ struct group;
 struct ibv_pd;
 struct mr;
 struct nic;
+struct neighbours;
+struct nic_pool;
 struct qp;
+struct registration;
 struct session;
 struct srq;
 struct worker;
@@ -84,6 +87,9 @@ struct tenant {
     struct list xrcds;
     uint32_t xrcd_opens, xrc_srqs;
     uint32_t memberships; /* of its QPs in multicast groups */
+    struct neighbours *neighbours; /* neighbours.h; NULL: nothing was asked */
+    struct list asking;            /* its QPs that wait for an answer */
+    uint32_t registrations;        /* that threads carry out: registration.h */
     struct sluice_tenant_counters *counters;
 };
 
@@ -92,7 +98,8 @@ struct pd {
     struct context *context;
     uint32_t handle;
     uint32_t users; /* QPs, SRQs, AHs, MRs and windows */
-    struct ibv_pd *nic; /* its twin; NULL: the node has no NIC */
+    struct ibv_pd *nic; /* its twin; NULL: the node has no NIC, or had another when it was made */
+    struct nic_pool *pool; /* for datagrams that come by the NIC; NULL: no QP hears any */
     struct list link;
 };
 
@@ -127,7 +134,8 @@ struct session {
     uint32_t memory_count;
     uint32_t context_count;
     struct list contexts, pds, channels, cqs, mrs, mws, memories, xrcds;
-    struct list command; /* in tenant->active[FLOW_CONTROL] while the mailbox waits */
+    struct list command; /* in tenant->active[FLOW_CONTROL], or a registrar's list, while the mailbox waits */
+    struct registration *registration; /* on its way, or NULL: the mailbox is answered then */
     struct qp **qps; /* SLUICE_SESSION_QPS, by handle */
     struct srq **srqs; /* SLUICE_SESSION_SRQS, by handle */
     struct ah **ahs;   /* SLUICE_SESSION_AHS, by handle */
@@ -137,8 +145,11 @@ struct session {
     uint32_t qp_hint, srq_hint, ah_hint; /* where to look for a free handle; they start anywhere as well */
 };
 
-/* A session breaks once and asks one question at a time, a QP and a trunk have one connection at a time: more can't wait. */
-enum { ENGINE_EVENTS = 2 * SLUICE_MAX_SESSIONS + SLUICE_MAX_QPS + SLUICE_MAX_NODES };
+/*
+ * A session breaks once and asks one question at a time, as a tenant does; a QP and a trunk have one connection at a time:
+ * more can't wait.
+ */
+enum { ENGINE_EVENTS = 2 * SLUICE_MAX_SESSIONS + SLUICE_MAX_QPS + SLUICE_MAX_NODES + SLUICE_MAX_TENANTS };
 
 struct sluice_engine {
     struct worker *worker;
@@ -203,6 +214,8 @@ void session_break(struct session *session, const char *reason);
 void engine_tell_qp(struct qp *qp, uint32_t kind);
 /* An AH leads nowhere. */
 void engine_tell_ah(struct ah *ah);
+/* May this tenant send datagrams to that one (neighbours.h)? */
+void engine_ask_neighbour(struct sluice_engine *engine, uint32_t from, uint32_t to);
 /* A trunk's connection broke. */
 void engine_tell_trunk(struct sluice_engine *engine, uint32_t number);
 

@@ -162,7 +162,14 @@ static void lay_out(struct qp *qp, const struct sluice_qp_cap *asked)
 /* What a NIC has, of the types that there are. */
 static bool has_twin(const struct qp *qp)
 {
-    return qp->session->engine->nic && (qp->type == IBV_QPT_RC || qp->type == IBV_QPT_UC) && !qp->srq;
+    const struct nic *nic = qp->session->engine->nic;
+
+    /* Made while there was none, a PD has no part in it. */
+    if (!nic || nic->lost || !qp->pd || !qp->pd->nic)
+        return false;
+    if (qp->type == IBV_QPT_UD)
+        return nic->attr.max_srq > 0;
+    return (qp->type == IBV_QPT_RC || qp->type == IBV_QPT_UC) && (!qp->srq || (nic->attr.max_srq > 0 && qp->srq->pd->nic));
 }
 
 /* Its place in the segment, its handle, its number and its timer: all of them, or none and an error. */
@@ -297,8 +304,7 @@ void qp_free(struct qp *qp)
     qp_deactivate(qp);
     relay_free(qp);
     parcels_drop(qp);
-    if (qp->transport)
-        qp->transport->disconnect(qp);
+    qp_disconnect(qp);
     multicast_detach_all(qp);
     mws_of_qp(qp);
     list_remove(&qp->in_xrcd);

@@ -53,6 +53,7 @@ struct qp {
     struct cq *send_cq, *recv_cq; /* recv_cq: also NULL for XRC_SEND */
     struct sluice_qp_shared *shared;
     struct srq *srq;              /* NULL: a receive queue of its own, or XRC */
+    bool takes_shared;            /* connected, and its receives are taken from srq by the engine */
     uint32_t slot, handle, qp_num;
     uint32_t type;  /* enum ibv_qp_type */
     uint32_t state; /* enum ibv_qp_state */
@@ -151,6 +152,8 @@ bool qp_next_message(struct qp *qp);
 
 /* Into the error state: what is posted is flushed, in order. */
 void qp_error(struct qp *qp);
+/* The transport lets it go. */
+void qp_disconnect(struct qp *qp);
 /* The transport has brought back what was out when the QP failed. */
 void qp_drained(struct qp *qp);
 /* A WQE of an unreliable QP failed: sends are flushed, receives go on (IBTA 10.3.1.6). */

@@ -6,6 +6,7 @@
 
 #include "atomic.h"
 #include "mw.h"
+#include "nic_srq.h"
 #include "parcel.h"
 #include "qp.h"
 #include "session.h"
@@ -20,11 +21,16 @@ static void publish_state(struct qp *qp, uint32_t state)
         store_release(&qp->shared->state, state);
 }
 
-static void disconnect(struct qp *qp)
+void qp_disconnect(struct qp *qp)
 {
     if (qp->transport)
         qp->transport->disconnect(qp);
     qp->transport = NULL;
+    if (!qp->takes_shared)
+        return;
+    qp->takes_shared = false;
+    if (--qp->srq->others == 0 && !qp->session->broken)
+        nic_srq_fill(qp->srq);
 }
 
 /* The end of it, when nothing is out any more. */
@@ -41,7 +47,7 @@ static void flush(struct qp *qp)
 
 void qp_drained(struct qp *qp)
 {
-    disconnect(qp);
+    qp_disconnect(qp);
     flush(qp);
 }
 
@@ -54,7 +60,7 @@ void qp_error(struct qp *qp)
         publish_state(qp, IBV_QPS_ERR);
         return;
     }
-    disconnect(qp);
+    qp_disconnect(qp);
     publish_state(qp, IBV_QPS_ERR);
     flush(qp);
 }
@@ -122,7 +128,7 @@ static void reset(struct qp *qp)
     struct sluice_qp_cap cap = qp->attr.cap;
 
     qp_deactivate(qp);
-    disconnect(qp);
+    qp_disconnect(qp);
     mws_of_qp(qp);
     /* Everything posted is forgotten; the shim does the same with its side. */
     qp->message.active = false;
@@ -147,8 +153,11 @@ static int connect(struct qp *qp)
     int error = qp->transport->connect(qp);
 
     if (error) {
-        disconnect(qp);
+        qp_disconnect(qp);
         publish_state(qp, IBV_QPS_INIT);
+    } else if (qp->srq && (qp->transport != &transport_nic || qp->type == IBV_QPT_UD)) {
+        qp->takes_shared = true;
+        qp->srq->others++;
     }
     return error;
 }

@@ -415,6 +415,9 @@ static enum progress carry_out(struct qp *qp, uint32_t budget, uint32_t *status)
         return send_to_nowhere(qp, budget);
     if (qp->type == IBV_QPT_UD) {
         message->ah = find_ah(qp);
+        /* Done at once, and so not before what a NIC still has. */
+        if (qp->completed != qp->sq.head && (!message->ah || message->ah->transport != &transport_nic))
+            return PROGRESS_BLOCKED;
         if (message->ah)
             return message->ah->transport->send_datagram(qp, status);
     } else if (qp->transport->flush || qp->attr.max_rd_atomic || !(ANSWERED_OPCODES >> message->wqe->opcode & 1)) {

@@ -178,23 +178,39 @@ bool session_rung(const struct session *session)
            load_relaxed(&head->summary[3]) | load_relaxed(&head->srq_summary) | load_relaxed(&head->command_rung);
 }
 
-void session_command(struct session *session)
+void session_answer(struct session *session, const struct sluice_command *command)
 {
     struct sluice_command *mailbox = &segment_head(&session->segment)->command;
-    struct sluice_command command;
 
-    if (load_acquire(&mailbox->state) != SLUICE_COMMAND_POSTED)
-        return;
-    memcpy(&command, mailbox, sizeof(command));
-    mr_command(session, &command);
-    session->engine->commanded = session->engine->now;
-    mailbox->key = command.key;
-    mailbox->status = command.status;
+    mailbox->key = command->key;
+    mailbox->status = command->status;
     /* Full order: either the shim, about to sleep, sees DONE, or we see that it sleeps. */
     exchange(&mailbox->state, (uint32_t)SLUICE_COMMAND_DONE);
     full_fence();
     if (load_relaxed(&mailbox->sleeping))
         futex_wake(&mailbox->state);
+}
+
+void session_command(struct session *session)
+{
+    struct sluice_command *mailbox = &segment_head(&session->segment)->command;
+    struct sluice_command command;
+
+    /* Who posts another before the one is answered is no shim of ours. */
+    if (load_acquire(&mailbox->state) != SLUICE_COMMAND_POSTED || session->registration)
+        return;
+    memcpy(&command, mailbox, sizeof(command));
+    bool done = mr_command(session, &command);
+
+    session->engine->commanded = session->engine->now;
+    if (done)
+        session_answer(session, &command);
+}
+
+void session_queue_command(struct session *session)
+{
+    list_append(&session->tenant->active[FLOW_CONTROL], &session->command);
+    tenant_works(session->tenant, FLOW_CONTROL);
 }
 
 static void poll_srqs(struct session *session)
@@ -220,10 +236,8 @@ void session_poll(struct session *session)
     struct sluice_segment *head = segment_head(&session->segment);
 
     /* The tenant's turn comes for it: a storm of commands is no faster than one's share of the engine. */
-    if (load_relaxed(&head->command_rung) && exchange(&head->command_rung, 0) && list_unlinked(&session->command)) {
-        list_append(&session->tenant->active[FLOW_CONTROL], &session->command);
-        tenant_works(session->tenant, FLOW_CONTROL);
-    }
+    if (load_relaxed(&head->command_rung) && exchange(&head->command_rung, 0) && list_unlinked(&session->command))
+        session_queue_command(session);
     if (load_relaxed(&head->srq_summary))
         poll_srqs(session);
     for (uint32_t i = 0; i < SLUICE_DOORBELL_SUMMARY; i++) {
@@ -294,6 +308,13 @@ void engine_tell_ah(struct ah *ah)
 void engine_tell_trunk(struct sluice_engine *engine, uint32_t number)
 {
     struct sluice_engine_event event = {.kind = SLUICE_EVENT_TRUNK_DISCONNECTED, .trunk = number};
+
+    tell(engine, &event);
+}
+
+void engine_ask_neighbour(struct sluice_engine *engine, uint32_t from, uint32_t to)
+{
+    struct sluice_engine_event event = {.kind = SLUICE_EVENT_NEIGHBOUR, .tenant = from, .peer = to};
 
     tell(engine, &event);
 }

@@ -14,6 +14,10 @@ void session_poll(struct session *session);
 
 /* Carries out the command in the mailbox. */
 void session_command(struct session *session);
+/* Writes what is out of it into the mailbox, and wakes who waits for that. */
+void session_answer(struct session *session, const struct sluice_command *command);
+/* The command waits for its tenant's turn. */
+void session_queue_command(struct session *session);
 
 /* Whether there is something for session_poll. */
 bool session_rung(const struct session *session);

@@ -4,14 +4,23 @@
 #include <errno.h>
 #include <infiniband/verbs.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "atomic.h"
 #include "context.h"
 #include "cq.h"
+#include "nic_srq.h"
 #include "qp.h"
 #include "session.h"
 #include "transport/tcp.h"
 #include "xrc.h"
+
+/* A receive that the NIC gave back. */
+struct returned {
+    uint64_t wr_id;
+    uint32_t num_sge;
+    struct sluice_sge sges[SLUICE_MAX_SGE];
+};
 
 static int take_handle(struct session *session, struct srq *srq)
 {
@@ -152,6 +161,7 @@ void srq_free(struct srq *srq)
     /* They look for it again, and don't find it. */
     wake_waiting(srq);
     srq->pd->users--;
+    free(srq->returned);
     session->srqs[srq->handle] = NULL;
     segment_give(&session->segment, srq->offset, srq->size);
     free(srq);
@@ -176,17 +186,57 @@ int srq_set_limit(struct srq *srq, uint32_t limit)
 }
 
 /* Once for each time it was armed, when a message is served (or isn't) with fewer WRs left than the limit. */
-static void check_limit(struct srq *srq)
+void srq_check_limit(struct srq *srq)
 {
-    if (queue_waiting(srq->session, &srq->queue) >= srq->limit || srq->session->broken)
+    if (srq->limit == 0)
+        return;
+    uint32_t left = queue_waiting(srq->session, &srq->queue) + srq->returned_count - srq->returned_next;
+
+    left += srq->nic ? srq->nic->out : 0;
+    if (left >= srq->limit || srq->session->broken)
         return;
     srq->limit = 0;
     context_event(srq->pd->context, IBV_EVENT_SRQ_LIMIT_REACHED, srq->handle);
 }
 
-bool srq_take(struct srq *srq, bool arm, struct receive *receive)
+void srq_give_back(struct srq *srq, uint64_t wr_id, const struct sluice_sge *sges, uint32_t num_sge)
 {
-    bool taken = queue_take_receive(srq->session, &srq->queue, srq->max_sge, arm, receive);
+    struct returned *all = srq->returned;
+
+    /* More than the queue holds were never taken from it. */
+    if (!all)
+        all = calloc(2ul * srq->queue.entries, sizeof(*all));
+    if (!all || srq->returned_count == 2 * srq->queue.entries)
+        return;
+    srq->returned = all;
+    all[srq->returned_count] = (struct returned){.wr_id = wr_id, .num_sge = num_sge};
+    memcpy(all[srq->returned_count++].sges, sges, num_sge * sizeof(*sges));
+    if (!list_empty(&srq->waiting) || !list_empty(&srq->held))
+        wake_waiting(srq);
+}
+
+static bool take_returned(struct srq *srq, struct receive *receive)
+{
+    if (!srq->returned)
+        return false;
+    const struct returned *next = &srq->returned[srq->returned_next++];
+
+    receive->wr_id = next->wr_id;
+    receive->num_sge = next->num_sge;
+    memcpy(receive->sges, next->sges, next->num_sge * sizeof(*next->sges));
+    receive->active = true;
+    if (srq->returned_next == srq->returned_count) {
+        free(srq->returned);
+        srq->returned = NULL;
+        srq->returned_count = srq->returned_next = 0;
+    }
+    return true;
+}
+
+bool srq_lend(struct srq *srq, bool arm, struct receive *receive)
+{
+    bool taken =
+        take_returned(srq, receive) || queue_take_receive(srq->session, &srq->queue, srq->max_sge, arm, receive);
 
     if (taken) {
         receive->pd = srq->pd;
@@ -200,8 +250,14 @@ bool srq_take(struct srq *srq, bool arm, struct receive *receive)
         if (!list_empty(&srq->waiting))
             wake_waiting(srq);
     }
-    if (srq->limit)
-        check_limit(srq);
+    return taken && !srq->session->broken;
+}
+
+bool srq_take(struct srq *srq, bool arm, struct receive *receive)
+{
+    bool taken = srq_lend(srq, arm, receive);
+
+    srq_check_limit(srq);
     return taken && !srq->session->broken;
 }
 
@@ -218,4 +274,6 @@ void srqs_of_dead_cq(struct cq *cq)
 void srq_ring(struct srq *srq)
 {
     wake_waiting(srq);
+    if (srq->nic)
+        nic_srq_fill(srq);
 }

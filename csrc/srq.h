@@ -22,6 +22,10 @@ struct srq {
     uint32_t max_sge;
     uint32_t limit;  /* an event when fewer WRs wait; 0: not armed */
     uint32_t users;  /* QPs */
+    uint32_t others; /* of them, connected otherwise than by the NIC */
+    struct nic_srq *nic; /* receives that the NIC has (nic_srq.h), or NULL */
+    struct returned *returned; /* receives that it gave back: they come first */
+    uint32_t returned_count, returned_next;
     struct queue queue;
     struct sluice_srq_shared *shared;
     struct list held;    /* struct tcp_endpoint: connections whose message found no receive here */
@@ -46,6 +50,15 @@ int srq_set_limit(struct srq *srq, uint32_t limit);
  * one is posted, and all in waiting go on.
  */
 bool srq_take(struct srq *srq, bool arm, struct receive *receive);
+
+/* The same for one that waits elsewhere: it isn't served yet. */
+bool srq_lend(struct srq *srq, bool arm, struct receive *receive);
+
+/* A receive that was taken is there again, before all that the ring holds and behind what was given back before. */
+void srq_give_back(struct srq *srq, uint64_t wr_id, const struct sluice_sge *sges, uint32_t num_sge);
+
+/* Fewer receives may be left than the limit that was set. */
+void srq_check_limit(struct srq *srq);
 
 /* The CQ of XRC SRQs died: the application is told. */
 void srqs_of_dead_cq(struct cq *cq);

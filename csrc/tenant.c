@@ -9,6 +9,7 @@
 #include "account.h"
 #include "clock.h"
 #include "device.h"
+#include "neighbours.h"
 
 /* What a turn is taken to cost before one was measured. */
 enum { MESSAGE_NS = 200, KIB_NS = 64 };
@@ -49,6 +50,7 @@ int tenant_add(struct device *device, struct tenant *first, const struct sluice_
         for (uint32_t flow = 0; flow < FLOWS; flow++)
             list_init(&tenant->active[flow]);
         list_init(&tenant->firsts);
+        list_init(&tenant->asking);
         tenant->counters = (struct sluice_tenant_counters *)(engine->counters + engine->header->tenants_offset) + number;
         memset(tenant->counters, 0, sizeof(*tenant->counters));
         tenant->counters->device = device->number;
@@ -85,8 +87,10 @@ void tenant_free(struct tenant *tenant)
 {
     join(tenant, NULL);
     leave_first(tenant);
+    neighbours_free(tenant);
     account_free(&tenant->account);
     tenant->engine->tenants[tenant->number] = NULL;
+    neighbours_forget(tenant->engine, tenant->number);
     free(tenant);
 }
 

@@ -165,7 +165,7 @@ static bool rung(const struct sluice_engine *engine)
     for (uint32_t i = 0; i < engine->live_count; i++)
         if (session_rung(engine->live[i]))
             return true;
-    return port_rung(engine);
+    return port_rung(engine) || (engine->nic && registrar_rung(engine));
 }
 
 bool worker_called(const struct sluice_engine *engine)

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "arena.h"
 #include "memory.h"
@@ -35,6 +36,31 @@ static int check(size_t length, unsigned access)
     return 0;
 }
 
+/* The region doesn't lie there any more. */
+static void leave(uint32_t memory, void *addr, size_t length)
+{
+    if (memory)
+        memory_release(memory);
+    else
+        sluice_arena_retire(addr, length);
+}
+
+/*
+ * A NIC's registration pins every page: those that aren't there yet are made here, by who is charged for them. The
+ * router makes none. Kernels before 5.14 can't say so in one call.
+ */
+static int populate(const void *addr, size_t length, bool writable)
+{
+    enum { PAGE = 4096, POPULATE_READ = 22, POPULATE_WRITE = 23 /* MADV_*, linux/mman.h */ };
+    uintptr_t start = (uintptr_t)addr & ~(uintptr_t)(PAGE - 1), end = ((uintptr_t)addr + length + PAGE - 1) & ~(uintptr_t)(PAGE - 1);
+    int saved = errno, error = 0;
+
+    if (session_pins() && madvise((void *)start, end - start, writable ? POPULATE_WRITE : POPULATE_READ))
+        error = errno;
+    errno = saved;
+    return error == EINVAL ? 0 : error;
+}
+
 /* Brings the memory where the engine reaches it, and says in the command where that is. */
 static int locate(struct sluice_command *command, void *addr, size_t length, uint64_t iova, unsigned access)
 {
@@ -47,16 +73,14 @@ static int locate(struct sluice_command *command, void *addr, size_t length, uin
     command->iova = access & IBV_ACCESS_ZERO_BASED ? 0 : iova;
     if (error == EOPNOTSUPP)
         error = memory_reach((uintptr_t)addr, length, writable, &command->memory, &command->addr);
+    if (error)
+        return error;
+    error = populate(addr, length, writable);
+    /* What doesn't lie in the arena may be of a kind that a NIC has no part in. */
+    if (!error || command->memory)
+        return 0;
+    leave(command->memory, addr, length);
     return error;
-}
-
-/* The region doesn't lie there any more. */
-static void leave(uint32_t memory, void *addr, size_t length)
-{
-    if (memory)
-        memory_release(memory);
-    else
-        sluice_arena_retire(addr, length);
 }
 
 /* Registers what was located, or leaves it again. */
@@ -176,6 +200,7 @@ EXPORT int ibv_rereg_mr(struct ibv_mr *public, int flags, struct ibv_pd *pd, voi
         errno = error;
         return IBV_REREG_MR_ERR_CMD;
     }
+    public->lkey = public->rkey = command.key;
     if (flags & IBV_REREG_MR_CHANGE_PD)
         public->pd = pd;
     if (located) {

@@ -454,6 +454,11 @@ int session_call_handle(uint16_t op, uint32_t handle, uint32_t *new_handle)
 
 /* ---- reaching the engine ----------------------------------------------- */
 
+bool session_pins(void)
+{
+    return session.page && load_relaxed(&session.page->pins);
+}
+
 bool session_lost(void)
 {
     struct pollfd socket = {.fd = session.descriptors, .events = POLLRDHUP};

@@ -49,6 +49,9 @@ int session_command(struct sluice_command *command);
 void session_ring(uint32_t handle);
 void session_ring_srq(uint32_t handle);
 
+/* Whether the node has a NIC, for which registered memory is pinned. */
+bool session_pins(void);
+
 /* Whether the router has closed its end: a system call. */
 bool session_lost(void);
 

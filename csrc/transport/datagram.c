@@ -15,7 +15,7 @@
 #include "../relay.h"
 #include "../spans.h"
 #include "../tenant.h"
-#include "transport.h"
+#include "datagram.h"
 #include "trunk.h"
 
 enum {
@@ -327,6 +327,34 @@ enum progress trunk_send_datagram(struct qp *qp, uint32_t *status)
     enum progress progress = trunk_send(ah->trunk, qp, &frame, &src);
 
     return progress == PROGRESS_DONE ? sent(qp) : progress;
+}
+
+enum progress datagram_to_neighbour(struct qp *qp, struct qp *to, uint32_t *status)
+{
+    struct spans src = {.count = 0};
+    union grh grh;
+
+    if (!gather(qp, &grh, &src, status))
+        return PROGRESS_FAILED;
+    struct datagram datagram = describe(qp);
+
+    return deliver_within_ceiling(&datagram, to, &src) ? sent(qp) : PROGRESS_DROPPED;
+}
+
+void datagram_from_nic(struct qp *to, uint32_t src_qp, bool immediate, uint32_t imm, uint8_t *bytes, uint32_t length)
+{
+    struct datagram datagram = {
+        .src_qp = src_qp,
+        .qkey = to->attr.qkey,
+        .length = length - SLUICE_GRH,
+        .imm = imm,
+        .immediate = immediate,
+        .solicited = true, /* the NIC doesn't say: who waits is woken by each */
+    };
+    struct spans src = {.count = 0};
+
+    spans_add_host(&src, bytes, length);
+    deliver_within_ceiling(&datagram, to, &src);
 }
 
 void datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame)

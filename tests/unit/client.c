@@ -64,6 +64,8 @@ void open_client(struct client *client)
     client->memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(mmap(client->memory, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, files.arena,
                (off_t)(uintptr_t)client->memory) == client->memory);
+    /* As its shim does for a NIC. */
+    memset(client->memory, 0, MEMORY);
     int async_events, context = sluice_context_open(engine, client->session, 0, &async_events);
     int pd = sluice_pd_alloc(engine, client->session, (uint32_t)context);
 

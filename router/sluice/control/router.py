@@ -27,13 +27,14 @@ from sluice.cluster.join import Joins
 from sluice.cluster.links import Links
 from sluice.control.cm.link import Link
 from sluice.control.cm.manager import CommunicationManager
+from sluice.control.cm.outside import NODE, Outside
 from sluice.control.cm.place import ClusterLocator
 from sluice.control.cm.realm import HostRealm
 from sluice.control.connections import Gate, OpenGate
 from sluice.control.tenant import Tenant
-from sluice.device.nic import DEVICE_FATAL, PORT_EVENTS, Nic
+from sluice.device.nic import DEVICE_FATAL, PORT_EVENTS, PORT_IS_ACTIVE, Nic
 from sluice.device.node import DeviceSpec, NodeDevice, NodeDevices
-from sluice.engine import AhUnresolved, Engine, QpDisconnected, TrunkDisconnected, lib
+from sluice.engine import AhUnresolved, Engine, Neighbour, QpDisconnected, TrunkDisconnected, lib
 from sluice.engine.counters import Counters
 from sluice.policy.file import DevicePolicies, load_policies
 from sluice.policy.hierarchy import Capacity, Hierarchy
@@ -44,6 +45,10 @@ log = logging.getLogger(__name__)
 
 LIMITS = ["egress", "ingress", "ops", "verbs", "engine", "peer", "mrs", "mr-bytes", "qps", "cqs", "files", "windows"]
 """Names of enum sluice_limit: what throttled_ns, refused and last_refused of the counters are indexed by."""
+
+
+NIC_SECONDS = 1.0
+"""How often to see whether a device was removed, or is back."""
 
 
 class AlreadyRunning(RuntimeError):
@@ -102,21 +107,39 @@ class Router:
             self.directory.remote = self._connector
         self.gate: Gate = OpenGate()
         host, loop = HostRealm(), asyncio.get_running_loop()
+        outside = self._find_outside()
+        name_of_outside = None if outside is None else NODE
         self._cm_link: Link | None = None
         if self.links is None:
-            self.cm = CommunicationManager(ClusterLocator(self.directory, host), host, self, loop)
+            locator = ClusterLocator(self.directory, host, outside=name_of_outside)
+            self.cm = CommunicationManager(locator, host, self, loop, outside=outside)
         else:
             self._cm_link = link = Link(self.links, self.directory)
-            locator = ClusterLocator(self.directory, host, self.links.node_at)
-            self.cm = CommunicationManager(locator, host, self, loop, link=link.send)
+            locator = ClusterLocator(self.directory, host, self.links.node_at, name_of_outside)
+            self.cm = CommunicationManager(locator, host, self, loop, link=link.send, outside=outside)
             link.attach(self.cm)
+        if outside is not None:
+            outside.attach(self.cm)
         self.tenants: dict[str, Tenant] = {}
         self.started = time.time()
         asyncio.get_running_loop().add_reader(self._engine.event_fd(), self._on_engine_event)
+        self._nic_watch: asyncio.TimerHandle | None = None
         for device in self.devices:
             if device.nic is not None:
                 log.warning("device %s: %s", device.name, device.nic.describe())
                 asyncio.get_running_loop().add_reader(device.nic.event_fd(), self._on_nic_event, device, device.nic)
+                self._watch_nic(device, device.nic)
+
+    def _find_outside(self) -> Outside | None:
+        """Hosts behind the NIC, where there is one and the host has an rdma_cm."""
+        nic = next((device.nic for device in self.devices if device.nic is not None), None)
+        if nic is None:
+            return None
+        try:
+            return Outside(lambda: [IPv4Address(gid[12:]) for gid in nic.gids])
+        except OSError as error:
+            log.warning("rdma_cm doesn't reach hosts behind %s: librdmacm: %s", nic.name, error)
+            return None
 
     def _take_lock(self) -> int:
         path = self.state_dir / "router.lock"
@@ -147,6 +170,11 @@ class Router:
                 if self._connector is not None:
                     self._connector.trunks.disconnected(event.trunk)
                 continue
+            if isinstance(event, Neighbour):
+                for tenant in self.tenants.values():
+                    if tenant.number == event.tenant:
+                        tenant.admit_neighbour(event.peer)
+                continue
             for tenant in self.tenants.values():
                 session = tenant.sessions.get(event.session)
                 if session is None:
@@ -164,15 +192,34 @@ class Router:
             if event not in PORT_EVENTS:
                 continue
             if event == DEVICE_FATAL:
-                # Its descriptor stays readable for ever.
-                asyncio.get_running_loop().remove_reader(nic.event_fd())
-                nic.lost()
-            else:
-                nic.renew()
-            log.warning("device %s: %s: %s", device.name, PORT_EVENTS[event], nic.describe())
-            for tenant in self.tenants.values():
-                tenant.renew_devices()
-                tenant.tell(device, event, 1)
+                self._lose_nic(device, nic)
+                return
+            nic.renew()
+            self._tell_of_nic(device, nic, event)
+
+    def _tell_of_nic(self, device: NodeDevice, nic: Nic, event: int) -> None:
+        log.warning("device %s: %s: %s", device.name, PORT_EVENTS[event], nic.describe())
+        for tenant in self.tenants.values():
+            tenant.renew_devices()
+            tenant.tell(device, event, 1)
+
+    def _lose_nic(self, device: NodeDevice, nic: Nic) -> None:
+        asyncio.get_running_loop().remove_reader(nic.event_fd())
+        if self.cm.outside is not None:
+            self.cm.outside.suspend()
+        nic.lost()
+        self._tell_of_nic(device, nic, DEVICE_FATAL)
+
+    def _watch_nic(self, device: NodeDevice, nic: Nic) -> None:
+        loop = asyncio.get_running_loop()
+        if nic.present and not nic.is_there():
+            self._lose_nic(device, nic)
+        elif not nic.present and nic.came_back():
+            loop.add_reader(nic.event_fd(), self._on_nic_event, device, nic)
+            if self.cm.outside is not None:
+                self.cm.outside.resume()
+            self._tell_of_nic(device, nic, PORT_IS_ACTIVE)
+        self._nic_watch = loop.call_later(NIC_SECONDS, self._watch_nic, device, nic)
 
     def add_tenant(
         self,
@@ -358,14 +405,18 @@ class Router:
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._engine.event_fd())
+        if self._nic_watch is not None:
+            self._nic_watch.cancel()
         for device in self.devices:
-            if device.nic is not None:
+            if device.nic is not None and device.nic.present:
                 asyncio.get_running_loop().remove_reader(device.nic.event_fd())
         for tenant in self.tenants.values():
             tenant.close(keep=True)
         self.tenants.clear()
         if self._cm_link is not None:
             self._cm_link.close()
+        if self.cm.outside is not None:
+            self.cm.outside.close()
         if self._connector is not None:
             self._connector.close()
         if self.links is not None:

@@ -20,7 +20,7 @@ from sluice.control.cm.manager import CommunicationManager
 from sluice.control.cm.requests import TenantCm
 from sluice.control.connections import Connection, Flow, Gate
 from sluice.control.session import Session
-from sluice.control.verbs import ProtocolError, Verbs, hello_token, refusal, same_token
+from sluice.control.verbs import Later, ProtocolError, Verbs, hello_token, refusal, same_token
 from sluice.device.node import NodeDevice
 from sluice.device.sysfs import Sysfs
 from sluice.device.virtual import VirtualDevice, device_name
@@ -260,11 +260,21 @@ class Tenant:
         except zmq.Again:
             self._serving = False
             return
-        answer = self._answer(identity, frames)
+        self._carry_out(identity, frames)
+
+    def _carry_out(self, identity: bytes, frames: list[bytes]) -> None:
+        """Answers; what can't be carried out yet, all else of this tenant waits for."""
+        if self._closed:
+            return
+        try:
+            answer = self._answer(identity, frames)
+        except Later as later:
+            later.when.add_done_callback(lambda _: self._carry_out(identity, frames))
+            return
         if answer is not None and not self._closed:
             with suppress(zmq.Again):
                 self._control.send_multipart([identity, answer], zmq.NOBLOCK)
-        loop.call_soon(self._serve)
+        asyncio.get_running_loop().call_soon(self._serve)
 
     def _answer(self, identity: bytes, frames: list[bytes]) -> bytes | None:
         session = self._speakers.get(identity)
@@ -304,7 +314,8 @@ class Tenant:
     def _take(self, address: IPv4Address) -> None:
         self.address = address
         self._engine.address_tenant(self.number, gid_of_address(address))
-        self._cm.set_address(address)
+        nic = self.devices[0].node.nic if self.devices else None
+        self._cm.set_address(address, () if nic is None else nic.gids)
         self._tell_devices()
 
     def set_address(self, address: IPv4Address) -> None:
@@ -326,7 +337,12 @@ class Tenant:
 
     def end_forbidden(self, admits: Callable[[Flow], bool]) -> list[Connection]:
         """Ends the connections that are admitted no longer, and returns them."""
-        return self._verbs.end_forbidden(admits) if self.address is not None else []
+        return self._verbs.end_forbidden(self.number, admits) if self.address is not None else []
+
+    def admit_neighbour(self, peer: int) -> None:
+        """Answers the engine's question whether this tenant may send datagrams to that one (its number)."""
+        if self.address is not None:
+            self._verbs.admit_neighbour(self.number, peer)
 
     def resolve_ah(self, session: int, handle: int, gid: bytes) -> None:
         """An AH that leads nowhere is used: its destination may be known by now."""

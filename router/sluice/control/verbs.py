@@ -4,6 +4,7 @@
 import errno
 import hmac
 import os
+from asyncio import Future
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
@@ -28,6 +29,13 @@ Operation = tuple[int, str, str, Callable[[Session, Any, Any], None]]
 
 class ProtocolError(Exception):
     """A request that no shim sends: the session ends."""
+
+
+class Later(Exception):
+    """A request that can't be carried out yet: it is to come again when `when` is done, whatever that says."""
+
+    def __init__(self, when: "Future[None]") -> None:
+        self.when = when
 
 
 def refusal(frame: bytes, error: int) -> bytes | None:
@@ -67,6 +75,8 @@ class Verbs:
         """Address handles: they connect as well."""
         self._forbidden: set[tuple[int, int]] = set()
         """Address handles that the gate has refused, by its present rules."""
+        self.neighbours: dict[int, Flow] = {}
+        """Numbers of this node's tenants that datagrams by the NIC's GID were for."""
         handle, handle_reply = "struct sluice_handle_request", "struct sluice_handle_reply"
         table: list[Operation] = [
             (lib.SLUICE_OP_LIST_DEVICES, handle, "struct sluice_devices_reply", self._list_devices),
@@ -169,7 +179,7 @@ class Verbs:
     def dispatch(self, session: Session, frame: bytes) -> bytes:
         """Carries a request out; an OSError of the engine becomes the answer's status.
 
-        ProtocolError: the session must end.
+        ProtocolError: the session must end. Later: nothing was done yet.
         """
         if len(frame) < HEADER_SIZE:
             raise ProtocolError(f"a request of {len(frame)} bytes")
@@ -299,7 +309,12 @@ class Verbs:
                 flow = self._flow_of(self._address, destination, attr.dest_qp_num)
                 if self._gate.admits(flow.source, flow.destination, flow.port):
                     admitted, peer = True, self._directory.tenant_at(destination)
-        nic = nic and admitted and peer is None
+        nic = nic and admitted
+        if nic and peer is not None:
+            nic = self._engine.shares_receives(session.number, request.handle, attr.dest_qp_num)
+        if nic:
+            self._reach(device, attr.ah.sgid_index, bytes(ffi.buffer(attr.ah.dgid)))
+            peer = None
         remote = self._directory.remote if admitted and peer is None and not nic else None
         self._engine.modify_qp(session.number, request.handle, attr, mask, peer, now, remote is not None, nic)
         if mask & STATE and attr.qp_state in (State.RESET, State.ERR):
@@ -317,6 +332,15 @@ class Verbs:
             return None
         tenant = self._engine.tenant_of_qp(number)
         return None if tenant is None else self._directory.address_of_tenant(tenant)
+
+    def _reach(self, device: VirtualDevice, gid_index: int, gid: bytes) -> None:
+        """Returns when the NIC knows the way. OSError: there is none. Later: it is being looked for."""
+        assert device.nic is not None
+        if gid in device.nic.gids:
+            return
+        search = device.nic.reach(gid_index, gid)
+        if search is not None:
+            raise Later(search)
 
     def _forget_remote(self, session: int, handle: int) -> None:
         if self._directory.remote is not None:
@@ -352,6 +376,10 @@ class Verbs:
         gid = bytes(ffi.buffer(request.attr.dgid))
         destination = address_of(gid)
         admitted = destination is not None and self._gate.admits(self._address, destination)
+        by_nic = device.is_of_nic(request.attr.sgid_index)
+        if by_nic and destination is not None and not destination.is_multicast:
+            self._create_ah_by_nic(session, device, request, reply, destination, admitted)
+            return
         peer = self._directory.tenant_of(gid) if admitted else None
         reply.handle = self._engine.create_ah(session.number, request, device.gid, peer)
         # Freed with its context, another may have had the handle before.
@@ -385,6 +413,43 @@ class Verbs:
         with suppress(OSError):  # it was destroyed meanwhile
             self._lead(session, handle, destination, self._directory.tenant_at(destination))
 
+    def _create_ah_by_nic(
+        self,
+        session: Session,
+        device: VirtualDevice,
+        request: Any,
+        reply: Any,
+        destination: IPv4Address,
+        admitted: bool,
+    ) -> None:
+        """One whose source is a GID of the NIC's; who isn't admitted sends to nobody."""
+        assert device.nic is not None
+        gid = bytes(ffi.buffer(request.attr.dgid))
+        own_node = gid in device.nic.gids
+        if admitted:
+            self._reach(device, request.attr.sgid_index, gid)
+        source = device.gids[request.attr.sgid_index]
+        reply.handle = self._engine.create_ah(session.number, request, source, None)
+        self._forget_ah(session.number, reply.handle)
+        if not admitted:
+            self._forbidden.add((session.number, reply.handle))
+            return
+        try:
+            self._engine.ah_by_nic(session.number, reply.handle, own_node)
+        except OSError:
+            self._engine.destroy_ah(session.number, reply.handle)
+            raise
+        flow = Flow(self._address, destination)
+        self.addresses.add(Connection(session.number, reply.handle, destination, flow))
+
+    def admit_neighbour(self, own: int, peer: int) -> None:
+        """Answers the engine's question whether this tenant may send datagrams to that one."""
+        address = self._directory.address_of_tenant(peer)
+        admitted = address is not None and self._gate.admits(self._address, address)
+        if address is not None:
+            self.neighbours[peer] = Flow(self._address, address)
+        self._engine.admit_neighbour(own, peer, admitted)
+
     def _destroy_ah(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.destroy_ah(session.number, request.handle)
         self._forget_ah(session.number, request.handle)
@@ -408,8 +473,8 @@ class Verbs:
     def _close_xrcd(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.close_xrcd(session.number, request.handle)
 
-    def end_forbidden(self, admits: Callable[[Flow], bool]) -> list[Connection]:
-        """Ends the connections that are admitted no longer, and returns them."""
+    def end_forbidden(self, own: int, admits: Callable[[Flow], bool]) -> list[Connection]:
+        """Ends the connections of this tenant (its number) that are admitted no longer, and returns them."""
         ended = [one for one in self.connections.all() if not admits(one.flow)]
         for one in ended:
             self.connections.remove(one.session, one.handle)
@@ -420,6 +485,11 @@ class Verbs:
         for one in severed:
             self.addresses.remove(one.session, one.handle)
             self._engine.sever_ah(one.session, one.handle)
+        for peer, flow in list(self.neighbours.items()):
+            if self._directory.address_of_tenant(peer) == flow.destination:
+                self._engine.admit_neighbour(own, peer, admits(flow))
+            else:
+                del self.neighbours[peer]
         return ended + severed
 
 

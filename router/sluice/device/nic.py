@@ -5,9 +5,12 @@ The engine opens it and posts to it (csrc/nic.h); this is what the control plane
 Devices are found in sysfs, where the kernel lists them whether or not libibverbs has a provider.
 """
 
+import asyncio
 import errno
 import os
+from asyncio import Future
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -15,14 +18,20 @@ from typing import Any
 from sluice.engine import Engine, ffi
 
 SYSFS = Path("/sys/class/infiniband")
+VERBS = Path("/sys/class/infiniband_verbs")
+
+REACH_SECONDS = 1.0
+"""How long a way that was found, or wasn't, is not looked for again."""
+REACH_THREADS = 64
 
 # Numbers of rdma-core's enums (infiniband/verbs.h).
 PORT_DOWN = 1
 PORT_ACTIVE = 4
 DEVICE_FATAL = 8
+PORT_IS_ACTIVE = 9
 PORT_EVENTS = {
     DEVICE_FATAL: "the device failed",
-    9: "its port is active",
+    PORT_IS_ACTIVE: "its port is active",
     10: "its port is down",
     11: "its LID changed",
     12: "its partition table changed",
@@ -63,6 +72,14 @@ def check_device(name: str) -> str:
     return name
 
 
+def _verbs_device(name: str) -> Path | None:
+    """Where the kernel shows the device's verbs; it is gone as soon as the device is to go."""
+    try:
+        return next(path for path in VERBS.iterdir() if (path / "ibdev").read_text().strip() == name)
+    except (OSError, StopIteration):
+        return None
+
+
 class Nic:
     """One device, port 1, opened by the engine."""
 
@@ -71,9 +88,11 @@ class Nic:
         self._engine = engine
         self.name = name
         self.present = True
+        self._ways: dict[tuple[int, bytes], Future[None]] = {}
+        self._closing = False
+        self._threads = ThreadPoolExecutor(REACH_THREADS, "sluice-reach")
         try:
-            engine.open_nic(name)
-            self._ask()
+            self._open()
         except OSError as error:
             reason = {
                 errno.ELIBACC: "libibverbs.so.1 can't be loaded: install libibverbs1 and ibverbs-providers",
@@ -90,6 +109,43 @@ class Nic:
         """Async events (enum ibv_event_type) since the last call; QPs' were passed on already."""
         return self._engine.nic_events()
 
+    def _open(self) -> None:
+        self._engine.open_nic(self.name)
+        self._verbs = _verbs_device(self.name)
+        self._ask()
+
+    def is_there(self) -> bool:
+        """False: it was removed, or the kernel waits for us to let it go, which is all it says of it where its driver
+        can't take a device from who has it open."""
+        return self._verbs is None or self._verbs.exists()
+
+    def came_back(self) -> bool:
+        """Opens a device that was lost, where it is there again."""
+        if self._closing or self.name not in devices() or _verbs_device(self.name) is None:
+            return False
+        try:
+            self._open()
+        except OSError:
+            self._engine.close_nic()
+            return False
+        self.present = True
+        return True
+
+    def reach(self, gid_index: int, gid: bytes) -> "Future[None] | None":
+        """None: the way to this GID is known. A future: until then it is looked for. OSError: there is none."""
+        if not self.present:
+            raise OSError(errno.ENETDOWN, "the device is gone")
+        way = self._ways.get((gid_index, gid))
+        if way is None:
+            loop = asyncio.get_running_loop()
+            way = loop.run_in_executor(self._threads, self._engine.reach_nic, gid_index, gid)
+            self._ways[gid_index, gid] = way
+            way.add_done_callback(lambda _: loop.call_later(REACH_SECONDS, self._ways.pop, (gid_index, gid), None))
+        if not way.done():
+            return way
+        way.result()
+        return None
+
     def renew(self) -> None:
         """Asks the device anew; one that doesn't answer is no longer present."""
         try:
@@ -98,9 +154,22 @@ class Nic:
             self.lost()
 
     def lost(self) -> None:
-        """It was removed: its port is down, for whoever asks."""
+        """It was removed: what tenants have of it fails, and its port is down, for whoever asks."""
+        if not self.present:
+            return
         self.present = False
         self._now.port_state = PORT_DOWN
+        searches = [way for way in self._ways.values() if not way.done()]
+        self._ways.clear()
+        if searches:
+            self._closing = True
+            asyncio.gather(*searches, return_exceptions=True).add_done_callback(lambda _: self._close())
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        self._engine.close_nic()
+        self._closing = False
 
     def _ask(self) -> None:
         self._now = self._engine.query_nic()
@@ -110,7 +179,7 @@ class Nic:
     def describe(self) -> str:
         addresses = ", ".join(str(IPv4Address(gid[12:])) for gid in self.gids)
         if not self.present:
-            return "it is gone; start the router anew when it is back"
+            return "it is gone, until it is back"
         return f"port 1 is {_STATES.get(self._now.port_state, 'unknown')}, addresses: {addresses or 'none'}"
 
     def limit(self, reply: Any) -> None:

@@ -4,6 +4,7 @@
 from sluice.engine.engine import (
     AhUnresolved,
     Engine,
+    Neighbour,
     Pair,
     QpDisconnected,
     SessionBroken,
@@ -18,6 +19,7 @@ from sluice.engine.engine import (
 __all__ = [
     "AhUnresolved",
     "Engine",
+    "Neighbour",
     "Pair",
     "QpDisconnected",
     "SessionBroken",

@@ -95,6 +95,14 @@ class AhUnresolved:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """May one tenant send datagrams to the other by the NIC's GID? Numbers; Engine.admit_neighbour answers."""
+
+    tenant: int
+    peer: int
+
+
+@dataclass(frozen=True)
 class SessionFiles:
     """Descriptors for a session's process. engine_page stays the engine's; the rest are the caller's."""
 
@@ -134,7 +142,7 @@ class Engine:
         """Readable while events() has something to say."""
         return int(lib.sluice_engine_event_fd(self._engine))
 
-    def events(self) -> Iterator[SessionBroken | QpDisconnected | TrunkDisconnected | AhUnresolved]:
+    def events(self) -> Iterator[SessionBroken | QpDisconnected | TrunkDisconnected | AhUnresolved | Neighbour]:
         """What has happened since the last call."""
         event = ffi.new("struct sluice_engine_event *")
         while lib.sluice_engine_next_event(self._engine, event):
@@ -146,10 +154,20 @@ class Engine:
                 yield TrunkDisconnected(int(event.trunk))
             elif event.kind == lib.SLUICE_EVENT_AH_UNRESOLVED:
                 yield AhUnresolved(int(event.session), int(event.ah), bytes(ffi.buffer(event.gid)))
+            elif event.kind == lib.SLUICE_EVENT_NEIGHBOUR:
+                yield Neighbour(int(event.tenant), int(event.peer))
 
     def open_nic(self, name: str, port: int = 1) -> None:
-        """The node's RDMA NIC, before there are sessions. OSError ELIBACC, ELIBBAD: no libibverbs, or an old one."""
+        """The node's RDMA NIC. OSError ELIBACC, ELIBBAD: no libibverbs, or an old one; EBUSY: there is one."""
         checked(lib.sluice_nic_open(self._engine, name.encode(), port))
+
+    def close_nic(self) -> None:
+        """It is gone: what tenants have there fails. Nothing may be in reach_nic."""
+        lib.sluice_nic_close(self._engine)
+
+    def reach_nic(self, gid_index: int, gid: bytes) -> None:
+        """Finds the way to a GID; in a thread, as it may take seconds. OSError: there is none."""
+        checked(lib.sluice_nic_reach(self._engine, gid_index, gid))
 
     def query_nic(self) -> Any:
         """A struct sluice_nic, as it is now."""
@@ -175,6 +193,13 @@ class Engine:
         """The number of the tenant, as a whole, that has the QP with this number."""
         tenant = int(lib.sluice_qp_tenant(self._engine, number))
         return None if tenant < 0 else tenant
+
+    def shares_receives(self, session: int, handle: int, number: int) -> bool:
+        """Whether the NIC joins a QP and this node's QP with that number (csrc/nic_srq.h)."""
+        return bool(checked(lib.sluice_qp_shares_receives(self._engine, session, handle, number)))
+
+    def admit_neighbour(self, tenant: int, peer: int, admitted: bool) -> None:
+        checked(lib.sluice_neighbour_admit(self._engine, tenant, peer, admitted))
 
     def add_tenant(self, shape: Shape, device: int = 0, of: int | None = None) -> int:
         """A tenant on a device. of: its number on its first device, which stands for the tenant as a whole."""
@@ -324,6 +349,10 @@ class Engine:
         peer, trunk = -1 if peer is None else peer, -1 if trunk is None else trunk
         checked(lib.sluice_ah_lead(self._engine, session, handle, peer, trunk))
 
+    def ah_by_nic(self, session: int, handle: int, own_node: bool) -> None:
+        """The NIC finds its destination; own_node: that is the NIC's own GID. OSError of the device's."""
+        checked(lib.sluice_ah_by_nic(self._engine, session, handle, own_node))
+
     def open_trunk(self) -> int:
         """OSError EAGAIN: there are as many as may be."""
         return checked(lib.sluice_trunk_open(self._engine))
@@ -398,6 +427,7 @@ def measure_copy() -> int:
 __all__ = [
     "AhUnresolved",
     "Engine",
+    "Neighbour",
     "Pair",
     "QpDisconnected",
     "SessionBroken",

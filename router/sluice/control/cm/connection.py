@@ -17,6 +17,7 @@ from sluice.control.cm.message import (
     Reason,
     Reject,
 )
+from sluice.control.cm.outside import Path
 from sluice.control.cm.parameters import REJECT_DATA, REPLY_DATA, Parameters
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Connection:
         self.asked = False
         self.port = 0
         self.retry_count = 0
+        self.path: Path | None = None
+        """Of one whose other end is behind the NIC, from the first message that came from there."""
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
@@ -112,8 +115,14 @@ class Connection:
         self.peer_gid = request.gid
         self.gid, self.asked, self.port = gid, True, request.service.destination.port
         self._cm.arranged(self)
+        self._learn_path()
         self.retry_count = request.parameters.retry_count
         self._enter(Phase.REQUEST_RECEIVED)
+
+    def _learn_path(self) -> None:
+        self.path = self._cm.path(self.node, self.remote)
+        if self.path is not None:
+            self.psn = self.path.sq_psn
 
     def reply(self, gid: bytes, parameters: Parameters) -> None:
         """OSError EINVAL: there is no request to accept."""
@@ -202,6 +211,7 @@ class Connection:
         self.peer_psn = reply.psn
         self.peer_gid = reply.gid
         self._cm.arranged(self)
+        self._learn_path()
         self._enter(Phase.REPLY_RECEIVED)
         self._on_event(Event(EventType.CONNECT_RESPONSE, parameters=seen_from_here(reply.parameters, REPLY_DATA)))
 

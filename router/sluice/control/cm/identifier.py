@@ -6,6 +6,7 @@ import secrets
 import socket
 import sys
 from enum import Enum, auto
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, NamedTuple
 
 from sluice.control.cm.address import IP, SocketAddress, any_address, gid_of, loopback
@@ -13,6 +14,7 @@ from sluice.control.cm.connection import Connection, seen_from_here
 from sluice.control.cm.event import Event, EventType
 from sluice.control.cm.lookup import UDP_QKEY, Lookup
 from sluice.control.cm.message import ConnectRequest, LookupRequest, Service
+from sluice.control.cm.outside import NODE
 from sluice.control.cm.parameters import LOOKUP_DATA, REQUEST_DATA, Parameters
 from sluice.control.cm.place import Place, Scope
 from sluice.control.cm.port_space import Binding
@@ -256,6 +258,7 @@ class Identifier:
         if self.state is not State.ADDR_BOUND or self._binding is None:
             raise _invalid("not bound, or in use")
         self._cm.ports.listen(self._binding)
+        self._cm.listens(self._binding, self.port_space)
         self._backlog = backlog if 0 < backlog < MAX_BACKLOG else MAX_BACKLOG
         self.state = State.LISTEN
 
@@ -314,6 +317,8 @@ class Identifier:
             raise _invalid("too much private data")
         # Who was there may have left, and others come.
         place = self._place and self._cm.locator.locate(self.destination.plain, self._owner.party)
+        if place is not None and self._is_of_a_host(place):
+            place = Place(NODE)
         port = None if self.is_datagram else self.destination.port
         if not self._cm.admits(self.gid, self.destination_gid, port):
             place = None
@@ -332,6 +337,15 @@ class Identifier:
                 connection.number, service, self.source, self.gid, self.qp_type, self._psn, parameters
             )
             connection.unreachable() if place is None else connection.request(asks)
+
+    def _is_of_a_host(self, place: Place) -> bool:
+        """Whether it is an address of the NIC's, at which none of ours listens but a program of the host may."""
+        assert self.destination is not None
+        ip, outside = self.destination.plain, self._cm.outside
+        if outside is None or not isinstance(ip, IPv4Address) or place.scope is None or place.scope.kind != "realm":
+            return False
+        listener = self._cm.ports.listener(place.scope, self.port_space, ip, self.destination.port)
+        return listener is None and outside.is_own(ip)
 
     def _on_found(self, event: Event) -> None:
         self.emit(Event(event.type, event.status, event.parameters, event.gid, self.traffic_class))
@@ -387,6 +401,8 @@ class Identifier:
         self._waiting.clear()
         self._undelivered.clear()
         if self._binding is not None:
+            if self.state is State.LISTEN:
+                self._cm.listens_no_longer(self._binding, self.port_space)
             self._cm.ports.release(self._binding)
             self._binding = None
         self.accepted = False

@@ -26,9 +26,10 @@ from sluice.control.cm.message import (
     Reject,
     Service,
 )
+from sluice.control.cm.outside import NODE, Outside, Path
 from sluice.control.cm.parameters import Parameters
-from sluice.control.cm.place import Locator
-from sluice.control.cm.port_space import Ports
+from sluice.control.cm.place import Locator, Scope
+from sluice.control.cm.port_space import Binding, Ports
 from sluice.control.cm.realm import Realm
 from sluice.control.connections import Flow, Gate
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from sluice.control.cm.identifier import Identifier
 
 log = logging.getLogger(__name__)
+
+PS_TCP = 0x0106
 
 End = Connection | Lookup
 
@@ -74,7 +77,8 @@ class Timeouts:
 class CommunicationManager:
     """host: the router's own network namespace. gate: who may connect.
 
-    link: carries a message to another node; None where there is only this one.
+    link: carries a message to another node; None where there is only this one. outside: hosts behind the NIC; None
+    where there is none.
     """
 
     def __init__(
@@ -85,7 +89,9 @@ class CommunicationManager:
         clock: Clock,
         timeouts: Timeouts = Timeouts(),
         link: Callable[[str, Message], None] | None = None,
+        outside: Outside | None = None,
     ) -> None:
+        self.outside = outside
         self.locator = locator
         self.host = host
         self._gate = gate
@@ -150,6 +156,9 @@ class CommunicationManager:
         """Never delivers at once: who sends is in the middle of something."""
         if node is None:
             self._clock.call_soon(self.receive, None, message)
+        elif node == NODE:
+            if self.outside is not None:
+                self._clock.call_soon(self.outside.send, message)
         elif self._link is not None:
             self._link(node, message)
 
@@ -207,6 +216,31 @@ class CommunicationManager:
         end = self._ends.get(message.sender)
         if end is not None:
             end.lost()
+
+    def lost(self, number: int) -> None:
+        """The host at the other end of this end doesn't answer any more."""
+        end = self._ends.get(number)
+        if end is not None:
+            end.lost()
+
+    def path(self, node: str | None, number: int) -> Path | None:
+        """How the NIC reaches the other end of a connection, which calls itself so; None: it isn't behind the NIC."""
+        return self.outside.path(number) if node == NODE and self.outside is not None else None
+
+    def _is_outside(self, binding: "Binding[Identifier]", port_space: int) -> bool:
+        """Whether hosts behind the NIC reach it: they see the ports of the host's own namespace."""
+        return self.outside is not None and (Scope("realm", self.host.key), port_space) in binding.spaces
+
+    def listens(self, binding: "Binding[Identifier]", port_space: int) -> None:
+        """OSError EADDRINUSE: another program of the host has the port on the NIC."""
+        if port_space == PS_TCP and self._is_outside(binding, port_space):
+            assert self.outside is not None
+            self.outside.listen(binding.address.port)
+
+    def listens_no_longer(self, binding: "Binding[Identifier]", port_space: int) -> None:
+        if port_space == PS_TCP and self._is_outside(binding, port_space):
+            assert self.outside is not None
+            self.outside.leave(binding.address.port)
 
     def node_lost(self, node: str) -> None:
         """Ends every connection with a node that is gone."""

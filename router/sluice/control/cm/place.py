@@ -34,6 +34,8 @@ class Party:
     tenant: int
     address: IPv4Address
     realm: Realm
+    nic_gids: tuple[bytes, ...] = ()
+    """Of its device's GIDs, those of a NIC."""
 
     @property
     def gid(self) -> bytes:
@@ -65,12 +67,18 @@ class Locator(Protocol):
 class ClusterLocator:
     """The directory's tenants, here and on other nodes; then this node's network namespaces, and other nodes' own.
 
-    node_at: the other node whose own address this is, or None.
+    node_at: the other node whose own address this is, or None. outside: the name of the node that all hosts are which
+    nobody knows; None where no NIC leads to them.
     """
 
     def __init__(
-        self, directory: Directory, host: Realm, node_at: Callable[[IPv4Address], str | None] | None = None
+        self,
+        directory: Directory,
+        host: Realm,
+        node_at: Callable[[IPv4Address], str | None] | None = None,
+        outside: str | None = None,
     ) -> None:
+        self._outside = outside
         self._directory = directory
         self._host = host
         self._node_at = node_at
@@ -89,4 +97,6 @@ class ClusterLocator:
         if elsewhere is not None:
             return Place(elsewhere.node)
         node = self._node_at(ip) if self._node_at is not None else None
+        if node is None and not ip.is_loopback and not ip.is_multicast:
+            node = self._outside
         return None if node is None else Place(node)

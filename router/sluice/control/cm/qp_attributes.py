@@ -2,6 +2,7 @@
 """What ibv_modify_qp needs for the QP of an id (rdma_init_qp_attr(3)), state by state."""
 
 import errno
+from collections.abc import Sequence
 from typing import Any
 
 from sluice.control.cm.connection import Connection, Phase
@@ -23,8 +24,10 @@ SERVES_READS = (QPT_RC, QPT_XRC_RECV)
 KNOWS_PEER = (Phase.REQUEST_RECEIVED, Phase.REPLY_RECEIVED, Phase.REPLY_SENT, Phase.ESTABLISHED)
 
 
-def fill_qp_attributes(identifier: Identifier, state: int, attr: Any) -> Attr:
+def fill_qp_attributes(identifier: Identifier, state: int, attr: Any, nic_gids: Sequence[bytes] = ()) -> Attr:
     """Fills a struct sluice_qp_attr for the step to `state` and returns its mask.
+
+    nic_gids: those of the device's table that are a NIC's, which come first.
 
     OSError EINVAL: the id has no device, or knows too little of its peer for this state.
     """
@@ -42,7 +45,7 @@ def fill_qp_attributes(identifier: Identifier, state: int, attr: Any) -> Attr:
     if connection.phase not in KNOWS_PEER:
         raise OSError(errno.EINVAL, "the peer is not known")
     if state == State.RTR:
-        return _to_rtr(identifier, connection, attr)
+        return _to_rtr(identifier, connection, attr, nic_gids)
     if state == State.RTS:
         return _to_rts(identifier, connection, attr)
     raise OSError(errno.EINVAL, "only INIT, RTR and RTS have attributes of a connection")
@@ -81,8 +84,11 @@ def asks(connection: Connection) -> int:
     return connection.own.initiator_depth
 
 
-def _to_rtr(identifier: Identifier, connection: Connection, attr: Any) -> Attr:
-    attr.path_mtu = MTU_4096
+def _to_rtr(identifier: Identifier, connection: Connection, attr: Any, nic_gids: Sequence[bytes]) -> Attr:
+    path = connection.path
+    attr.path_mtu = MTU_4096 if path is None else path.mtu
+    # Which of its GIDs a connection starts from says which network it takes.
+    attr.ah.sgid_index = nic_gids.index(path.source) if path and path.source in nic_gids else len(nic_gids)
     attr.dest_qp_num = connection.peer.qp_num
     attr.rq_psn = connection.peer_psn
     attr.ah.is_global = 1
@@ -101,7 +107,8 @@ def _to_rts(identifier: Identifier, connection: Connection, attr: Any) -> Attr:
     attr.sq_psn = connection.psn
     mask = Attr.STATE | Attr.SQ_PSN
     if identifier.qp_type in (*SENDS_READS, QPT_XRC_RECV):
-        attr.timeout = ACK_TIMEOUT if identifier.ack_timeout is None else identifier.ack_timeout
+        usual = ACK_TIMEOUT if connection.path is None else connection.path.timeout
+        attr.timeout = usual if identifier.ack_timeout is None else identifier.ack_timeout
         mask |= Attr.TIMEOUT
     if identifier.qp_type in SENDS_READS:
         attr.retry_cnt = connection.retry_count

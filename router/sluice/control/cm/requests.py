@@ -4,7 +4,7 @@
 import errno
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -175,7 +175,8 @@ def _set_option(owner: Owner, request: Any, _reply: Any, _send: SendDescriptor) 
 
 
 def _init_qp_attr(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) -> None:
-    reply.attr_mask = fill_qp_attributes(owner.identifier(request.handle), request.value, reply.attr)
+    identifier = owner.identifier(request.handle)
+    reply.attr_mask = fill_qp_attributes(identifier, request.value, reply.attr, owner.party.nic_gids)
 
 
 def _join(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) -> None:
@@ -230,9 +231,10 @@ class TenantCm:
         self._tenant = tenant
         self._owners: dict[int, Owner] = {}
 
-    def set_address(self, address: IPv4Address) -> None:
-        """Where the tenant is; before this no session is greeted."""
+    def set_address(self, address: IPv4Address, nic_gids: Sequence[bytes] = ()) -> None:
+        """Where the tenant is; before this no session is greeted. nic_gids: of its device's table, those of a NIC."""
         self._address = address
+        self._nic_gids = tuple(nic_gids)
 
     def operations(self) -> list[Operation]:
         return [(op, request, reply, self._carry_out(run)) for op, request, reply, run in OPERATIONS]
@@ -244,7 +246,7 @@ class TenantCm:
         owner = self._owners.get(session.number)
         if owner is None:
             realm = PeerRealm(session.connection, self._tenant, self._cm.host)
-            owner = Owner(self._cm, Party(self._tenant, self._address, realm))
+            owner = Owner(self._cm, Party(self._tenant, self._address, realm, self._nic_gids))
             self._owners[session.number] = owner
         return owner
 

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A NIC that was removed, or is about to be: all that tenants have there is given up, so that whatever they posted
+ * completes and the kernel can let the device go. What was made in its time stays without a twin: such
+ * PDs have no part in a NIC that comes later, their keys open nothing any more.
+ */
+#include "ah.h"
+#include "mr.h"
+#include "nic.h"
+#include "qp.h"
+#include "transport/nic.h"
+#include "worker.h"
+
+static void lose_qp(struct qp *qp)
+{
+    if (qp->twin->draining)
+        qp_drained(qp);
+    else if (qp->twin->connected)
+        qp_error(qp);
+    nic_qp_destroy(qp);
+}
+
+static void lose_keys(struct list *keys)
+{
+    for (struct list *link = keys->next; link != keys; link = link->next) {
+        struct mr *mr = list_entry(link, struct mr, link);
+
+        if (mr->kind == MR_REGION)
+            nic_dereg_mr(mr);
+        else
+            nic_dealloc_mw(mr);
+    }
+}
+
+static void lose_session(struct session *session)
+{
+    for (uint32_t handle = 0; handle < SLUICE_SESSION_QPS; handle++)
+        if (session->qps[handle] && session->qps[handle]->twin)
+            lose_qp(session->qps[handle]);
+    for (uint32_t handle = 1, left = session->ah_count; left; handle++)
+        if (session->ahs[handle]) {
+            left--;
+            ah_lose_nic(session->ahs[handle]);
+        }
+    lose_keys(&session->mws);
+    lose_keys(&session->mrs);
+    for (struct list *link = session->pds.next; link != &session->pds; link = link->next)
+        nic_dealloc_pd(list_entry(link, struct pd, link));
+}
+
+void sluice_nic_close(struct sluice_engine *engine)
+{
+    worker_enter(engine);
+    if (engine->nic) {
+        engine->nic->lost = true;
+        registrar_wait(engine);
+        for (uint32_t i = 0; i < engine->live_count; i++)
+            lose_session(engine->live[i]);
+        nic_close(engine);
+    }
+    worker_leave(engine);
+}

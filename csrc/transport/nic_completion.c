@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Completions of the NIC become those of tenants. */
+#include <errno.h>
+
+#include "../cq.h"
+#include "../mw.h"
+#include "../nic_pool.h"
+#include "../nic_srq.h"
+#include "../session.h"
+#include "nic.h"
+
+enum { POLL = 32, ROUNDS = 8 };
+
+void nic_wake_blocked(struct nic *nic)
+{
+    struct list woken;
+
+    if (list_empty(&nic->blocked) || nic->flying > NIC_FLIGHT / 2)
+        return;
+    list_init(&woken);
+    list_splice(&woken, &nic->blocked);
+    while (!list_empty(&woken)) {
+        struct qp *qp = list_entry(list_take(&woken), struct nic_qp, blocked)->owner;
+
+        if (qp->wait == QP_WAIT_TRANSPORT)
+            qp_activate(qp);
+    }
+}
+
+static void complete_send(struct qp *qp, const struct ibv_wc *wc)
+{
+    struct nic_qp *twin = qp->twin;
+    struct nic_request request;
+
+    if (twin->completed == twin->posted)
+        return;
+    request = twin->ring[twin->completed++ & twin->ring_mask];
+    nic_of(qp)->flying -= request.bytes;
+    /* A message ends with its last request, or with the first that failed. */
+    if (request.index == qp->completed && (request.last || wc->status != IBV_WC_SUCCESS))
+        qp_complete_oldest(qp, wc->status, request.brought);
+    if (wc->status == IBV_WC_SUCCESS && qp->wait == QP_WAIT_TRANSPORT && list_unlinked(&twin->blocked))
+        qp_activate(qp);
+}
+
+/* All but whose it is, and where it leads. */
+static struct sluice_cqe describe_receive(const struct qp *qp, const struct ibv_wc *wc)
+{
+    bool good = wc->status == IBV_WC_SUCCESS;
+
+    return (struct sluice_cqe){
+        .status = wc->status,
+        .opcode = good ? wc->opcode : IBV_WC_RECV,
+        .vendor_err = wc->vendor_err,
+        .byte_len = good ? wc->byte_len : 0,
+        .imm_data = good ? wc->imm_data : 0,
+        .wc_flags = good ? wc->wc_flags : 0,
+        .qp_num = qp->qp_num,
+        .src_qp = qp->attr.dest_qp_num,
+        .qp = qp->handle,
+    };
+}
+
+static void push_receive(struct qp *qp, const struct sluice_cqe *cqe)
+{
+    if (cqe->status == IBV_WC_SUCCESS) {
+        qp->counters->rx_messages++;
+        qp->counters->rx_bytes += cqe->byte_len;
+        qp->tenant->counters->rx_messages++;
+        qp->tenant->counters->rx_bytes += cqe->byte_len;
+        if (cqe->wc_flags & IBV_WC_WITH_INV)
+            mw_invalidate(qp, cqe->imm_data);
+        if (qp->state == IBV_QPS_RTR)
+            qp_establish(qp);
+    } else if (cqe->status != IBV_WC_WR_FLUSH_ERR) {
+        qp->counters->errors++;
+    }
+    /* The NIC doesn't say whether the message was solicited: who waits is woken by each. */
+    cq_push(qp->recv_cq, cqe, true);
+}
+
+static void complete_receive(struct qp *qp, const struct ibv_wc *wc)
+{
+    struct nic_qp *twin = qp->twin;
+    struct sluice_cqe cqe = describe_receive(qp, wc);
+
+    if (twin->received == qp->rq.head)
+        return;
+    /* The slot is the shim's again only when this completion was polled. */
+    cqe.wr_id = ((const struct sluice_recv_wqe *)queue_slot_at(&qp->rq, twin->received++))->wr_id;
+    cqe.tail = twin->received;
+    cqe.queue = SLUICE_CQE_RECEIVE;
+    push_receive(qp, &cqe);
+}
+
+/* A QP that failed goes to ERR, one that has all back leaves the NIC. */
+static void follow(struct qp *qp, const struct ibv_wc *wc)
+{
+    if (qp->session->broken || !qp->twin->connected)
+        return;
+    if (wc->status != IBV_WC_SUCCESS && qp->state != IBV_QPS_ERR)
+        qp_error(qp);
+    else if (qp->twin->draining && nic_drained(qp) && qp->twin->recv_cq)
+        qp_drained(qp);
+    else if (qp->twin->draining && nic_drained(qp) && list_unlinked(&qp->twin->ending))
+        list_append(&nic_of(qp)->ending, &qp->twin->ending);
+}
+
+static void handle(struct nic *nic, const struct ibv_wc *wc)
+{
+    struct qp *qp = nic->qps[wc->qp_num & (NIC_NUMBERS - 1)];
+    struct nic_qp *twin = qp ? qp->twin : NULL;
+
+    if (!twin || !twin->connected || wc->wr_id >> NIC_TAG_SHIFT != twin->tag || qp->session->broken)
+        return;
+    if (wc->wr_id & NIC_RECEIVE)
+        complete_receive(qp, wc);
+    else
+        complete_send(qp, wc);
+    follow(qp, wc);
+}
+
+/* A receive of an SRQ: the SRQ knows whose it was. */
+static void handle_shared(struct nic *nic, struct nic_srq *of, const struct ibv_wc *wc)
+{
+    struct qp *qp = nic->qps[wc->qp_num & (NIC_NUMBERS - 1)];
+    struct srq *srq = of->owner;
+    uint64_t wr_id;
+
+    if (!nic_srq_completed(of, wc, &wr_id))
+        return;
+    if (qp && qp->twin && qp->twin->connected && qp->srq == srq && !qp->session->broken) {
+        struct sluice_cqe cqe = describe_receive(qp, wc);
+
+        cqe.wr_id = wr_id;
+        cqe.tail = srq->handle;
+        cqe.queue = SLUICE_CQE_SRQ;
+        push_receive(qp, &cqe);
+        follow(qp, wc);
+    }
+    if (srq->session->broken)
+        return;
+    srq_check_limit(srq);
+    nic_srq_fill(srq);
+}
+
+static void handle_datagram(struct nic *nic, struct nic_pool *pool, const struct ibv_wc *wc)
+{
+    struct qp *qp = nic->qps[wc->qp_num & (NIC_NUMBERS - 1)];
+
+    if (wc->wr_id >= POOL_DATAGRAMS)
+        return;
+    if (wc->status == IBV_WC_SUCCESS && qp && qp->twin && qp->twin->connected && qp->twin->pool == pool)
+        nic_datagram_arrived(qp, wc, nic_pool_at(pool, wc->wr_id));
+    nic_pool_post(pool, wc->wr_id);
+}
+
+uint32_t nic_poll_cq(struct nic *nic, struct nic_cq *cq)
+{
+    struct ibv_wc wcs[POLL];
+    uint32_t rounds = 0, found = 0;
+    int count;
+
+    nic->polling++;
+    do {
+        count = ibv_poll_cq(cq->cq, POLL, wcs);
+        for (int i = 0; i < count; i++)
+            if (cq->pool)
+                handle_datagram(nic, cq->pool, &wcs[i]);
+            else if (cq->srq)
+                handle_shared(nic, cq->srq, &wcs[i]);
+            else
+                handle(nic, &wcs[i]);
+        found += count > 0 ? (uint32_t)count : 0;
+    } while (count == POLL && ++rounds < ROUNDS);
+    if (--nic->polling == 0)
+        while (!list_empty(&nic->ending))
+            qp_drained(list_entry(list_take(&nic->ending), struct nic_qp, ending)->owner);
+    return found;
+}
+
+/* Takes the events that were asked for, which the channel would tell of again and again. */
+static void take_events(struct nic *nic)
+{
+    struct ibv_cq *cq;
+    void *context;
+
+    while (nic->call.ibv_get_cq_event(nic->channel, &cq, &context) == 0) {
+        nic->call.ibv_ack_cq_events(cq, 1);
+        nic->armed = false;
+    }
+}
+
+uint32_t nic_serve(struct sluice_engine *engine)
+{
+    struct nic *nic = engine->nic;
+    uint32_t found = 0;
+
+    if (registrar_rung(engine))
+        registrar_collect(engine);
+    for (struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next)
+        found += nic_poll_cq(nic, list_entry(link, struct nic_cq, link));
+    if (nic->armed && (found || nic->woken))
+        take_events(nic);
+    nic->woken = false;
+    if (found) {
+        nic->heard = engine->now;
+        nic_wake_blocked(nic);
+    }
+    return found;
+}
+
+bool nic_lingers(const struct sluice_engine *engine)
+{
+    const struct nic *nic = engine->nic;
+
+    return engine->linger && nic->connected && engine->now - nic->heard < engine->linger;
+}

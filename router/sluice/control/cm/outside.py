@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts behind the node's NIC, which run no Sluice: their connection managers, by the host's own librdmacm.
+
+To the communication manager they are a node like any other, called NODE, which sends and takes the messages of
+message.py. Each of its connections is an id of librdmacm's, without a queue pair: the tenant's has the NIC's number,
+and goes to RTR and RTS itself, with what the id says.
+"""
+
+import asyncio
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Any
+
+from sluice.control.cm.address import SocketAddress
+from sluice.control.cm.message import (
+    ConnectReply,
+    ConnectRequest,
+    DisconnectReply,
+    DisconnectRequest,
+    LookupRequest,
+    Message,
+    ReadyToUse,
+    Reject,
+    Service,
+)
+from sluice.control.cm.parameters import Parameters
+from sluice.device import rdmacm
+from sluice.device.rdmacm import CmEvent, ConnParam, RdmaCm
+
+if TYPE_CHECKING:
+    from sluice.control.cm.manager import CommunicationManager
+
+log = logging.getLogger(__name__)
+
+NODE = "\0outside"
+"""No node of a cluster has this name."""
+QPT_RC = 2
+RESOLVE_MS = 2000
+BACKLOG = 128
+
+
+@dataclass(frozen=True)
+class Path:
+    """What the NIC's way to a peer demands of a queue pair beside what the messages say."""
+
+    sq_psn: int
+    mtu: int
+    timeout: int
+    source: bytes
+    """The NIC's GID that it starts from."""
+
+
+class Call:
+    """One connection, or one that is to be. number: by which its messages go; end: of the tenant's end, 0: unknown."""
+
+    def __init__(self, identifier: int, number: int, request: ConnectRequest | None) -> None:
+        self.id = identifier
+        self.number = number
+        self.request = request
+        self.end = 0 if request is None else request.sender
+        self.leaving = False
+        self.path: Path | None = None
+
+
+class Outside:
+    """addresses: the NIC's own. Make it inside a running event loop; close it there too. OSError: no librdmacm."""
+
+    def __init__(self, addresses: Callable[[], list[IPv4Address]]) -> None:
+        self._addresses = addresses
+        self._by_id: dict[int, Call] = {}
+        self._by_number: dict[int, Call] = {}
+        self._by_end: dict[int, Call] = {}
+        self._ports: Counter[int] = Counter()
+        self._listeners: dict[int, list[int]] = {}
+        self._numbers = 0
+        self._cm: CommunicationManager | None = None
+        self._host: RdmaCm | None = None
+        self.resume()
+
+    def attach(self, cm: "CommunicationManager") -> None:
+        self._cm = cm
+
+    def is_own(self, address: IPv4Address) -> bool:
+        """Whether it is the NIC's."""
+        return address in self._addresses()
+
+    def path(self, number: int) -> Path | None:
+        """Of a connection that the other end calls so."""
+        call = self._by_number.get(number)
+        return None if call is None else call.path
+
+    # ---- the device ------------------------------------------------------------
+
+    def suspend(self) -> None:
+        """The device goes: nothing of ours may keep it."""
+        if self._host is None:
+            return
+        for call in list(self._by_id.values()):
+            self._lost(call)
+        for port in list(self._listeners):
+            self._stop(port)
+        asyncio.get_running_loop().remove_reader(self._host.fd)
+        self._host.close()
+        self._host = None
+
+    def resume(self) -> None:
+        """It is there: who listened listens again."""
+        self._host = RdmaCm()
+        asyncio.get_running_loop().add_reader(self._host.fd, self._on_events)
+        for port in self._ports:
+            try:
+                self._start(port)
+            except OSError as error:
+                log.warning("port %d of the NIC's addresses: %s", port, error.strerror)
+
+    def close(self) -> None:
+        self.suspend()
+
+    # ---- listening ---------------------------------------------------------------
+
+    def listen(self, port: int) -> None:
+        """Another listener on this port. OSError EADDRINUSE: some other program of the host has it."""
+        if self._ports[port] == 0 and self._host is not None:
+            self._start(port)
+        self._ports[port] += 1
+
+    def leave(self, port: int) -> None:
+        self._ports[port] -= 1
+        if self._ports[port] <= 0:
+            del self._ports[port]
+            self._stop(port)
+
+    def _start(self, port: int) -> None:
+        assert self._host is not None
+        self._listeners[port] = []
+        try:
+            for address in self._addresses():
+                identifier = self._host.create()
+                self._listeners[port].append(identifier)
+                self._host.listen(identifier, address, port, BACKLOG)
+        except OSError:
+            self._stop(port)
+            raise
+
+    def _stop(self, port: int) -> None:
+        for identifier in self._listeners.pop(port, ()):
+            assert self._host is not None
+            self._host.destroy(identifier)
+
+    # ---- what tenants' ends send ---------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """A message for a host out there. What can't be said to it is as if it didn't answer."""
+        try:
+            self._say(message)
+        except OSError as error:
+            log.info("rdma_cm: %s: %s", type(message).__name__, error.strerror)
+            assert self._cm is not None
+            self._cm.undelivered(message)
+
+    def _say(self, message: Message) -> None:
+        assert self._cm is not None
+        if isinstance(message, ConnectRequest):
+            self._request(message)
+            return
+        if isinstance(message, LookupRequest):
+            self._cm.undelivered(message)
+            return
+        call = self._by_number.get(message.to) or self._by_end.get(message.sender)
+        if call is None or self._host is None:
+            return
+        match message:
+            case ConnectReply():
+                call.end = message.sender
+                self._by_end[call.end] = call
+                self._host.accept(call.id, _to_host(message.parameters))
+            case ReadyToUse():
+                self._host.establish(call.id)
+            case Reject():
+                if call.request is None:
+                    self._host.reject(call.id, message.private_data)
+                self._forget(call)
+            case DisconnectRequest():
+                call.leaving = True
+                self._host.disconnect(call.id)
+            case DisconnectReply():
+                self._host.disconnect(call.id)
+                self._forget(call)
+
+    def _request(self, request: ConnectRequest) -> None:
+        address = request.service.destination.plain
+        if self._host is None or not isinstance(address, IPv4Address) or request.qp_type != QPT_RC:
+            raise OSError(0, "only RC, over IPv4")
+        call = self._add(self._host.create(), request)
+        try:
+            self._host.resolve_address(call.id, address, request.service.destination.port, RESOLVE_MS)
+        except OSError:
+            self._forget(call)
+            raise
+
+    # ---- calls -------------------------------------------------------------------
+
+    def _add(self, identifier: int, request: ConnectRequest | None) -> Call:
+        self._numbers += 1
+        call = Call(identifier, self._numbers, request)
+        self._by_id[identifier] = call
+        self._by_number[call.number] = call
+        if call.end:
+            self._by_end[call.end] = call
+        return call
+
+    def _forget(self, call: Call) -> None:
+        """Its id goes later: an event of it may be at hand."""
+        self._by_id.pop(call.id, None)
+        self._by_number.pop(call.number, None)
+        self._by_end.pop(call.end, None)
+        if self._host is not None:
+            self._host.destroy(call.id)
+
+    def _lost(self, call: Call) -> None:
+        assert self._cm is not None
+        self._forget(call)
+        self._cm.lost(call.end)
+
+    # ---- what hosts send -----------------------------------------------------------
+
+    def _on_events(self) -> None:
+        while self._host is not None and (event := self._host.next_event()) is not None:
+            try:
+                self._on_event(event)
+            except OSError as error:
+                log.info("rdma_cm: event %d of a host behind the NIC: %s", event.event, error.strerror)
+                call = self._by_id.get(event.id)
+                if call is not None:
+                    self._lost(call)
+
+    def _on_event(self, event: CmEvent) -> None:
+        assert self._cm is not None and self._host is not None
+        if event.event == rdmacm.CONNECT_REQUEST:
+            self._on_request(event)
+            return
+        call = self._by_id.get(event.id)
+        if call is None:
+            return
+        match event.event:
+            case rdmacm.ADDR_RESOLVED:
+                self._host.resolve_route(call.id, RESOLVE_MS)
+            case rdmacm.ROUTE_RESOLVED:
+                assert call.request is not None
+                self._host.connect(call.id, _to_host(call.request.parameters))
+            case rdmacm.CONNECT_RESPONSE:
+                attr = self._learn(call)
+                _, gid = self._host.gids(call.id)
+                parameters = _from_host(event.param)
+                self._cm.receive(NODE, ConnectReply(call.number, call.end, gid, attr.rq_psn, parameters))
+            case rdmacm.ESTABLISHED:
+                self._cm.receive(NODE, ReadyToUse(call.number, call.end))
+            case rdmacm.REJECTED:
+                end = call.end
+                self._forget(call)
+                self._cm.receive(NODE, Reject(call.number, end, event.status, event.param.private_data))
+            case rdmacm.DISCONNECTED:
+                if call.leaving:
+                    end = call.end
+                    self._forget(call)
+                    self._cm.receive(NODE, DisconnectReply(call.number, end))
+                else:
+                    self._cm.receive(NODE, DisconnectRequest(call.number, call.end))
+            case (
+                rdmacm.ADDR_ERROR
+                | rdmacm.ROUTE_ERROR
+                | rdmacm.CONNECT_ERROR
+                | rdmacm.UNREACHABLE
+                | rdmacm.DEVICE_REMOVAL
+            ):
+                self._lost(call)
+
+    def _learn(self, call: Call) -> Any:
+        """What the queue pair needs; a struct ibv_qp_attr for RTR."""
+        assert self._host is not None
+        to_send = self._host.qp_attributes(call.id, rdmacm.RTS)
+        to_receive = self._host.qp_attributes(call.id, rdmacm.RTR)
+        source, _ = self._host.gids(call.id)
+        call.path = Path(to_send.sq_psn, to_receive.path_mtu, to_send.timeout, source)
+        return to_receive
+
+    def _on_request(self, event: CmEvent) -> None:
+        assert self._cm is not None and self._host is not None
+        call = self._add(event.id, None)
+        attr = self._learn(call)
+        (own, own_port), (peer, peer_port) = self._host.addresses(call.id)
+        _, gid = self._host.gids(call.id)
+        service = Service(rdmacm.PS_TCP, SocketAddress(socket.AF_INET, own, own_port), None)
+        source = SocketAddress(socket.AF_INET, peer, peer_port)
+        parameters = _from_host(event.param)
+        self._cm.receive(NODE, ConnectRequest(call.number, service, source, gid, QPT_RC, attr.rq_psn, parameters))
+
+
+def _to_host(parameters: Parameters) -> ConnParam:
+    return ConnParam(
+        parameters.private_data,
+        parameters.responder_resources,
+        parameters.initiator_depth,
+        parameters.flow_control,
+        parameters.retry_count,
+        parameters.rnr_retry_count,
+        parameters.srq,
+        parameters.qp_num,
+    )
+
+
+def _from_host(param: ConnParam) -> Parameters:
+    """Events are in the receiver's terms, messages in the sender's."""
+    return Parameters(
+        qp_num=param.qp_num,
+        srq=param.srq,
+        responder_resources=param.initiator_depth,
+        initiator_depth=param.responder_resources,
+        flow_control=param.flow_control,
+        retry_count=param.retry_count,
+        rnr_retry_count=param.rnr_retry_count,
+        private_data=param.private_data,
+    )

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's own librdmacm (rdma_cm(7)), opened when it is asked for: a router without a NIC needs none."""
+
+import os
+import socket
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+import cffi
+
+ADDR_RESOLVED, ADDR_ERROR, ROUTE_RESOLVED, ROUTE_ERROR, CONNECT_REQUEST, CONNECT_RESPONSE = range(6)
+CONNECT_ERROR, UNREACHABLE, REJECTED, ESTABLISHED, DISCONNECTED, DEVICE_REMOVAL = range(6, 12)
+"""enum rdma_cm_event_type."""
+
+PS_TCP = 0x0106
+RTR, RTS = 2, 3
+
+_ffi = cffi.FFI()
+# What is read of rdma_cma.h and verbs.h. Structs that the library makes may end early, those that it fills may not.
+_ffi.cdef(
+    """
+    struct rdma_event_channel { int fd; };
+    struct sockaddr_in { uint16_t family; uint16_t port; uint8_t address[4]; uint8_t zero[8]; };
+    struct rdma_cm_id {
+        void *verbs; struct rdma_event_channel *channel; void *context; void *qp;
+        struct sockaddr_in src; uint8_t rest_of_src[112]; struct sockaddr_in dst; uint8_t rest_of_dst[112];
+        uint8_t sgid[16]; uint8_t dgid[16];
+    };
+    struct rdma_conn_param {
+        const void *private_data; uint8_t private_data_len, responder_resources, initiator_depth, flow_control;
+        uint8_t retry_count, rnr_retry_count, srq; uint32_t qp_num;
+    };
+    struct rdma_cm_event {
+        struct rdma_cm_id *id; struct rdma_cm_id *listen_id; int event; int status; struct rdma_conn_param conn;
+    };
+    struct ibv_ah_attr {
+        uint8_t dgid[16]; uint32_t flow_label; uint8_t sgid_index, hop_limit, traffic_class;
+        uint16_t dlid; uint8_t sl, src_path_bits, static_rate, is_global, port_num;
+    };
+    struct ibv_qp_attr {
+        int qp_state, cur_qp_state, path_mtu, path_mig_state; uint32_t qkey, rq_psn, sq_psn, dest_qp_num;
+        unsigned qp_access_flags; uint32_t cap[5]; struct ibv_ah_attr ah_attr, alt_ah_attr;
+        uint16_t pkey_index, alt_pkey_index; uint8_t en_sqd_async_notify, sq_draining;
+        uint8_t max_rd_atomic, max_dest_rd_atomic, min_rnr_timer, port_num;
+        uint8_t timeout, retry_cnt, rnr_retry, alt_port_num, alt_timeout;
+        uint32_t rate_limit, padding;
+    };
+    struct rdma_event_channel *rdma_create_event_channel(void);
+    void rdma_destroy_event_channel(struct rdma_event_channel *channel);
+    int rdma_create_id(struct rdma_event_channel *channel, struct rdma_cm_id **id, void *context, int ps);
+    int rdma_destroy_id(struct rdma_cm_id *id);
+    int rdma_bind_addr(struct rdma_cm_id *id, struct sockaddr_in *addr);
+    int rdma_listen(struct rdma_cm_id *id, int backlog);
+    int rdma_resolve_addr(struct rdma_cm_id *id, struct sockaddr_in *src, struct sockaddr_in *dst, int timeout_ms);
+    int rdma_resolve_route(struct rdma_cm_id *id, int timeout_ms);
+    int rdma_connect(struct rdma_cm_id *id, struct rdma_conn_param *param);
+    int rdma_establish(struct rdma_cm_id *id);
+    int rdma_accept(struct rdma_cm_id *id, struct rdma_conn_param *param);
+    int rdma_reject(struct rdma_cm_id *id, const void *private_data, uint8_t private_data_len);
+    int rdma_disconnect(struct rdma_cm_id *id);
+    int rdma_get_cm_event(struct rdma_event_channel *channel, struct rdma_cm_event **event);
+    int rdma_ack_cm_event(struct rdma_cm_event *event);
+    int rdma_init_qp_attr(struct rdma_cm_id *id, struct ibv_qp_attr *attr, int *mask);
+    """
+)
+
+
+@dataclass(frozen=True)
+class ConnParam:
+    """struct rdma_conn_param."""
+
+    private_data: bytes
+    responder_resources: int
+    initiator_depth: int
+    flow_control: int
+    retry_count: int
+    rnr_retry_count: int
+    srq: bool
+    qp_num: int
+
+
+@dataclass(frozen=True)
+class CmEvent:
+    """struct rdma_cm_event. id: whose it is; of a request, the new one."""
+
+    id: int
+    event: int
+    status: int
+    param: ConnParam
+
+
+def _checked(result: int) -> None:
+    if result < 0:
+        raise OSError(_ffi.errno, os.strerror(_ffi.errno))
+
+
+def _socket_address(address: IPv4Address, port: int) -> Any:
+    place = _ffi.new("struct sockaddr_in *")
+    place.family, place.port, place.address = socket.AF_INET, socket.htons(port), address.packed
+    return place
+
+
+def _read_address(place: Any) -> tuple[IPv4Address, int]:
+    return IPv4Address(bytes(place.address)), socket.ntohs(place.port)
+
+
+class RdmaCm:
+    """One event channel, and ids on it, which are numbers here. OSError with the library's errno."""
+
+    def __init__(self) -> None:
+        """OSError: the library can't be loaded, or the kernel has no rdma_cm."""
+        self._lib: Any = _ffi.dlopen("librdmacm.so.1")
+        self._channel = self._lib.rdma_create_event_channel()
+        if not self._channel:
+            raise OSError(_ffi.errno, os.strerror(_ffi.errno))
+        os.set_blocking(self._channel.fd, False)
+
+    @property
+    def fd(self) -> int:
+        """Readable while events wait."""
+        return int(self._channel.fd)
+
+    @staticmethod
+    def _id(number: int) -> Any:
+        return _ffi.cast("struct rdma_cm_id *", number)
+
+    def create(self) -> int:
+        place = _ffi.new("struct rdma_cm_id **")
+        _checked(self._lib.rdma_create_id(self._channel, place, _ffi.NULL, PS_TCP))
+        return int(_ffi.cast("uintptr_t", place[0]))
+
+    def destroy(self, number: int) -> None:
+        """All events of it must have been taken."""
+        self._lib.rdma_destroy_id(self._id(number))
+
+    def listen(self, number: int, address: IPv4Address, port: int, backlog: int) -> None:
+        _checked(self._lib.rdma_bind_addr(self._id(number), _socket_address(address, port)))
+        _checked(self._lib.rdma_listen(self._id(number), backlog))
+
+    def resolve_address(self, number: int, address: IPv4Address, port: int, milliseconds: int) -> None:
+        destination = _socket_address(address, port)
+        _checked(self._lib.rdma_resolve_addr(self._id(number), _ffi.NULL, destination, milliseconds))
+
+    def resolve_route(self, number: int, milliseconds: int) -> None:
+        _checked(self._lib.rdma_resolve_route(self._id(number), milliseconds))
+
+    def _param(self, param: ConnParam) -> tuple[Any, Any]:
+        """With what it refers to."""
+        data = _ffi.new("uint8_t[]", param.private_data)
+        raw = _ffi.new("struct rdma_conn_param *")
+        raw.private_data, raw.private_data_len = data, len(param.private_data)
+        raw.responder_resources, raw.initiator_depth = param.responder_resources, param.initiator_depth
+        raw.flow_control, raw.retry_count = param.flow_control, param.retry_count
+        raw.rnr_retry_count, raw.srq, raw.qp_num = param.rnr_retry_count, param.srq, param.qp_num
+        return raw, data
+
+    def connect(self, number: int, param: ConnParam) -> None:
+        raw, _data = self._param(param)
+        _checked(self._lib.rdma_connect(self._id(number), raw))
+
+    def establish(self, number: int) -> None:
+        _checked(self._lib.rdma_establish(self._id(number)))
+
+    def accept(self, number: int, param: ConnParam) -> None:
+        raw, _data = self._param(param)
+        _checked(self._lib.rdma_accept(self._id(number), raw))
+
+    def reject(self, number: int, private_data: bytes) -> None:
+        _checked(self._lib.rdma_reject(self._id(number), private_data, len(private_data)))
+
+    def disconnect(self, number: int) -> None:
+        _checked(self._lib.rdma_disconnect(self._id(number)))
+
+    def qp_attributes(self, number: int, state: int) -> Any:
+        """A struct ibv_qp_attr with what the connection says of it in this state."""
+        attr, mask = _ffi.new("struct ibv_qp_attr *"), _ffi.new("int *")
+        attr.qp_state = state
+        _checked(self._lib.rdma_init_qp_attr(self._id(number), attr, mask))
+        return attr
+
+    def addresses(self, number: int) -> tuple[tuple[IPv4Address, int], tuple[IPv4Address, int]]:
+        """Its own and its peer's address and port."""
+        place = self._id(number)
+        return _read_address(place.src), _read_address(place.dst)
+
+    def gids(self, number: int) -> tuple[bytes, bytes]:
+        """Its own and its peer's."""
+        place = self._id(number)
+        return bytes(place.sgid), bytes(place.dgid)
+
+    def next_event(self) -> CmEvent | None:
+        """None: none waits."""
+        place = _ffi.new("struct rdma_cm_event **")
+        if self._lib.rdma_get_cm_event(self._channel, place):
+            return None
+        raw = place[0]
+        conn = raw.conn
+        data = bytes(_ffi.buffer(conn.private_data, conn.private_data_len)) if conn.private_data else b""
+        param = ConnParam(
+            data,
+            conn.responder_resources,
+            conn.initiator_depth,
+            conn.flow_control,
+            conn.retry_count,
+            conn.rnr_retry_count,
+            bool(conn.srq),
+            conn.qp_num,
+        )
+        event = CmEvent(int(_ffi.cast("uintptr_t", raw.id)), raw.event, raw.status, param)
+        self._lib.rdma_ack_cm_event(raw)
+        return event
+
+    def close(self) -> None:
+        """All ids must be destroyed."""
+        self._lib.rdma_destroy_event_channel(self._channel)

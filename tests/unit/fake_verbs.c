@@ -1,0 +1,523 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "fake_verbs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <infiniband/verbs.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#undef ibv_reg_mr
+#undef ibv_query_port
+
+enum { QPS = 64, RECEIVES = 1024, KINDS = 7, FIRST_QP = 17, MAX_CQE = 1 << 15 };
+
+struct cq {
+    struct ibv_cq cq;
+    struct ibv_wc *ring;
+    uint32_t size, head, tail;
+    bool armed;
+};
+
+struct receives {
+    uint64_t wr_ids[RECEIVES];
+    uint32_t head, tail;
+};
+
+struct srq {
+    struct ibv_srq srq;
+    struct receives receives;
+};
+
+struct qp {
+    struct ibv_qp qp;
+    struct receives receives;
+    struct ibv_wc *held;
+    uint32_t held_count, held_size;
+};
+
+static const char *const kinds[KINDS] = {"qp", "mr", "srq", "ah", "mw", "cq", "pd"};
+static int refused[KINDS];
+static uint32_t objects, keys;
+static uint64_t posted;
+static bool hold;
+static struct qp *qps[QPS];
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int async_pipe[2];
+static struct ibv_device device = {.name = "fake0"};
+static struct ibv_device *list[] = {&device, NULL};
+
+static int refusal(const char *what)
+{
+    for (int i = 0; i < KINDS; i++)
+        if (strcmp(kinds[i], what) == 0)
+            return errno = refused[i];
+    return 0;
+}
+
+static void *made(const char *what, size_t size)
+{
+    if (refusal(what))
+        return NULL;
+    __atomic_fetch_add(&objects, 1, __ATOMIC_SEQ_CST);
+    return calloc(1, size);
+}
+
+static int gone(void *object)
+{
+    __atomic_fetch_sub(&objects, 1, __ATOMIC_SEQ_CST);
+    free(object);
+    return 0;
+}
+
+uint32_t fake_objects(void)
+{
+    return __atomic_load_n(&objects, __ATOMIC_SEQ_CST);
+}
+
+void fake_refuse(const char *what, int error)
+{
+    for (int i = 0; i < KINDS; i++)
+        if (strcmp(kinds[i], what) == 0)
+            refused[i] = error;
+}
+
+uint64_t fake_posted(void)
+{
+    return __atomic_load_n(&posted, __ATOMIC_SEQ_CST);
+}
+
+/* ---- completions -------------------------------------------------------- */
+
+static void push(struct ibv_cq *public, const struct ibv_wc *wc)
+{
+    struct cq *cq = (struct cq *)public;
+
+    if (cq->tail - cq->head == cq->size)
+        abort();
+    cq->ring[cq->tail++ % cq->size] = *wc;
+    if (cq->armed && cq->cq.channel) {
+        cq->armed = false;
+        if (write(*(int *)(cq->cq.channel + 1), &public, sizeof(public)) < 0)
+            abort();
+    }
+}
+
+static int poll_cq(struct ibv_cq *public, int count, struct ibv_wc *wc)
+{
+    struct cq *cq = (struct cq *)public;
+    int found = 0;
+
+    pthread_mutex_lock(&lock);
+    while (found < count && cq->head != cq->tail)
+        wc[found++] = cq->ring[cq->head++ % cq->size];
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
+static int req_notify_cq(struct ibv_cq *public, int solicited)
+{
+    (void)solicited;
+    ((struct cq *)public)->armed = true;
+    return 0;
+}
+
+/* ---- work --------------------------------------------------------------- */
+
+static enum ibv_wc_opcode opcode_of(enum ibv_wr_opcode opcode)
+{
+    switch (opcode) {
+    case IBV_WR_RDMA_READ:
+        return IBV_WC_RDMA_READ;
+    case IBV_WR_RDMA_WRITE:
+    case IBV_WR_RDMA_WRITE_WITH_IMM:
+        return IBV_WC_RDMA_WRITE;
+    case IBV_WR_BIND_MW:
+        return IBV_WC_BIND_MW;
+    default:
+        return IBV_WC_SEND;
+    }
+}
+
+static int post_send(struct ibv_qp *public, struct ibv_send_wr *wr, struct ibv_send_wr **bad)
+{
+    struct qp *qp = (struct qp *)public;
+
+    (void)bad;
+    pthread_mutex_lock(&lock);
+    for (; wr; wr = wr->next) {
+        struct ibv_wc wc = {.wr_id = wr->wr_id, .opcode = opcode_of(wr->opcode), .qp_num = public->qp_num,
+                            .status = public->state == IBV_QPS_ERR ? IBV_WC_WR_FLUSH_ERR : IBV_WC_SUCCESS};
+
+        posted++;
+        if (!hold) {
+            push(public->send_cq, &wc);
+            continue;
+        }
+        if (qp->held_count == qp->held_size)
+            qp->held = realloc(qp->held, (qp->held_size += 1024) * sizeof(*qp->held));
+        qp->held[qp->held_count++] = wc;
+    }
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+
+static void let_go(struct qp *qp, enum ibv_wc_status status)
+{
+    for (uint32_t i = 0; i < qp->held_count; i++) {
+        qp->held[i].status = status;
+        push(qp->qp.send_cq, &qp->held[i]);
+    }
+    qp->held_count = 0;
+}
+
+void fake_hold(int on)
+{
+    pthread_mutex_lock(&lock);
+    hold = on;
+    for (int i = 0; i < QPS && !on; i++)
+        if (qps[i])
+            let_go(qps[i], IBV_WC_SUCCESS);
+    pthread_mutex_unlock(&lock);
+}
+
+static int put(struct receives *receives, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
+{
+    for (; wr; wr = wr->next) {
+        if (receives->tail - receives->head == RECEIVES) {
+            *bad = wr;
+            return ENOMEM;
+        }
+        receives->wr_ids[receives->tail++ % RECEIVES] = wr->wr_id;
+    }
+    return 0;
+}
+
+static int post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
+{
+    return put(&((struct qp *)qp)->receives, wr, bad);
+}
+
+static int post_srq_recv(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
+{
+    return put(&((struct srq *)srq)->receives, wr, bad);
+}
+
+static struct qp *find(uint32_t qp_num)
+{
+    return qps[(qp_num - FIRST_QP) % QPS];
+}
+
+static struct receives *receives_of(struct qp *qp)
+{
+    return qp->qp.srq ? &((struct srq *)qp->qp.srq)->receives : &qp->receives;
+}
+
+int fake_receive(uint32_t qp_num, uint32_t bytes)
+{
+    struct qp *qp = find(qp_num);
+    struct receives *receives = receives_of(qp);
+    struct ibv_wc wc = {.opcode = IBV_WC_RECV, .byte_len = bytes, .qp_num = qp_num};
+
+    pthread_mutex_lock(&lock);
+    bool some = receives->head != receives->tail;
+
+    if (some) {
+        wc.wr_id = receives->wr_ids[receives->head++ % RECEIVES];
+        push(qp->qp.recv_cq, &wc);
+    }
+    pthread_mutex_unlock(&lock);
+    return some;
+}
+
+uint32_t fake_receives(uint32_t qp_num)
+{
+    struct receives *receives = receives_of(find(qp_num));
+
+    return receives->tail - receives->head;
+}
+
+/* ---- the device --------------------------------------------------------- */
+
+struct ibv_device **ibv_get_device_list(int *count)
+{
+    if (count)
+        *count = 1;
+    return list;
+}
+
+void ibv_free_device_list(struct ibv_device **devices)
+{
+    (void)devices;
+}
+
+const char *ibv_get_device_name(struct ibv_device *of)
+{
+    return of->name;
+}
+
+static struct ibv_mw *alloc_mw(struct ibv_pd *pd, enum ibv_mw_type type)
+{
+    struct ibv_mw *mw = made("mw", sizeof(*mw));
+
+    if (mw)
+        *mw = (struct ibv_mw){.context = pd->context, .pd = pd, .type = type, .rkey = ++keys << 8};
+    return mw;
+}
+
+static int dealloc_mw(struct ibv_mw *mw)
+{
+    return gone(mw);
+}
+
+struct ibv_context *ibv_open_device(struct ibv_device *of)
+{
+    struct ibv_context *context = made("context", sizeof(*context));
+
+    *context = (struct ibv_context){.device = of, .ops = {.poll_cq = poll_cq, .req_notify_cq = req_notify_cq,
+                                                          .post_send = post_send, .post_recv = post_recv,
+                                                          .post_srq_recv = post_srq_recv, .alloc_mw = alloc_mw,
+                                                          .dealloc_mw = dealloc_mw}};
+    if (pipe2(async_pipe, O_CLOEXEC))
+        abort();
+    context->async_fd = async_pipe[0];
+    return context;
+}
+
+int ibv_close_device(struct ibv_context *context)
+{
+    close(async_pipe[0]);
+    close(async_pipe[1]);
+    return gone(context);
+}
+
+int ibv_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
+{
+    (void)context;
+    *attr = (struct ibv_device_attr){.phys_port_cnt = 1, .max_qp = QPS, .max_qp_wr = 1024, .max_sge = 16,
+                                     .max_cqe = MAX_CQE, .max_mr = 1024, .max_pd = 1024, .max_ah = 1024,
+                                     .max_srq = 1024, .max_srq_wr = RECEIVES, .max_srq_sge = 16,
+                                     .max_qp_rd_atom = 16, .max_mr_size = 1ull << 40};
+    return 0;
+}
+
+int ibv_query_port(struct ibv_context *context, uint8_t port, struct _compat_ibv_port_attr *attr)
+{
+    struct ibv_port_attr *all = (struct ibv_port_attr *)attr;
+
+    (void)context;
+    (void)port;
+    *all = (struct ibv_port_attr){.state = IBV_PORT_ACTIVE, .active_mtu = IBV_MTU_1024, .gid_tbl_len = 1};
+    return 0;
+}
+
+int _ibv_query_gid_ex(struct ibv_context *context, uint32_t port, uint32_t index, struct ibv_gid_entry *entry,
+                      uint32_t flags, size_t size)
+{
+    (void)context;
+    (void)port;
+    (void)flags;
+    memset(entry, 0, size);
+    entry->gid_index = index;
+    entry->gid_type = IBV_GID_TYPE_ROCE_V2;
+    memcpy(entry->gid.raw, (uint8_t[16]){[10] = 0xff, 0xff, 10, 0, 0, 1}, 16);
+    return 0;
+}
+
+void fake_event(int type)
+{
+    if (write(async_pipe[1], &type, sizeof(type)) < 0)
+        abort();
+}
+
+int ibv_get_async_event(struct ibv_context *context, struct ibv_async_event *event)
+{
+    int type;
+
+    if (read(context->async_fd, &type, sizeof(type)) != sizeof(type))
+        return -1;
+    *event = (struct ibv_async_event){.event_type = (enum ibv_event_type)type};
+    return 0;
+}
+
+void ibv_ack_async_event(struct ibv_async_event *event)
+{
+    (void)event;
+}
+
+/* ---- objects ------------------------------------------------------------ */
+
+struct ibv_pd *ibv_alloc_pd(struct ibv_context *context)
+{
+    struct ibv_pd *pd = made("pd", sizeof(*pd));
+
+    if (pd)
+        pd->context = context;
+    return pd;
+}
+
+int ibv_dealloc_pd(struct ibv_pd *pd)
+{
+    return gone(pd);
+}
+
+struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access)
+{
+    struct ibv_mr *mr = made("mr", sizeof(*mr));
+
+    (void)iova;
+    (void)access;
+    if (!mr)
+        return NULL;
+    *mr = (struct ibv_mr){.context = pd->context, .pd = pd, .addr = addr, .length = length};
+    mr->lkey = mr->rkey = __atomic_add_fetch(&keys, 1, __ATOMIC_SEQ_CST) << 8;
+    return mr;
+}
+
+int ibv_dereg_mr(struct ibv_mr *mr)
+{
+    return gone(mr);
+}
+
+struct ibv_comp_channel *ibv_create_comp_channel(struct ibv_context *context)
+{
+    struct ibv_comp_channel *channel = made("channel", sizeof(*channel) + sizeof(int));
+    int ends[2];
+
+    if (pipe2(ends, O_CLOEXEC))
+        abort();
+    *channel = (struct ibv_comp_channel){.context = context, .fd = ends[0]};
+    *(int *)(channel + 1) = ends[1];
+    return channel;
+}
+
+int ibv_destroy_comp_channel(struct ibv_comp_channel *channel)
+{
+    close(channel->fd);
+    close(*(int *)(channel + 1));
+    return gone(channel);
+}
+
+struct ibv_cq *ibv_create_cq(struct ibv_context *context, int cqe, void *cq_context, struct ibv_comp_channel *channel,
+                             int vector)
+{
+    struct cq *cq = made("cq", sizeof(*cq));
+
+    (void)vector;
+    if (!cq)
+        return NULL;
+    cq->cq = (struct ibv_cq){.context = context, .cq_context = cq_context, .channel = channel, .cqe = cqe};
+    cq->size = (uint32_t)cqe;
+    cq->ring = calloc(cq->size, sizeof(*cq->ring));
+    return &cq->cq;
+}
+
+int ibv_destroy_cq(struct ibv_cq *cq)
+{
+    free(((struct cq *)cq)->ring);
+    return gone(cq);
+}
+
+int ibv_get_cq_event(struct ibv_comp_channel *channel, struct ibv_cq **cq, void **cq_context)
+{
+    *cq_context = NULL;
+    return read(channel->fd, cq, sizeof(struct ibv_cq *)) == sizeof(struct ibv_cq *) ? 0 : -1;
+}
+
+void ibv_ack_cq_events(struct ibv_cq *cq, unsigned count)
+{
+    (void)cq;
+    (void)count;
+}
+
+struct ibv_srq *ibv_create_srq(struct ibv_pd *pd, struct ibv_srq_init_attr *attr)
+{
+    struct srq *srq = made("srq", sizeof(*srq));
+
+    (void)attr;
+    if (!srq)
+        return NULL;
+    srq->srq.context = pd->context;
+    srq->srq.pd = pd;
+    return &srq->srq;
+}
+
+int ibv_destroy_srq(struct ibv_srq *srq)
+{
+    return gone(srq);
+}
+
+struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
+{
+    struct qp *qp = made("qp", sizeof(*qp));
+
+    if (!qp)
+        return NULL;
+    for (uint32_t i = 0; i < QPS; i++) {
+        if (qps[i])
+            continue;
+        qps[i] = qp;
+        qp->qp = (struct ibv_qp){.context = pd->context, .pd = pd, .send_cq = attr->send_cq, .recv_cq = attr->recv_cq,
+                                 .srq = attr->srq, .qp_num = FIRST_QP + i, .qp_type = attr->qp_type};
+        return &qp->qp;
+    }
+    gone(qp);
+    errno = ENOMEM;
+    return NULL;
+}
+
+int ibv_destroy_qp(struct ibv_qp *qp)
+{
+    qps[(qp->qp_num - FIRST_QP) % QPS] = NULL;
+    free(((struct qp *)qp)->held);
+    return gone(qp);
+}
+
+int ibv_modify_qp(struct ibv_qp *public, struct ibv_qp_attr *attr, int mask)
+{
+    struct qp *qp = (struct qp *)public;
+
+    if (!(mask & IBV_QP_STATE))
+        return 0;
+    pthread_mutex_lock(&lock);
+    public->state = attr->qp_state;
+    if (attr->qp_state == IBV_QPS_ERR) {
+        let_go(qp, IBV_WC_WR_FLUSH_ERR);
+        while (!public->srq && qp->receives.head != qp->receives.tail)
+            push(public->recv_cq, &(struct ibv_wc){.wr_id = qp->receives.wr_ids[qp->receives.head++ % RECEIVES],
+                                                   .status = IBV_WC_WR_FLUSH_ERR, .qp_num = public->qp_num});
+    } else if (attr->qp_state == IBV_QPS_RESET) {
+        qp->held_count = 0;
+        qp->receives.head = qp->receives.tail;
+    }
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+
+int ibv_query_qp(struct ibv_qp *qp, struct ibv_qp_attr *attr, int mask, struct ibv_qp_init_attr *init)
+{
+    (void)mask;
+    (void)init;
+    attr->qp_state = qp->state;
+    attr->sq_draining = 0;
+    return 0;
+}
+
+struct ibv_ah *ibv_create_ah(struct ibv_pd *pd, struct ibv_ah_attr *attr)
+{
+    struct ibv_ah *ah = made("ah", sizeof(*ah));
+
+    (void)attr;
+    if (ah)
+        *ah = (struct ibv_ah){.context = pd->context, .pd = pd};
+    return ah;
+}
+
+int ibv_destroy_ah(struct ibv_ah *ah)
+{
+    return gone(ah);
+}

@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The nic transport over a device that carries nothing (fake_verbs.h): what happens when the NIC refuses, is full, or is
+ * taken away, and what is left of it afterwards.
+ *
+ *   test-nic            all of it
+ *   test-nic COUNT N    so many WRITEs of 8 bytes, for who counts the engine's instructions (docs/nic.md)
+ */
+#include <errno.h>
+#include <infiniband/verbs.h>
+#include <sched.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "atomic.h"
+#include "check.h"
+#include "client.h"
+#include "fake_verbs.h"
+#include "nic.h"
+
+enum { GID_INDEX = 0, UNTOUCHED = 1 << 20 };
+
+static void open_engine(void)
+{
+    struct sluice_shape shape = {0};
+    struct sluice_nic nic;
+
+    CHECK(sluice_engine_open(NULL, &engine) == 0);
+    CHECK(sluice_nic_open(engine, "fake0", 1) == 0);
+    CHECK(sluice_nic_query(engine, &nic) == 0 && nic.gid_count == 1);
+    tenant = (uint32_t)sluice_tenant_add(engine, 0, -1, &shape);
+}
+
+static void close_engine(void)
+{
+    sluice_engine_close(engine);
+    CHECK(fake_objects() == 0);
+}
+
+static int modify(const struct client *client, uint32_t handle, uint32_t state)
+{
+    struct sluice_qp_attr now, attr = {.qp_state = state, .dest_qp_num = 1000, .timeout = 8, .retry_cnt = 1,
+                                       .rnr_retry = 7, .max_rd_atomic = 1, .max_dest_rd_atomic = 1,
+                                       .ah = {.is_global = 1, .sgid_index = GID_INDEX, .port_num = 1}};
+
+    return sluice_qp_modify(engine, client->session, handle, &attr,
+                            IBV_QP_STATE | IBV_QP_DEST_QPN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
+                                IBV_QP_MAX_QP_RD_ATOMIC | IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_AV,
+                            SLUICE_TRANSPORT_NIC, -1, &now);
+}
+
+static void connect(const struct client *client, uint32_t handle)
+{
+    for (uint32_t state = IBV_QPS_INIT; state <= IBV_QPS_RTS; state++)
+        CHECK(modify(client, handle, state) == 0);
+}
+
+static void write_some(struct client *client, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        post_write(client, client, i, 8);
+    publish(client);
+}
+
+/* ---- what is carried ---------------------------------------------------- */
+
+static void test_requests_complete(void)
+{
+    struct client client;
+
+    open_engine();
+    open_client(&client);
+    connect(&client, client.qp);
+    write_some(&client, 20);
+    for (uint64_t i = 0; i < 20; i++) {
+        struct sluice_cqe cqe = wait_cqe(&client);
+
+        CHECK(cqe.wr_id == i && cqe.status == IBV_WC_SUCCESS);
+    }
+    close_client(&client);
+    close_engine();
+}
+
+static void test_windows_have_the_nics_keys(void)
+{
+    struct client client;
+
+    open_engine();
+    open_client(&client);
+    connect(&client, client.qp);
+    uint32_t bindable = command(&client, (struct sluice_command){
+        .op = SLUICE_COMMAND_REG_MR, .pd = client.pd, .addr = (uintptr_t)client.memory,
+        .iova = (uintptr_t)client.memory, .length = 4096, .access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_MW_BIND});
+    uint32_t key = command(&client, (struct sluice_command){
+        .op = SLUICE_COMMAND_ALLOC_MW, .pd = client.pd, .flags = IBV_MW_TYPE_2});
+
+    for (uint32_t tag = 1; tag < 3; tag++) {
+        struct sluice_wqe *wqe = slot(&client);
+
+        *wqe = (struct sluice_wqe){.opcode = IBV_WR_BIND_MW, .flags = SLUICE_WQE_SIGNALED, .wr_id = tag,
+                                   .rkey = key | tag, .imm_data = bindable, .remote_addr = (uintptr_t)client.memory};
+        *(struct sluice_bind *)(wqe + 1) = (struct sluice_bind){.length = 64, .access = IBV_ACCESS_REMOTE_WRITE};
+        client.posted++;
+        publish(&client);
+        struct sluice_cqe cqe = wait_cqe(&client);
+
+        CHECK(cqe.wr_id == tag && cqe.status == IBV_WC_SUCCESS && cqe.opcode == IBV_WC_BIND_MW);
+    }
+    /* A region with a window on it stays; the window is found by the tag that it was made with. */
+    struct sluice_command dereg = {.op = SLUICE_COMMAND_DEREG_MR, .key = bindable};
+
+    CHECK(try_command(&client, &dereg) == EBUSY);
+    command(&client, (struct sluice_command){.op = SLUICE_COMMAND_DEALLOC_MW, .key = key});
+    CHECK(try_command(&client, &dereg) == 0);
+    close_client(&client);
+    close_engine();
+}
+
+static void test_registering_anew_gives_another_key(void)
+{
+    struct client client;
+
+    open_engine();
+    open_client(&client);
+    struct sluice_command again = {.op = SLUICE_COMMAND_REREG_MR, .key = client.key, .pd = client.pd,
+                                   .flags = IBV_REREG_MR_CHANGE_ACCESS, .access = IBV_ACCESS_LOCAL_WRITE};
+    uint32_t before = fake_objects();
+
+    fake_refuse("mr", ENOMEM);
+    CHECK(try_command(&client, &again) == ENOMEM);
+    fake_refuse("mr", 0);
+    again.key = client.key;
+    CHECK(try_command(&client, &again) == 0 && again.key != client.key && fake_objects() == before);
+    struct sluice_command old = {.op = SLUICE_COMMAND_DEREG_MR, .key = client.key};
+
+    CHECK(try_command(&client, &old) == EINVAL);
+    close_client(&client);
+    close_engine();
+}
+
+/* ---- shared receive queues ---------------------------------------------- */
+
+struct shared {
+    uint32_t handle, stride, posted;
+    struct sluice_srq_shared *shared;
+    uint8_t *ring;
+};
+
+static struct shared make_srq(const struct client *client)
+{
+    struct sluice_create_srq_request request = {.pd = client->pd, .max_wr = 16, .max_sge = 1};
+    struct sluice_create_srq_reply reply;
+
+    CHECK(sluice_srq_create(engine, client->session, &request, &reply) == 0);
+    struct sluice_srq_shared *shared = (struct sluice_srq_shared *)((uint8_t *)client->segment + reply.offset);
+
+    return (struct shared){.handle = reply.handle, .stride = reply.stride, .shared = shared, .ring = (uint8_t *)(shared + 1)};
+}
+
+static struct sluice_create_qp_reply make_sharing_qp(const struct client *client, const struct shared *srq)
+{
+    struct sluice_create_qp_reply reply;
+    struct sluice_create_qp_request request = {
+        .pd = client->pd, .send_cq = client->cq_handle, .recv_cq = client->cq_handle, .qp_type = IBV_QPT_RC,
+        .srq = srq->handle, .cap = {.max_send_wr = 4, .max_send_sge = 1}};
+
+    CHECK(sluice_qp_create(engine, client->session, &request, &reply) == 0);
+    return reply;
+}
+
+static void post_shared(struct client *client, struct shared *srq, uint64_t wr_id)
+{
+    struct sluice_recv_wqe *wqe = (struct sluice_recv_wqe *)(srq->ring + (srq->posted & 15) * srq->stride);
+
+    *wqe = (struct sluice_recv_wqe){.wr_id = wr_id, .num_sge = 1};
+    *(struct sluice_sge *)(wqe + 1) =
+        (struct sluice_sge){.addr = (uintptr_t)client->memory, .length = 64, .lkey = client->key};
+    store_release(&srq->shared->queue.producer, ++srq->posted);
+    full_fence();
+    if (!exchange(&srq->shared->queue.armed, 0))
+        return;
+    __atomic_fetch_or(&client->segment->srq_words[srq->handle / 64], 1ull << srq->handle % 64, __ATOMIC_SEQ_CST);
+    __atomic_fetch_or(&client->segment->srq_summary, 1ull << srq->handle / 64, __ATOMIC_SEQ_CST);
+    wake();
+}
+
+static void await_receives(uint32_t qp_num, uint32_t count)
+{
+    while (fake_receives(qp_num) != count)
+        sched_yield();
+}
+
+static void test_receives_of_an_srq_come_and_go(void)
+{
+    struct client client;
+
+    open_engine();
+    open_client(&client);
+    struct shared srq = make_srq(&client);
+    struct sluice_create_qp_reply qp = make_sharing_qp(&client, &srq);
+
+    for (uint64_t wr_id = 1; wr_id <= 5; wr_id++)
+        post_shared(&client, &srq, wr_id);
+    CHECK(fake_receives(qp.qp_num) == 0);
+    connect(&client, qp.handle);
+    await_receives(qp.qp_num, 5);
+    post_shared(&client, &srq, 6);
+    await_receives(qp.qp_num, 6);
+    CHECK(fake_receive(qp.qp_num, 10));
+    struct sluice_cqe cqe = wait_cqe(&client);
+
+    CHECK(cqe.wr_id == 1 && cqe.byte_len == 10 && cqe.queue == SLUICE_CQE_SRQ && cqe.qp_num == qp.qp_num);
+    /* The last QP that the NIC has of it leaves: the next one finds the rest, in its order. */
+    CHECK(sluice_qp_destroy(engine, client.session, qp.handle) == 0);
+    qp = make_sharing_qp(&client, &srq);
+    connect(&client, qp.handle);
+    await_receives(qp.qp_num, 5);
+    for (uint64_t wr_id = 2; wr_id <= 6; wr_id++) {
+        CHECK(fake_receive(qp.qp_num, 1));
+        CHECK(wait_cqe(&client).wr_id == wr_id);
+    }
+    CHECK(sluice_qp_destroy(engine, client.session, qp.handle) == 0);
+    close_client(&client);
+    close_engine();
+}
+
+/* ---- refusals ----------------------------------------------------------- */
+
+static void test_a_full_device(void)
+{
+    struct client client;
+    struct sluice_create_qp_reply reply;
+
+    open_engine();
+    open_client(&client);
+    struct sluice_create_qp_request request = {.pd = client.pd, .send_cq = client.cq_handle, .recv_cq = client.cq_handle,
+                                               .qp_type = IBV_QPT_RC, .cap = {.max_send_wr = 4, .max_recv_wr = 4}};
+    struct sluice_command region = {.op = SLUICE_COMMAND_REG_MR, .pd = client.pd, .length = MEMORY,
+                                    .addr = (uintptr_t)client.memory, .iova = (uintptr_t)client.memory};
+    uint32_t before = fake_objects();
+
+    for (uint32_t type = IBV_QPT_RC; type <= IBV_QPT_UD; type++) {
+        request.qp_type = type;
+        for (const char **what = (const char *[]){"qp", "srq", "mr", NULL}; *what; what++) {
+            if (type != IBV_QPT_UD && strcmp(*what, "qp") != 0)
+                continue;
+            fake_refuse(*what, ENOMEM);
+            CHECK(sluice_qp_create(engine, client.session, &request, &reply) == -ENOMEM);
+            fake_refuse(*what, 0);
+            CHECK(fake_objects() == before);
+        }
+    }
+    fake_refuse("mr", EPERM);
+    CHECK(try_command(&client, &region) == EPERM);
+    region.length = 4096;
+    CHECK(try_command(&client, &region) == EPERM && fake_objects() == before);
+    fake_refuse("mr", 0);
+    fake_refuse("pd", ENOMEM);
+    CHECK(sluice_pd_alloc(engine, client.session, engine->sessions[client.session]->next_handle) < 0);
+    fake_refuse("pd", 0);
+    CHECK(try_command(&client, &region) == 0);
+    close_client(&client);
+    close_engine();
+}
+
+static void test_memory_that_was_never_touched(void)
+{
+    struct client client;
+
+    open_engine();
+    open_client(&client);
+    /* Of its arena, as a shim that touches nothing would have it: pages that pinning made were the router's. */
+    struct sluice_command region = {.op = SLUICE_COMMAND_REG_MR, .pd = client.pd, .length = UNTOUCHED,
+                                    .addr = 1ull << 40, .iova = 1ull << 40};
+    uint32_t before = fake_objects();
+
+    CHECK(try_command(&client, &region) == EFAULT && fake_objects() == before);
+    close_client(&client);
+    /* A session that ends while its memory is being registered. */
+    open_client(&client);
+    region.addr = region.iova = (uintptr_t)client.memory;
+    region.length = MEMORY;
+    region.pd = client.pd;
+    memcpy((char *)&client.segment->command + 4, (char *)&region + 4, sizeof(region) - 4);
+    store_release(&client.segment->command.state, (uint32_t)SLUICE_COMMAND_POSTED);
+    exchange(&client.segment->command_rung, 1);
+    wake();
+    close_client(&client);
+    close_engine();
+}
+
+/* ---- the device goes and comes ------------------------------------------ */
+
+static void test_a_device_that_is_removed(void)
+{
+    struct client client, later;
+
+    open_engine();
+    open_client(&client);
+    connect(&client, client.qp);
+    fake_hold(1);
+    uint64_t before = fake_posted();
+
+    write_some(&client, 10);
+    while (fake_posted() != before + 10)
+        sched_yield();
+    write_some(&client, 10);
+    sluice_nic_close(engine);
+    CHECK(fake_objects() == 0);
+    for (uint64_t i = 0; i < 20; i++) {
+        struct sluice_cqe cqe = wait_cqe(&client);
+
+        CHECK(cqe.wr_id == i % 10 && cqe.status == IBV_WC_WR_FLUSH_ERR);
+    }
+    /* What was made in its time is without it. */
+    move(&client, IBV_QPS_RESET, 0);
+    move(&client, IBV_QPS_INIT, 0);
+    CHECK(modify(&client, client.qp, IBV_QPS_RTR) == -EOPNOTSUPP);
+    fake_hold(0);
+    CHECK(sluice_nic_open(engine, "fake0", 1) == 0);
+    CHECK(modify(&client, client.qp, IBV_QPS_RTR) == -EOPNOTSUPP);
+    open_client(&later);
+    connect(&later, later.qp);
+    write_some(&later, 1);
+    CHECK(wait_cqe(&later).status == IBV_WC_SUCCESS);
+    close_client(&client);
+    close_client(&later);
+    close_engine();
+}
+
+static void count(uint32_t messages)
+{
+    struct client client;
+
+    open_engine();
+    open_client(&client);
+    connect(&client, client.qp);
+    for (uint32_t i = 0; i < messages; i += ENTRIES / 2) {
+        write_some(&client, ENTRIES / 2);
+        for (uint32_t j = 0; j < ENTRIES / 2; j++)
+            CHECK(wait_cqe(&client).status == IBV_WC_SUCCESS);
+    }
+    close_client(&client);
+    close_engine();
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && strcmp(argv[1], "COUNT") == 0) {
+        count((uint32_t)atoi(argv[2]));
+        return 0;
+    }
+    RUN(test_requests_complete);
+    RUN(test_windows_have_the_nics_keys);
+    RUN(test_registering_anew_gives_another_key);
+    RUN(test_receives_of_an_srq_come_and_go);
+    RUN(test_a_full_device);
+    RUN(test_memory_that_was_never_touched);
+    RUN(test_a_device_that_is_removed);
+    return 0;
+}
