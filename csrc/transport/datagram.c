@@ -334,8 +334,10 @@ enum progress datagram_to_neighbour(struct qp *qp, struct qp *to, uint32_t *stat
     struct spans src = {.count = 0};
     union grh grh;
 
-    if (!gather(qp, &grh, &src, status))
-        return PROGRESS_FAILED;
+    enum progress gathered = gather(qp, &grh, &src, status);
+
+    if (gathered != PROGRESS_DONE)
+        return gathered;
     struct datagram datagram = describe(qp);
 
     return deliver_within_ceiling(&datagram, to, &src) ? sent(qp) : PROGRESS_DROPPED;

@@ -408,8 +408,10 @@ class Router:
         if self._nic_watch is not None:
             self._nic_watch.cancel()
         for device in self.devices:
-            if device.nic is not None and device.nic.present:
-                asyncio.get_running_loop().remove_reader(device.nic.event_fd())
+            if device.nic is not None:
+                if device.nic.present:
+                    asyncio.get_running_loop().remove_reader(device.nic.event_fd())
+                device.nic.close()
         for tenant in self.tenants.values():
             tenant.close(keep=True)
         self.tenants.clear()

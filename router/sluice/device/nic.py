@@ -140,11 +140,20 @@ class Nic:
             loop = asyncio.get_running_loop()
             way = loop.run_in_executor(self._threads, self._engine.reach_nic, gid_index, gid)
             self._ways[gid_index, gid] = way
-            way.add_done_callback(lambda _: loop.call_later(REACH_SECONDS, self._ways.pop, (gid_index, gid), None))
+            way.add_done_callback(lambda done: self._found(gid_index, gid, done))
         if not way.done():
             return way
         way.result()
         return None
+
+    def _found(self, gid_index: int, gid: bytes, way: "Future[None]") -> None:
+        if not way.cancelled():
+            way.exception()  # told to who asks next, if anybody does
+        asyncio.get_running_loop().call_later(REACH_SECONDS, self._ways.pop, (gid_index, gid), None)
+
+    def close(self) -> None:
+        """Nothing is in the engine any more."""
+        self._threads.shutdown()
 
     def renew(self) -> None:
         """Asks the device anew; one that doesn't answer is no longer present."""
