@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""rdma_cm with hosts behind the NIC: what tenants' ends say to the host's librdmacm, and what comes from there."""
+
+import asyncio
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Coroutine
+from ipaddress import IPv4Address
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sluice.cluster.directory import Directory
+from sluice.control.cm import outside
+from sluice.control.cm.address import SocketAddress, any_address, gid_of
+from sluice.control.cm.event import EventType
+from sluice.control.cm.identifier import PS_TCP, QPT_RC, Identifier
+from sluice.control.cm.manager import CommunicationManager
+from sluice.control.cm.outside import NODE, Outside
+from sluice.control.cm.owner import Owner
+from sluice.control.cm.parameters import Parameters
+from sluice.control.cm.place import ClusterLocator, Party
+from sluice.control.cm.qp_attributes import fill_qp_attributes
+from sluice.control.connections import OpenGate
+from sluice.control.qp_state import State
+from sluice.device import rdmacm
+from sluice.device.rdmacm import CmEvent, ConnParam
+from sluice.engine import ffi
+
+NIC, PEER, OWN = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.77"), IPv4Address("100.64.0.1")
+NOTHING = ConnParam(b"", 0, 0, 0, 0, 0, False, 0)
+
+
+class HostRealm:
+    key = 1
+
+    def has(self, ip: Any) -> bool:
+        return bool(ip.is_loopback or ip == NIC)
+
+
+class Librdmacm:
+    """In RdmaCm's place: remembers what was asked, and has the events that a test says."""
+
+    made: "Librdmacm"
+
+    def __init__(self) -> None:
+        Librdmacm.made = self
+        self.fd, self._bell = os.pipe()
+        self._events: deque[CmEvent] = deque()
+        self._next = 100
+        self.ids: set[int] = set()
+        self.calls: list[tuple[Any, ...]] = []
+
+    def put(self, identifier: int, event: int, status: int = 0, param: ConnParam = NOTHING) -> None:
+        self._events.append(CmEvent(identifier, event, status, param))
+        os.write(self._bell, b"!")
+
+    def next_event(self) -> CmEvent | None:
+        if not self._events:
+            return None
+        os.read(self.fd, 1)
+        return self._events.popleft()
+
+    def create(self) -> int:
+        self._next += 1
+        self.ids.add(self._next)
+        return self._next
+
+    def destroy(self, identifier: int) -> None:
+        self.ids.remove(identifier)
+
+    def addresses(self, _identifier: int) -> tuple[tuple[IPv4Address, int], tuple[IPv4Address, int]]:
+        return (NIC, 7174), (PEER, 40000)
+
+    def gids(self, _identifier: int) -> tuple[bytes, bytes]:
+        return gid_of(NIC), gid_of(PEER)
+
+    def qp_attributes(self, _identifier: int, state: int) -> Any:
+        return SimpleNamespace(sq_psn=11, timeout=17) if state == rdmacm.RTS else SimpleNamespace(rq_psn=22, path_mtu=3)
+
+    def close(self) -> None:
+        assert not self.ids
+        os.close(self.fd)
+        os.close(self._bell)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self.calls.append((name, *arguments))
+
+
+class Bench:
+    """A tenant of the host's namespace, on a node with a NIC."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.outside = Outside(lambda: [NIC])
+        directory, realm = Directory(), HostRealm()
+        directory.assign(0, "a", OWN)
+        locator = ClusterLocator(directory, realm, outside=NODE)
+        self.cm = CommunicationManager(locator, realm, OpenGate(), loop, outside=self.outside)
+        self.outside.attach(self.cm)
+        self.owner = Owner(self.cm, Party(0, OWN, realm, (gid_of(NIC),)))
+        self.channel, _ = self.owner.create_channel()
+        self.host = Librdmacm.made
+
+    def create(self) -> Identifier:
+        return self.owner.create_id(1, self.channel, PS_TCP, QPT_RC)
+
+    async def event(self) -> Any:
+        for _ in range(200):
+            try:
+                return self.owner.next_event(self.channel)
+            except OSError as error:
+                assert error.errno == errno.EAGAIN
+            await asyncio.sleep(0)
+        raise AssertionError("no event came")
+
+    async def called(self, name: str) -> tuple[Any, ...]:
+        for _ in range(200):
+            for call in self.host.calls:
+                if call[0] == name:
+                    self.host.calls.remove(call)
+                    return call
+            await asyncio.sleep(0)
+        raise AssertionError(f"{name} was not called: {self.host.calls}")
+
+    def attributes(self, identifier: Identifier, state: int) -> Any:
+        attr = ffi.new("struct sluice_qp_attr *")
+        fill_qp_attributes(identifier, state, attr, self.owner.party.nic_gids)
+        return attr
+
+    def close(self) -> None:
+        self.owner.close()
+        self.outside.close()
+
+
+def on_a_bench(monkeypatch: pytest.MonkeyPatch, test: Callable[[Bench], Coroutine[Any, Any, None]]) -> None:
+    monkeypatch.setattr(outside, "RdmaCm", Librdmacm)
+
+    async def run() -> None:
+        bench = Bench()
+        try:
+            await test(bench)
+        finally:
+            bench.close()
+
+    asyncio.run(run())
+
+
+async def ask(bench: Bench) -> tuple[Identifier, int]:
+    """A tenant's id that has asked the peer, and the host's id for it."""
+    identifier = bench.create()
+    identifier.resolve_address(None, SocketAddress(socket.AF_INET, PEER, 7174))
+    assert (await bench.event()).event.type is EventType.ADDR_RESOLVED
+    identifier.resolve_route()
+    assert (await bench.event()).event.type is EventType.ROUTE_RESOLVED
+    identifier.connect(Parameters(qp_num=5, private_data=b"hello", initiator_depth=1, responder_resources=2))
+    _, number, address, port, _ = await bench.called("resolve_address")
+    assert (address, port) == (PEER, 7174)
+    bench.host.put(number, rdmacm.ADDR_RESOLVED)
+    await bench.called("resolve_route")
+    bench.host.put(number, rdmacm.ROUTE_RESOLVED)
+    _, _, param = await bench.called("connect")
+    assert param.qp_num == 5 and param.private_data == b"hello"
+    return identifier, number
+
+
+def test_a_tenant_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        identifier, number = await ask(bench)
+        bench.host.put(number, rdmacm.CONNECT_RESPONSE, 0, ConnParam(b"welcome", 2, 1, 0, 0, 7, False, 99))
+        event = (await bench.event()).event
+        assert event.type is EventType.CONNECT_RESPONSE and event.parameters.private_data.startswith(b"welcome")
+        rtr, rts = bench.attributes(identifier, State.RTR), bench.attributes(identifier, State.RTS)
+        assert (rtr.dest_qp_num, rtr.rq_psn, rtr.path_mtu, rtr.ah.sgid_index) == (99, 22, 3, 0)
+        assert bytes(ffi.buffer(rtr.ah.dgid)) == gid_of(PEER)
+        assert (rts.sq_psn, rts.timeout, rts.rnr_retry) == (11, 17, 7)
+        identifier.ready()
+        await bench.called("establish")
+        identifier.disconnect()
+        await bench.called("disconnect")
+        bench.host.put(number, rdmacm.DISCONNECTED)
+        assert (await bench.event()).event.type is EventType.DISCONNECTED
+        assert number not in bench.host.ids
+
+    on_a_bench(monkeypatch, test)
+
+
+@pytest.mark.parametrize(
+    ("event", "status", "expected"),
+    [
+        (rdmacm.REJECTED, 28, EventType.REJECTED),
+        (rdmacm.UNREACHABLE, -110, EventType.UNREACHABLE),
+        (rdmacm.DEVICE_REMOVAL, 0, EventType.UNREACHABLE),
+    ],
+)
+def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch, event: int, status: int, expected: EventType) -> None:
+    async def test(bench: Bench) -> None:
+        _, number = await ask(bench)
+        bench.host.put(number, event, status)
+        assert (await bench.event()).event.type is expected
+        assert number not in bench.host.ids
+
+    on_a_bench(monkeypatch, test)
+
+
+async def listen(bench: Bench) -> Identifier:
+    identifier = bench.create()
+    identifier.bind(any_address(socket.AF_INET).with_port(7174))
+    identifier.listen(0)
+    _, _, address, port, _ = await bench.called("listen")
+    assert (address, port) == (NIC, 7174)
+    return identifier
+
+
+def test_a_host_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        await listen(bench)
+        number = bench.host.create()
+        bench.host.put(number, rdmacm.CONNECT_REQUEST, 0, ConnParam(b"hello", 3, 4, 0, 7, 7, False, 77))
+        queued = await bench.event()
+        child = queued.child
+        assert queued.event.type is EventType.CONNECT_REQUEST and child is not None
+        assert (queued.event.parameters.responder_resources, queued.event.parameters.initiator_depth) == (3, 4)
+        assert child.destination is not None and child.destination.ip == PEER
+        rtr, rts = bench.attributes(child, State.RTR), bench.attributes(child, State.RTS)
+        assert (rtr.dest_qp_num, rtr.rq_psn, rtr.ah.sgid_index, rts.sq_psn) == (77, 22, 0, 11)
+        child.accept(2, Parameters(qp_num=6))
+        assert (await bench.called("accept"))[2].qp_num == 6
+        bench.host.put(number, rdmacm.ESTABLISHED)
+        assert (await bench.event()).event.type is EventType.ESTABLISHED
+        bench.host.put(number, rdmacm.DISCONNECTED)
+        assert (await bench.event()).event.type is EventType.DISCONNECTED
+        child.disconnect()
+        await bench.called("disconnect")
+
+    on_a_bench(monkeypatch, test)
+
+
+def test_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        identifier = await listen(bench)
+        assert len(bench.host.ids) == 1
+        bench.owner.remove(identifier)
+        assert not bench.host.ids
+
+    on_a_bench(monkeypatch, test)
+
+
+def test_a_device_that_goes_and_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        await listen(bench)
+        await ask(bench)
+        bench.outside.suspend()
+        assert (await bench.event()).event.type is EventType.UNREACHABLE
+        assert not bench.host.ids
+        bench.outside.resume()
+        bench.host = Librdmacm.made
+        assert (await bench.called("listen"))[2:4] == (NIC, 7174)
+
+    on_a_bench(monkeypatch, test)
