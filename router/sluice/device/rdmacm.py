@@ -61,6 +61,7 @@ _ffi.cdef(
     int rdma_disconnect(struct rdma_cm_id *id);
     int rdma_get_cm_event(struct rdma_event_channel *channel, struct rdma_cm_event **event);
     int rdma_ack_cm_event(struct rdma_cm_event *event);
+    int ibv_close_device(void *context);
     int rdma_init_qp_attr(struct rdma_cm_id *id, struct ibv_qp_attr *attr, int *mask);
     """
 )
@@ -115,6 +116,8 @@ class RdmaCm:
         if not self._channel:
             raise OSError(_ffi.errno, os.strerror(_ffi.errno))
         os.set_blocking(self._channel.fd, False)
+        self._devices: set[int] = set()
+        """Those that ids were on, as the library has them open."""
 
     @property
     def fd(self) -> int:
@@ -132,6 +135,9 @@ class RdmaCm:
 
     def destroy(self, number: int) -> None:
         """All events of it must have been taken."""
+        device = int(_ffi.cast("uintptr_t", self._id(number).verbs))
+        if device:
+            self._devices.add(device)
         self._lib.rdma_destroy_id(self._id(number))
 
     def listen(self, number: int, address: IPv4Address, port: int, backlog: int) -> None:
@@ -212,5 +218,14 @@ class RdmaCm:
         return event
 
     def close(self) -> None:
-        """All ids must be destroyed."""
+        """All ids must be destroyed.
+
+        The library keeps devices open for as long as the process lives, and so keeps the kernel from removing them:
+        they are closed here, and the library that doesn't know it is unloaded.
+        """
         self._lib.rdma_destroy_event_channel(self._channel)
+        if self._devices:
+            verbs: Any = _ffi.dlopen("libibverbs.so.1")
+            for device in self._devices:
+                verbs.ibv_close_device(_ffi.cast("void *", device))
+        _ffi.dlclose(self._lib)
