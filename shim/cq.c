@@ -226,6 +226,14 @@ void cq_forget_srq(struct shim_cq *cq, uint32_t handle)
     forget(cq, 0, handle);
 }
 
+bool cq_is_lost(struct shim_cq *cq)
+{
+    /* Asking is a system call: once in so many polls, which is under a millisecond for who spins. */
+    enum { POLLS = 1 << 14 };
+
+    return ++cq->empty % POLLS == 0 && session_lost();
+}
+
 int shim_poll_cq(struct ibv_cq *public, int num_entries, struct ibv_wc *wc)
 {
     struct shim_cq *cq = to_cq(public);
@@ -254,6 +262,8 @@ int shim_poll_cq(struct ibv_cq *public, int num_entries, struct ibv_wc *wc)
     }
     if (cq->consumer != before)
         store_release(&cq->shared->consumer, cq->consumer);
+    else if (__builtin_expect(cq_is_lost(cq), 0))
+        count = -1;
     cq_unlock(cq);
     return count;
 }

@@ -31,6 +31,8 @@ static int start_poll(struct ibv_cq_ex *public, struct ibv_poll_cq_attr *attr)
     cq_lock(cq);
     int error = show(cq, cq_next(cq));
 
+    if (error && __builtin_expect(cq_is_lost(cq), 0))
+        error = EIO;
     /* Without a completion there is no end_poll; skipped CQEs are given back with the next one. */
     if (error)
         cq_unlock(cq);

@@ -201,8 +201,13 @@ EXPORT int ibv_get_async_event(struct ibv_context *context, struct ibv_async_eve
     struct sluice_async_event raw;
 
     do {
-        if (read_event(context->async_fd, &raw, sizeof(raw)))
-            return -1;
+        if (read_event(context->async_fd, &raw, sizeof(raw))) {
+            /* As the kernel does when a device is unplugged: the event, and then no more. */
+            if (errno != EIO || atomic_exchange(&to_context(context)->failed, true))
+                return -1;
+            *event = (struct ibv_async_event){.event_type = IBV_EVENT_DEVICE_FATAL};
+            return 0;
+        }
     } while (!resolve(&raw, event));
     return 0;
 }

@@ -44,6 +44,7 @@ struct shim_device {
 /* The verbs_context with all operations of the header that we were built with. */
 struct shim_context {
     uint32_t handle;
+    atomic_bool failed; /* the application was told that the device is gone */
     struct verbs_context verbs; /* its last member is the ibv_context that the application holds */
 };
 
@@ -77,6 +78,7 @@ struct shim_cq {
     struct sluice_cq_shared *shared;
     struct sluice_cqe *ring;
     struct sluice_cqe *current; /* between start_poll and end_poll */
+    uint32_t empty;      /* polls that found nothing, cq_is_lost */
     bool unlocked;       /* the application said that one thread uses it */
     bool ignore_overrun;
     struct spinlock lock;
@@ -234,6 +236,9 @@ void wr_init(struct shim_qp *qp);
 void cq_ex_init(struct shim_cq *cq, uint32_t wc_flags);
 /* Takes the next CQE where there is one, or NULL; the CQ's lock is held. */
 struct sluice_cqe *cq_next(struct shim_cq *cq);
+
+/* After a poll that found nothing: whether nothing will come any more, since the router is gone. */
+bool cq_is_lost(struct shim_cq *cq);
 
 void ah_attr_to_abi(struct sluice_ah_attr *to, const struct ibv_ah_attr *from);
 

@@ -20,15 +20,15 @@ PATIENCE = 30
 """Seconds after which a condition that doesn't come true fails a test."""
 
 
-def wait_until(condition: Callable[[], Any], what: str) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
     """Waits for a condition and returns its value."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
         time.sleep(0.01)
-    pytest.fail(f"{what}: not within {PATIENCE} s")
+    pytest.fail(f"{what}: not within {patience} s")
 
 
 class RunningRouter:

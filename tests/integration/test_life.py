@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import RunningRouter, output_of, wait_until
+from conftest import PATIENCE, RunningRouter, output_of, wait_until
 from sluice import shim_path
 
 Program = Callable[[str], Path]
@@ -38,6 +38,18 @@ def test_the_end_with_everything_open(router: RunningRouter, program: Program, h
     output_of(child, expected=code)
     counters = router.status("a")["counters"]
     assert [counters[what] for what in ("qps", "cqs", "mrs", "mr_bytes")] == [0, 0, 0, 0]
+
+
+def test_the_router_ends(program: Program) -> None:
+    """Its processes see a device that was unplugged."""
+    running = RunningRouter()
+    child = running.run("a", program("hold"), "lost")
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    running.process.terminate()
+    running.process.wait(PATIENCE)
+    output_of(child)
+    running.stop()
 
 
 def test_dlclose(router: RunningRouter, program: Program) -> None:
