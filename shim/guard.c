@@ -31,11 +31,16 @@ void guard_init(int device)
 {
     struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP};
 
-    /* One's own where that is allowed; the router's device where it isn't. */
-    uffd = device < 0 ? (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)
-                      : ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-    if (device >= 0)
+    /* One's own where that is allowed; where it isn't, by the router's device, or the container's (Linux 6.1). */
+    if (device < 0) {
+        uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+        if (uffd < 0)
+            device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+    }
+    if (device >= 0) {
+        uffd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
         close(device);
+    }
     if (uffd >= 0 && ioctl(uffd, UFFDIO_API, &api)) {
         close(uffd);
         uffd = -1;

@@ -33,6 +33,9 @@ from sluice.policy.policy import Policy
 log = logging.getLogger(__name__)
 
 _NOT_LABEL = re.compile(r"[^a-z0-9-]+")
+_MARKED = re.compile(r".+-.+-[0-9a-f]{8}")
+DEVICES = "devices-"
+"""How the device plugin's tenants are named, which don't know their pods yet."""
 
 
 def tenant_name(namespace: str, pod: str, uid: str) -> str:
@@ -40,6 +43,11 @@ def tenant_name(namespace: str, pod: str, uid: str) -> str:
     mark = hashlib.sha256(uid.encode()).hexdigest()[:8]
     readable = _NOT_LABEL.sub("-", f"{namespace}-{pod}")[:40].strip("-")
     return f"{readable}-{mark}"
+
+
+def is_pods(tenant: str) -> bool:
+    """Whether it is named as pods' tenants are: others may have tenants on the same node."""
+    return tenant.startswith(DEVICES) or _MARKED.fullmatch(tenant) is not None
 
 
 @dataclass
@@ -64,13 +72,19 @@ class Attachments:
         self.grants: dict[str, Grant] = {}
 
     def restore(self) -> Iterator[tuple[Grant, str]]:
-        """Takes up what an earlier router left; yields what can't be, and why."""
+        """Takes up what an earlier router left; yields what can't be, and why. Directories that are nobody's go."""
+        mine = set()
         for grant in self._state.load():
+            # Also where it fails: its pod's containers have the directory mounted, and the next router may succeed.
+            mine |= {grant.tenant, self.directory(grant).name}
             try:
                 self._attach(grant)
             except (ValueError, OSError) as error:
                 log.error("pod %s/%s: what it was granted can't be taken up: %s", grant.namespace, grant.pod, error)
                 yield grant, str(error)
+        for path in (self._router.state_dir / "tenants").iterdir():
+            if path.name not in mine and is_pods(path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
     def tenant_of_pod(self, pod_uid: str) -> str | None:
         return next((grant.tenant for grant in self.grants.values() if grant.pod_uid == pod_uid), None)
@@ -154,9 +168,10 @@ class Attachments:
         old = grant.tenant
         grant = replace(grant, tenant=tenant)
         if tenant != old:
-            # Its containers have its directory mounted: that stays, as the other's twin.
+            # Its containers have its directory mounted: that stays, as the other's twin. But what an init
+            # container had nobody has any more.
             del self._tenants[old]
-            self._router.remove_tenant(old, force=True, keep=True)
+            self._router.remove_tenant(old, force=True, keep=grant.uid == old)
         self._tenants[tenant].grants[grant.uid] = grant
         self._apply(tenant)
         self._renew_twin(grant)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a container gets: the tenant's directory, the shim, and the environment that leads to both.
+"""What a container gets: the tenant's directory, the shim, the environment that leads to both, and /dev/userfaultfd.
 
 As a CDI specification (https://github.com/cncf-tags/container-device-interface) for claims,
-as mounts and variables for the device plugin. The container's image and privileges stay as they are.
+as mounts, variables and devices for the device plugin. The container's image and privileges stay as they are.
 """
 
 import json
@@ -32,9 +32,31 @@ class Mount:
 
 
 @dataclass(frozen=True)
+class Device:
+    """A character device of the node."""
+
+    path: str
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True)
 class Injection:
     environment: dict[str, str]
     mounts: list[Mount]
+    devices: list[Device]
+
+
+def userfaultfd(sysfs: Path = Path("/sys")) -> list[Device]:
+    """What the shim holds writers off with while it moves memory (Linux 6.1); nothing where the kernel has none.
+
+    A pod's seccomp profile forbids the system call, and an unprivileged router may not open the device in its place.
+    """
+    try:
+        major, _, minor = (sysfs / "class/misc/userfaultfd/dev").read_text().strip().partition(":")
+        return [Device("/dev/userfaultfd", int(major), int(minor))]
+    except (OSError, ValueError):
+        return []
 
 
 def install_shim(source: Path, directory: Path) -> None:
@@ -80,7 +102,7 @@ def injection(tenant_dir: Path, shim_dir: Path, parameters: Parameters) -> Injec
         mounts.append(Mount(str(shim_dir / libc / "ld.so.preload"), PRELOAD_FILE, True))
     else:
         environment["LD_PRELOAD"] = preloaded(libc)
-    return Injection(environment, mounts)
+    return Injection(environment, mounts, userfaultfd())
 
 
 class Specifications:
@@ -103,6 +125,11 @@ class Specifications:
             }
             for mount in edits.mounts
         ]
+        devices = [
+            # Its number is said: the container gets a node of its own, which any user of it may open.
+            {"path": each.path, "type": "c", "major": each.major, "minor": each.minor, "fileMode": 0o666}
+            for each in edits.devices
+        ]
         specification = {
             "cdiVersion": VERSION,
             "kind": f"{DRIVER}/{CLASS}",
@@ -112,6 +139,7 @@ class Specifications:
                     "containerEdits": {
                         "env": [f"{name}={value}" for name, value in edits.environment.items()],
                         "mounts": mounts,
+                        **({"deviceNodes": devices} if devices else {}),
                     },
                 }
             ],

@@ -16,7 +16,7 @@ from typing import Any
 import grpc.aio
 
 from sluice.kubernetes import DRIVER, protocol
-from sluice.kubernetes.attachments import Attachments
+from sluice.kubernetes.attachments import DEVICES, Attachments
 from sluice.kubernetes.claim import ClaimError, Share
 from sluice.kubernetes.inventory import trouble
 from sluice.kubernetes.quantity import format_quantity
@@ -56,7 +56,8 @@ def grant_of(devices: list[str], settings: Settings) -> Grant:
     for device in devices:
         amounts[nic_of(device)] = amounts.get(nic_of(device), 0) + settings.unit
     shares = tuple(Share("", nic, bps) for nic, bps in sorted(amounts.items()))
-    return Grant(f"devices-{mark}", "", "", "", "", f"devices-{mark}", shares, tuple(sorted(devices)))
+    name = f"{DEVICES}{mark}"
+    return Grant(name, "", "", "", "", name, shares, tuple(sorted(devices)))
 
 
 class Plugin:
@@ -112,6 +113,9 @@ class Plugin:
                 response = answer.container_responses.add(envs=edits.environment)
                 for mount in edits.mounts:
                     response.mounts.add(container_path=mount.container, host_path=mount.host, read_only=mount.read_only)
+                # With the rights that it has on the node: for pods that run as root.
+                for each in edits.devices:
+                    response.devices.add(container_path=each.path, host_path=each.path, permissions="rw")
         except (ValueError, OSError) as error:
             for uid in done:
                 self._attachments.detach(uid)
