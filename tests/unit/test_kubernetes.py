@@ -260,6 +260,12 @@ def test_egress_and_the_words() -> None:
     assert rules(closed, to_server).refusal(CLIENT, FOREIGN) != ""
 
 
+def test_a_pod_reaches_itself() -> None:
+    closed = TO_SERVER | {"policyTypes": ["Ingress", "Egress"]}
+    assert rules(closed).refusal(SERVER, SERVER) == ""
+    assert rules(closed).refusal(SERVER, CLIENT) != ""
+
+
 def test_the_port_of_the_connection_manager() -> None:
     spec = ingress(ports=[{"protocol": "TCP", "port": 7000}])
     assert rules(spec).refusal(CLIENT, SERVER) != ""

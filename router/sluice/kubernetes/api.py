@@ -5,13 +5,16 @@ The client does addresses, certificates, tokens and their renewal. Its model cla
 left out: they cost a millisecond per pod, and refuse fields that a newer server adds.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from kubernetes.aio import client, config
+from kubernetes.aio.client import rest
 
 Object = dict[str, Any]
 
@@ -20,6 +23,8 @@ MERGE_PATCH = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
 FIELD_MANAGER = "sluice"
 REQUEST_SECONDS = 15
+IDLE_SECONDS = 80
+"""A connection is kept so long without a request; the API server closes it after 90."""
 PAGE = 500
 """Objects per answer of a list: what the API server's own clients use."""
 
@@ -45,11 +50,17 @@ def _text_of(status: int, body: bytes) -> str:
         return f"status {status}: {body[:200]!r}"
 
 
+class _Connections(rest.RESTClientObject):
+    def _create_connector(self) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(limit=self.maxsize, ssl=self.ssl_context, keepalive_timeout=IDLE_SECONDS)
+
+
 class Api:
     """Close it with close()."""
 
     def __init__(self, configuration: Any) -> None:
         self._client = client.ApiClient(configuration)
+        self._client.rest_client = _Connections(configuration)
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None) -> "Api":
@@ -103,6 +114,13 @@ class Api:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(0, f"the API server's answer broke off: {error}") from None
         return answer
+
+    async def keep_connected(self) -> None:
+        """For ever; cancel it to end. There is a connection then, whose making costs more than most requests."""
+        while True:
+            with suppress(ApiError):
+                await self.get("/version")
+            await asyncio.sleep(IDLE_SECONDS / 2)
 
     async def get(self, path: str) -> Object:
         return await self.request("GET", path)

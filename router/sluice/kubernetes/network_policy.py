@@ -69,6 +69,9 @@ class Evaluation:
 
     def refusal(self, source: End, destination: End, port: int | None = None) -> str:
         """Empty where source may connect to destination, else who forbids it, in words."""
+        if source.address == destination.address:
+            # A pod can't be kept from itself.
+            return ""
         ports = {ROCE_PORT} | ({("TCP", port)} if port is not None else set())
         for direction, mine, other in ((EGRESS, source, destination), (INGRESS, destination, source)):
             text = self._closed(direction, mine, other, destination, ports)

@@ -69,6 +69,8 @@ class KubernetesNode:
         if self.settings.dra:
             await self._server.start()
             more = {} if self._members is None else attributes(self._members.own)
+            # The kubelet waits for a claim to be prepared, and that for the API server.
+            self._spawn(self._api.keep_connected(), "connection")
             self._spawn(Publisher(self._api, self.settings, more, self.events).run(), "slices")
             if self._members is not None:
                 others: Watch[Node] = Watch(
