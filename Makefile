@@ -19,10 +19,11 @@ FUZZERS := control segment zmtp
 FUZZ_SECONDS ?= 20
 
 # A node of tests/kubernetes; what Debian has in no current version is built from Go modules (tests/kubernetes/build.sh).
-KUBERNETES_PACKAGES := runc busybox-static openssl util-linux
+KUBERNETES_PACKAGES := runc busybox-static openssl util-linux openmpi-bin libopenmpi-dev dropbear-bin
+IMAGE_PACKAGES := buildah debootstrap
 
 .PHONY: help setup demo test test-c test-sanitize test-python test-kubernetes test-kubernetes-scale bench-kubernetes test-vm fuzz \
-        lint bench bench-isolation bench-tcp shell docs clean
+        lint bench bench-isolation bench-tcp images shell docs clean
 
 help:
 	@echo "make demo   set up, then see it work"
@@ -36,6 +37,7 @@ help:
 	@echo "make bench  the benchmarks, beside their peers (about 2 minutes)"
 	@echo "make bench-isolation  the victim under attack, rates, shares (about 6 minutes)"
 	@echo "make bench-tcp  two nodes beside iperf3 and UCX over the same wire (about three minutes)"
+	@echo "make images  the container images, in build/images"
 	@echo "make shell  a shell in which 'sluice' is found"
 	@echo "make docs   docs/verbs.md anew, from the code"
 	@echo "make clean  remove what was built"
@@ -95,7 +97,13 @@ test-python: setup build/build.ninja
 	$(BIN)/ninja -C build >/dev/null
 	SLUICE_BUILD=$(CURDIR)/build $(BIN)/python -m pytest -q
 
-test-kubernetes: setup
+images: build/images/router.tar
+
+build/images/router.tar: $(filter-out tests/% benchmarks/%,$(SOURCES)) $(wildcard deploy/containers/*)
+	$(call install,$(IMAGE_PACKAGES))
+	$(SUDO) deploy/containers/build.sh build/images
+
+test-kubernetes: setup images
 	$(call install,$(KUBERNETES_PACKAGES))
 	timeout 3000 $(BIN)/python -m pytest -q tests/kubernetes
 
