@@ -36,7 +36,7 @@ def plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="session")
 def worker(plane: ControlPlane) -> Iterator[Worker]:
-    running = Worker(plane, "worker-1", 71, {"mlx5_0": "25G", "mlx5_1": "25G"})
+    running = Worker(plane, "worker-1", {"mlx5_0": "25G", "mlx5_1": "25G"})
     running.start()
     yield running
     running.stop()
@@ -106,6 +106,28 @@ def pod(name: str, *templates: str, claims: tuple[str, ...] = (), **changed: Any
         **changed,
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def network_policy(name: str, selects: dict[str, str], **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"podSelector": {"matchLabels": selects}, **spec},
+    }
+
+
+def wait_for_policies(count: int, *workers: Worker) -> None:
+    """Until their routers know so many NetworkPolicies."""
+
+    def known(worker: Worker) -> float:
+        return worker.metric("sluice_watch_objects", path="/apis/networking.k8s.io/v1/networkpolicies")
+
+    wait_until(lambda: {known(worker) for worker in workers} == {count}, "the routers to know the policies")
+
+
+RETRY_EXCEEDED = "status 12"
+"""IBV_WC_RETRY_EXC_ERR, as perftest prints it: nobody answers."""
 
 
 PERFTEST = ("ib_write_bw", "-s", "65536", "-p", "18600", "--report_gbits")

@@ -5,10 +5,12 @@ import asyncio
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from cluster import claim, template
 from control_plane import ControlPlane
+from sluice.kubernetes import DRIVER
 from sluice.kubernetes.api import RESOURCE, Api, ApiError
 from sluice.kubernetes.inventory import Nic
 from sluice.kubernetes.pod import Pod, read_pod
@@ -20,8 +22,14 @@ NAMESPACE = "crowd"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 CLAIMS = f"{RESOURCE}/namespaces/{NAMESPACE}/resourceclaims"
 EXTENDED = "rdma.sluice.dev/bandwidth"
-KINDS = ("plain", "extended", "template", "claim")
-"""Pods that ask for nothing; for 5 Gbit/s each by the extended resource, a claim's template, a claim that is there."""
+KINDS = ("plain", "extended", "template", "claim", "device")
+"""Pods that ask for nothing; for 5 Gbit/s each by the extended resource, a claim's template, a claim that is there.
+
+device: for a whole device of another driver, by a claim's template: the least that Kubernetes has to do for a claim.
+"""
+OTHER = "other.example"
+"""That driver, and its DeviceClass. Each node has ten devices of it, of which nothing is said."""
+DEVICES = 10
 AT_ONCE = 50
 """Requests on the way to the API server."""
 
@@ -44,23 +52,41 @@ def node(index: int) -> dict[str, Any]:
     }
 
 
-def resource_slice(index: int, owner: str) -> dict[str, Any]:
-    name = node_name(index)
-    settings = Settings(name, nics=tuple(Nic(f"mlx5-{port}", 25 * 10**9, f"mlx5_{port}") for port in range(2)))
+def _slice(driver: str, name: str, owner: str, devices: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "apiVersion": "resource.k8s.io/v1",
         "kind": "ResourceSlice",
         "metadata": {
-            "name": f"{name}-rdma.sluice.dev",
+            "name": f"{name}-{driver}",
             "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": owner}],
         },
         "spec": {
-            "driver": "rdma.sluice.dev",
+            "driver": driver,
             "nodeName": name,
             "pool": {"name": name, "generation": 1, "resourceSliceCount": 1},
-            "devices": [device(nic, settings, {}) for nic in settings.nics],
+            "devices": devices,
         },
     }
+
+
+def resource_slices(index: int, owner: str) -> list[dict[str, Any]]:
+    """A node's: of ours with two NICs, and of the other driver."""
+    name = node_name(index)
+    settings = Settings(name, nics=tuple(Nic(f"mlx5-{port}", 25 * 10**9, f"mlx5_{port}") for port in range(2)))
+    return [
+        _slice(DRIVER, name, owner, [device(nic, settings, {}) for nic in settings.nics]),
+        _slice(OTHER, name, owner, [{"name": f"device-{number}"} for number in range(DEVICES)]),
+    ]
+
+
+def other_driver() -> list[dict[str, Any]]:
+    """Its DeviceClass, and a template of claims for one of its devices."""
+    selector = {"cel": {"expression": f'device.driver == "{OTHER}"'}}
+    kind = {"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": {"name": OTHER}}
+    made = template("whole", None)
+    made["metadata"]["namespace"] = NAMESPACE
+    made["spec"]["spec"]["devices"]["requests"][0]["exactly"]["deviceClassName"] = OTHER
+    return [{**kind, "spec": {"selectors": [selector]}}, made]
 
 
 def crowd_pod(name: str, kind: str, on: str = "") -> dict[str, Any]:
@@ -74,8 +100,9 @@ def crowd_pod(name: str, kind: str, on: str = "") -> dict[str, Any]:
     }
     if kind == "extended":
         container["resources"]["limits"] = {EXTENDED: "5"}
-    if kind in ("template", "claim"):
-        source = {"resourceClaimTemplateName": "five"} if kind == "template" else {"resourceClaimName": name}
+    if kind in ("template", "claim", "device"):
+        templates = {"template": "five", "device": "whole"}
+        source = {"resourceClaimTemplateName": templates[kind]} if kind in templates else {"resourceClaimName": name}
         spec["resourceClaims"] = [{"name": "rdma", **source}]
         container["resources"]["claims"] = [{"name": "rdma"}]
     if on:
@@ -104,10 +131,10 @@ class Crowd:
         self.api = await Api.connect(self._plane.kubeconfig)
         self._plane.kubectl("create", "namespace", NAMESPACE)
         claims = template("five", "5G") | {"metadata": {"name": "five", "namespace": NAMESPACE}}
-        self._plane.apply(claims)
+        self._plane.apply(claims, *other_driver())
         made = await _all(self.api, "/api/v1/nodes", map(node, range(self._nodes)))
-        slices = (resource_slice(index, each["metadata"]["uid"]) for index, each in enumerate(made))
-        await _all(self.api, SLICES, slices)
+        slices = (resource_slices(index, each["metadata"]["uid"]) for index, each in enumerate(made))
+        await _all(self.api, SLICES, chain.from_iterable(slices))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -150,6 +177,8 @@ class Crowd:
         for each in claims:
             allocation = each.get("status", {}).get("allocation") or {"devices": {"results": []}}
             for result in allocation["devices"]["results"]:
+                if result["driver"] != DRIVER:
+                    continue
                 key = (result["pool"], result["device"])
                 found[key] = found.get(key, 0) + int(result["consumedCapacity"]["bandwidth"].removesuffix("G"))
         return found

@@ -102,6 +102,24 @@ def test_bad_parameters_are_named(plane: ControlPlane, worker: Worker) -> None:
     wait_until(lambda: "a ceiling can't be below the guarantee" in plane.kubectl("describe", "pod", "low"), "the event")
 
 
+def test_a_quota_of_devices(plane: ControlPlane, worker: Worker) -> None:
+    plane.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ResourceQuota",
+            "metadata": {"name": "devices"},
+            "spec": {"hard": {"rdma.sluice.dev.deviceclass.resource.k8s.io/devices": "1"}},
+        },
+        template("one", "1G"),
+    )
+    wait_until(lambda: plane.get("resourcequota", "devices").get("status", {}).get("used"), "the quota to be counted")
+    plane.apply(pod("within", "one"))
+    plane.wait_for("pod/within", "condition=Ready")
+    plane.apply(pod("beyond", "one"))
+    wait_until(lambda: "exceeded quota: devices" in plane.kubectl("describe", "pod", "beyond"), "the event")
+    assert "rdma.sluice.dev.deviceclass.resource.k8s.io/devices  1     1" in plane.kubectl("describe", "quota")
+
+
 def test_rates_of_a_running_pod_change(plane: ControlPlane, worker: Worker) -> None:
     plane.apply(template("ten", "10G", max="20G"), pod("live", "ten"))
     plane.wait_for("pod/live", "condition=Ready")

@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """NetworkPolicies hold for RDMA, which no network plugin sees."""
 
-from typing import Any
-
 import pytest
-from cluster import PERFTEST, in_background, pod, start_server, template, write_bandwidth
+from cluster import (
+    PERFTEST,
+    RETRY_EXCEEDED,
+    in_background,
+    network_policy,
+    pod,
+    start_server,
+    template,
+    wait_for_policies,
+    write_bandwidth,
+)
 from conftest import wait_until
 from control_plane import ControlPlane
 from worker import Worker
 
 pytest_plugins = ["cluster"]
-
-RETRY_EXCEEDED = "status 12"
-"""IBV_WC_RETRY_EXC_ERR, as perftest prints it: nobody answers."""
-
-
-def network_policy(name: str, selects: dict[str, str], **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": name},
-        "spec": {"podSelector": {"matchLabels": selects}, **spec},
-    }
 
 
 @pytest.fixture
@@ -45,10 +41,7 @@ def test_a_forbidden_connection_is_to_nobody(plane: ControlPlane, worker: Worker
         network_policy("friends-only", {"app": "server"}, policyTypes=["Ingress"], ingress=only_friends),
         network_policy("closed", {"app": "client"}, policyTypes=["Ingress"]),
     )
-    wait_until(
-        lambda: worker.metric("sluice_watch_objects", path="/apis/networking.k8s.io/v1/networkpolicies") == 2,
-        "the copy",
-    )
+    wait_for_policies(2, worker)
     before = worker.metric("sluice_connections_forbidden_total", pod="default/client")
     start_server(worker, "server")
     refused = worker.execute("client", *PERFTEST, address)
@@ -71,10 +64,7 @@ def test_the_port_of_the_connection_manager(plane: ControlPlane, worker: Worker,
         network_policy("one-port", {"app": "server"}, policyTypes=["Ingress"], ingress=to_port),
         network_policy("closed", {"app": "client"}, policyTypes=["Ingress"]),
     )
-    wait_until(
-        lambda: worker.metric("sluice_watch_objects", path="/apis/networking.k8s.io/v1/networkpolicies") == 2,
-        "the copy",
-    )
+    wait_for_policies(2, worker)
     start_server(worker, "server")
     refused = worker.execute("client", *PERFTEST, address)
     assert RETRY_EXCEEDED in refused.stdout + refused.stderr

@@ -4,7 +4,7 @@
 import asyncio
 import json
 
-from cluster import pod, template, write_bandwidth
+from cluster import PERFTEST, in_background, pod, start_server, template, write_bandwidth
 from conftest import wait_until
 from control_plane import ControlPlane
 from sluice.kubernetes.api import Api
@@ -37,6 +37,20 @@ def test_the_router_is_restarted_under_running_pods(plane: ControlPlane, worker:
     wait_until(lambda: not worker.tenants(), "everything to be returned")
 
 
+def test_programs_lose_their_device_with_the_router(plane: ControlPlane, worker: Worker) -> None:
+    """Their sessions end with it: they end with an error instead of waiting for ever, and find the device again."""
+    address = two_pods(plane)
+    long = [*PERFTEST, "-D", "600"]
+    start_server(worker, "server", long)
+    in_background(worker, "client", *long, address)
+    wait_until(lambda: worker.tenant_of("client")["counters"]["tx_bytes"] > 10**6, "traffic")
+    worker.stop_router()
+    worker.start_router()
+    code = wait_until(lambda: worker.execute("client", "cat", "/tmp/exit").stdout.strip(), "perftest to notice")
+    assert code != "0"
+    assert write_bandwidth(worker, "server", "client", address) > 0
+
+
 def test_a_pod_ends_while_the_router_is_away(plane: ControlPlane, worker: Worker) -> None:
     two_pods(plane)
     worker.stop_router()
@@ -45,16 +59,23 @@ def test_a_pod_ends_while_the_router_is_away(plane: ControlPlane, worker: Worker
     wait_until(lambda: not worker.tenants(), "the kubelet to ask again, and everything to be returned")
 
 
-def test_the_api_server_is_away(plane: ControlPlane, worker: Worker) -> None:
+def test_the_api_server_is_away_for_a_minute(plane: ControlPlane, worker: Worker) -> None:
     address = two_pods(plane)
+    minute = [*PERFTEST, "-D", "60"]
+    start_server(worker, "server", minute)
+    in_background(worker, "client", *minute, address)
+    wait_until(lambda: worker.tenant_of("client")["counters"]["tx_bytes"] > 10**6, "traffic")
     plane.stop_apiserver()
     try:
         wait_until(lambda: worker.metric("sluice_watch_up", path="/api/v1/pods") == 0, "the router to notice")
+        # What runs goes on to its end, by what the routers know.
+        wait_until(lambda: worker.tenant_of("client")["counters"]["sessions"] == 0, "perftest's end", patience=120)
         assert worker.http("healthz") == "ok\n", "no reason to be restarted"
         assert {tenant["address"] for tenant in worker.tenants().values()} >= {address}
     finally:
         plane.start_apiserver()
     wait_until(lambda: worker.metric("sluice_watch_up", path="/api/v1/pods") == 1, "the router to come back")
+    wait_until(lambda: worker.execute("client", "cat", "/tmp/exit").stdout.strip() == "0", "the pods again")
     plane.apply(pod("third", "ten"))
     plane.wait_for("pod/third", "condition=Ready")
     assert write_bandwidth(worker, "server", "client", address) > 0

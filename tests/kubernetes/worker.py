@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from conftest import wait_until
 from control_plane import ControlPlane
 from image import NAME, write_image
+from names import DOMAIN, Names
 from programs import folder, free_port, program, start, stop
 from sluice.control.admin import ask
 
@@ -30,21 +32,37 @@ def apart(source: Path, target: Path) -> list[str]:
     return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh"]
 
 
-class Worker:
-    """nics: as in the settings of `sluice router --kubernetes`."""
+CGROUPS = Path("/sys/fs/cgroup")
+HIGHEST = 250
 
-    def __init__(self, plane: ControlPlane, name: str, number: int, nics: dict[str, str]) -> None:
+
+def take_number() -> int:
+    """A number that no other node on this machine has, of whichever run of the tests: the first free bridge's."""
+    for number in range(1, HIGHEST):
+        link = ["ip", "link", "add", f"sluicen{number}", "type", "bridge"]
+        if subprocess.run(link, check=False, stderr=subprocess.DEVNULL).returncode == 0:
+            return number
+    raise RuntimeError("no bridge sluicen1, sluicen2, … can be made")
+
+
+class Worker:
+    """nics: as in the settings of `sluice router --kubernetes`. Several can be on one machine."""
+
+    def __init__(self, plane: ControlPlane, name: str, nics: dict[str, str]) -> None:
         self.plane = plane
         self.name = name
         self.nics = nics
         # Socket paths are short.
         self.root = Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp"))
-        self._number = number
+        self._number = number = take_number()
         self.address = f"10.245.{number}.1"
         self._link = f"sluicen{number}"
+        # Kubelets end pods that they don't know: each below a cgroup of its own.
+        self._cgroup = f"sluice-{number}"
         self._containerd: subprocess.Popen[bytes] | None = None
         self._kubelet: subprocess.Popen[bytes] | None = None
         self._router: subprocess.Popen[bytes] | None = None
+        self._names: Names | None = None
         self.http_port = free_port()
         self.state_dir = self.root / "s"
         self.kubelet_dir = self.root / "k"
@@ -65,6 +83,8 @@ root = {quote(str(self.root / "c"))}
 state = {quote(str(self.root / "r"))}
 [grpc]
 address = {quote(str(self.root / "c.sock"))}
+[plugins."io.containerd.nri.v1.nri"]
+disable = true
 [plugins.{quote(images)}.pinned_images]
 sandbox = {quote(NAME)}
 [plugins.{quote(runtime)}]
@@ -104,7 +124,11 @@ runtime_type = "io.containerd.runc.v2"
         )
         wait_until(lambda: self._ctr("version").returncode == 0, "containerd")
         write_image(self.root / "image.tar")
-        assert self._ctr("images", "import", str(self.root / "image.tar")).returncode == 0
+        self.import_image(self.root / "image.tar")
+
+    def import_image(self, archive: Path) -> None:
+        done = self._ctr("images", "import", str(archive))
+        assert done.returncode == 0, done.stderr
 
     def _ctr(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -125,7 +149,7 @@ runtime_type = "io.containerd.runc.v2"
                     "kind": "KubeletConfiguration",
                     "failCgroupV1": False,
                     "cgroupDriver": "cgroupfs",
-                    "cgroupRoot": "/",
+                    "cgroupRoot": f"/{self._cgroup}",
                     "enforceNodeAllocatable": [],
                     "containerRuntimeEndpoint": f"unix://{self.root}/c.sock",
                     "failSwapOn": False,
@@ -142,16 +166,20 @@ runtime_type = "io.containerd.runc.v2"
                     # The API server may not have learnt yet that a claim is this node's; then the kubelet tries again.
                     "syncFrequency": "3s",
                     "resolvConf": "",
+                    "clusterDNS": [self.address],
+                    "clusterDomain": DOMAIN,
                 }
             )
         )
+        for path in self._cgroups():
+            path.mkdir(exist_ok=True)
         # An address of the node's own, where the API server reaches the kubelet.
         for command in (
-            ["ip", "link", "add", self._link, "type", "bridge"],
             ["ip", "address", "add", f"{self.address}/32", "dev", self._link],
             ["ip", "link", "set", self._link, "up"],
         ):
             subprocess.run(command, check=True)
+        self._names = Names(self.plane, self.address)
         assert self._containerd is not None
         self._kubelet = start(
             [
@@ -165,6 +193,20 @@ runtime_type = "io.containerd.runc.v2"
         )  # fmt: skip
         wait_until(lambda: self.plane.try_kubectl("get", "node", self.name).returncode == 0, "the node's object")
         self.plane.wait_for(f"node/{self.name}", "condition=Ready")
+
+    def _cgroups(self) -> list[Path]:
+        """The node's cgroup; with cgroup v1 in each hierarchy."""
+        if (CGROUPS / "cgroup.controllers").exists():
+            return [CGROUPS / self._cgroup]
+        return [each / self._cgroup for each in CGROUPS.iterdir() if each.is_dir() and not each.is_symlink()]
+
+    def _remove_cgroups(self) -> None:
+        for root in self._cgroups():
+            for path in sorted((each for each in root.rglob("*") if each.is_dir()), reverse=True):
+                with suppress(OSError):
+                    path.rmdir()
+            with suppress(OSError):
+                root.rmdir()
 
     # ---- router ----------------------------------------------------------
 
@@ -233,6 +275,11 @@ runtime_type = "io.containerd.runc.v2"
         found: dict[str, dict[str, Any]] = ask(self.state_dir, "status")["tenants"]
         return found
 
+    def peers(self) -> dict[str, dict[str, Any]]:
+        """The other nodes' routers."""
+        found: dict[str, dict[str, Any]] = (ask(self.state_dir, "status").get("cluster") or {}).get("peers", {})
+        return found
+
     def tenant_of(self, pod: str) -> dict[str, Any]:
         """Of a pod, by the start of its tenant's name."""
         found = [tenant for name, tenant in self.tenants().items() if name.startswith(f"default-{pod}-")]
@@ -260,16 +307,31 @@ runtime_type = "io.containerd.runc.v2"
         self._start_kubelet()
         self.start_router()
 
-    def stop(self) -> None:
-        self.plane.try_kubectl("delete", "pods", "--all", "--grace-period=1", "--timeout=60s")
-        stop(self._router)
-        stop(self._kubelet)
+    def _kill_containers(self) -> None:
         for task in self._ctr("tasks", "ls", "-q").stdout.split():
             self._ctr("tasks", "kill", "-s", "SIGKILL", task)
+
+    def lose(self) -> None:
+        """All that runs on the node ends at once, and says nothing."""
+        for process in (self._router, self._kubelet):
+            assert process is not None
+            process.kill()
+            process.wait()
+        self._kill_containers()
+
+    def stop(self) -> None:
+        mine = ["--field-selector", f"spec.nodeName={self.name}"]
+        self.plane.try_kubectl("delete", "pods", *mine, "--grace-period=1", "--timeout=60s")
+        stop(self._router)
+        stop(self._kubelet)
+        self._kill_containers()
         stop(self._containerd)
+        if self._names is not None:
+            self._names.close()
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for mount in sorted((one for one in mounts if one.startswith(f"{self.root}/")), reverse=True):
             subprocess.run(["umount", "-l", mount], check=False)
         for link in (self._link, f"sluicek{self._number}"):
             subprocess.run(["ip", "link", "del", link], check=False, stderr=subprocess.DEVNULL)
+        self._remove_cgroups()
         shutil.rmtree(self.root, ignore_errors=True)

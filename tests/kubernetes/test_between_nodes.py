@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two real nodes: what holds within a node holds between pods of different nodes, and a node that is lost."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from cluster import (
+    PERFTEST,
+    RETRY_EXCEEDED,
+    in_background,
+    network_policy,
+    pod,
+    start_server,
+    template,
+    wait_for_policies,
+    write_bandwidth,
+)
+from conftest import wait_until
+from control_plane import ControlPlane
+from worker import Worker
+
+pytest_plugins = ["cluster"]
+
+
+@pytest.fixture(scope="module")
+def second(plane: ControlPlane, worker: Worker) -> Iterator[Worker]:
+    running = Worker(plane, "worker-2", {"mlx5_0": "25G"})
+    running.start()
+    wait_until(lambda: worker.peers().get("worker-2", {}).get("alive"), "the link to the second")
+    yield running
+    running.stop()
+    plane.kubectl("delete", "node", "worker-2", "--ignore-not-found")
+    wait_until(lambda: slices(plane) == ["worker-1-rdma.sluice.dev"], "its bandwidth to go")
+
+
+def slices(plane: ControlPlane) -> list[str]:
+    return [each["metadata"]["name"] for each in plane.get("resourceslices")["items"]]
+
+
+def on(node: str, name: str, template_name: str) -> dict[str, Any]:
+    return pod(name, template_name, labels={"app": name}, nodeSelector={"kubernetes.io/hostname": node})
+
+
+@pytest.fixture
+def address(plane: ControlPlane, second: Worker) -> str:
+    """Of the server, on the second node; the client, which may have 1 Gbit/s, is on the first."""
+    plane.apply(
+        template("open", "1G"),
+        template("tight", "1G", max="1G"),
+        on("worker-2", "server", "open"),
+        on("worker-1", "client", "tight"),
+    )
+    for name in ("server", "client"):
+        plane.wait_for(f"pod/{name}", "condition=Ready")
+    found: str = plane.pod("server")["status"]["podIP"]
+    return found
+
+
+def test_routers_find_each_other(worker: Worker, second: Worker) -> None:
+    """And each other's keys, by their nodes' ResourceSlices: no cluster file."""
+    assert worker.peers()["worker-2"]["alive"]
+    wait_until(lambda: second.peers().get("worker-1", {}).get("alive"), "the link back")
+
+
+def test_the_ceiling_holds(plane: ControlPlane, worker: Worker, second: Worker, address: str) -> None:
+    assert 0.3 < write_bandwidth(worker, "server", "client", address) < 1.1
+    assert worker.tenant_of("client")["counters"]["tx_bytes"] == second.tenant_of("server")["counters"]["rx_bytes"] > 0
+
+
+def test_a_forbidden_connection_is_to_nobody(plane: ControlPlane, worker: Worker, second: Worker, address: str) -> None:
+    plane.apply(
+        network_policy("server-closed", {"app": "server"}, policyTypes=["Ingress"]),
+        network_policy("client-closed", {"app": "client"}, policyTypes=["Ingress"]),
+    )
+    wait_for_policies(2, worker, second)
+    start_server(worker, "server")
+    refused = worker.execute("client", *PERFTEST, address)
+    assert refused.returncode != 0
+    assert RETRY_EXCEEDED in refused.stdout + refused.stderr
+    assert worker.metric("sluice_connections_forbidden_total", pod="default/client") >= 1
+    text = "no ingress rule of NetworkPolicy server-closed lets it through at pod default/server"
+    wait_until(lambda: text in plane.kubectl("describe", "pod", "client"), "the event")
+
+
+def test_a_later_policy_ends_connections(plane: ControlPlane, worker: Worker, second: Worker, address: str) -> None:
+    long = [*PERFTEST, "-D", "60"]
+    start_server(worker, "server", long)
+    in_background(worker, "client", *long, address)
+    wait_until(lambda: worker.tenant_of("client")["counters"]["tx_bytes"] > 10**6, "traffic")
+    plane.apply(
+        network_policy("nobody", {"app": "server"}, policyTypes=["Ingress"]),
+        network_policy("nowhere", {"app": "client"}, policyTypes=["Ingress"]),
+    )
+    # Each node's router ends its own end.
+    ended = "sluice_connections_ended_total"
+    wait_until(lambda: worker.metric(ended, pod="default/client") == 1, "the client's end")
+    wait_until(lambda: second.metric(ended, pod="default/server") == 1, "the server's end")
+
+    def told(name: str) -> bool:
+        return "RDMAConnectionEnded" in plane.kubectl("describe", "pod", name)
+
+    wait_until(lambda: told("client") and told("server"), "the events")
+    code = wait_until(lambda: worker.execute("client", "cat", "/tmp/exit").stdout.strip(), "perftest to notice")
+    assert code != "0"
+
+
+def test_a_node_is_lost(plane: ControlPlane, worker: Worker, second: Worker, address: str) -> None:
+    """As by a power cut; it comes last, since nobody comes back."""
+    long = [*PERFTEST, "-D", "60"]
+    start_server(worker, "server", long)
+    in_background(worker, "client", *long, address)
+    wait_until(lambda: worker.tenant_of("client")["counters"]["tx_bytes"] > 10**6, "traffic")
+    second.lose()
+    code = wait_until(lambda: worker.execute("client", "cat", "/tmp/exit").stdout.strip(), "perftest to notice")
+    assert code != "0"
+    assert RETRY_EXCEEDED in worker.output("client", "cat", "/tmp/out")
+    plane.wait_for("node/worker-2", "condition=Ready=Unknown")
+    plane.kubectl("delete", "node", "worker-2")
+    wait_until(lambda: slices(plane) == ["worker-1-rdma.sluice.dev"], "its bandwidth to go")
+    wait_until(lambda: "worker-2" not in worker.peers(), "its router to be forgotten")
+    # The pod is gone with its node, and its claim with it: who needs it is placed where there is room.
+    plane.kubectl("wait", "pod/server", "--for=delete", "--timeout=110s")
+    plane.apply(pod("server", "open"))
+    plane.wait_for("pod/server", "condition=Ready")
+    assert write_bandwidth(worker, "server", "client", plane.pod("server")["status"]["podIP"]) > 0
