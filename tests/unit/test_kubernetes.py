@@ -3,10 +3,12 @@
 and what a node's router makes of grants."""
 
 import asyncio
+import json
 import shutil
 import socket
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +20,8 @@ pytest.importorskip("kubernetes.aio", reason="the kubernetes extra is not instal
 from sluice.control.router import Router
 from sluice.device.node import DeviceSpec
 from sluice.kubernetes import protocol
-from sluice.kubernetes.attachments import Attachments
+from sluice.kubernetes.attachments import Attachments, tenant_name
+from sluice.kubernetes.cdi import Injection, Specifications, userfaultfd
 from sluice.kubernetes.claim import ClaimError, Share, shares
 from sluice.kubernetes.device_plugin import Plugin, unit_ids
 from sluice.kubernetes.devices import devices_of
@@ -393,6 +396,64 @@ def test_a_pod_finds_the_same_devices_after_a_restart(root: Path) -> None:
 
     on_a_node(root, before)
     on_a_node(root, after)
+
+
+def test_directories_of_nobody_go(root: Path) -> None:
+    tenant = tenant_name("ns", "pod", "pod-uid")
+
+    def before(router: Router, attachments: Attachments) -> None:
+        attachments.attach(granted("a", ("left", GBPS), tenant=tenant))
+        for name in (tenant_name("ns", "killed", "other"), "devices-0123456789abcdef", "somebody"):
+            (router.state_dir / "tenants" / name).mkdir()
+
+    def after(router: Router, attachments: Attachments) -> None:
+        assert list(attachments.restore()) == []
+        # Not what isn't named as a pod's: the node may have other tenants.
+        assert {path.name for path in (router.state_dir / "tenants").iterdir()} == {tenant, "somebody"}
+
+    on_a_node(root, before)
+    on_a_node(root, after)
+
+
+def test_what_an_init_container_had_goes(root: Path) -> None:
+    """Its devices are another container's afterwards, which turns out to be of the same pod as a third's."""
+
+    def allocated(number: int, units: int) -> Grant:
+        name, devices = f"devices-{number}", tuple(f"left-{number}{unit}" for unit in range(units))
+        return Grant(name, "", "", "", "", name, (Share("", "left", units * GBPS),), devices)
+
+    def body(router: Router, attachments: Attachments) -> None:
+        def directories() -> set[str]:
+            return {path.name for path in (router.state_dir / "tenants").iterdir()}
+
+        attachments.attach(allocated(1, 1))
+        main, side = attachments.succeed(allocated(1, 1), allocated(2, 2)), allocated(3, 1)
+        attachments.attach(side)
+        assert directories() == {"devices-1", "devices-2", "devices-3"}
+        for grant in (side, main):
+            attachments.adopt(replace(grant, namespace="ns", pod="pod", pod_uid="pod-uid"), "devices-3")
+        assert directories() == {"devices-2", "devices-3"}
+        assert devices_in(router, "devices-3") == {"sluice0": ("left", 3 * GBPS, 0)}
+        for uid in ("devices-2", "devices-3"):
+            attachments.detach(uid)
+        assert directories() == set()
+
+    on_a_node(root, body)
+
+
+def test_a_container_gets_a_userfaultfd(tmp_path: Path) -> None:
+    assert userfaultfd(tmp_path) == []
+    number = tmp_path / "class/misc/userfaultfd/dev"
+    number.parent.mkdir(parents=True)
+    number.write_text("10:257\n")
+    edits = Injection({}, [], userfaultfd(tmp_path))
+    Specifications(tmp_path / "cdi").write("uid", edits)
+    (made,) = (tmp_path / "cdi").glob("*.json")
+    (device,) = json.loads(made.read_text())["devices"]
+    # Any user of the container may open it; the runtime need not find it on its own /dev.
+    assert device["containerEdits"]["deviceNodes"] == [
+        {"path": "/dev/userfaultfd", "type": "c", "major": 10, "minor": 257, "fileMode": 0o666}
+    ]
 
 
 def test_a_claim_is_granted_as_a_whole(root: Path) -> None:
