@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,18 @@ def test_the_account_has_the_least_rights(plane: ControlPlane, deployed: Worker)
     assert "the router of node worker-1 writes the slice of that node only" in refused.stderr
 
 
-def example(name: str) -> Path:
-    return DEPLOY / "examples" / name
+def example(name: str) -> list[dict[str, Any]]:
+    return [each for each in yaml.safe_load_all((DEPLOY / "examples" / name).read_text()) if each]
+
+
+@contextmanager
+def applied(plane: ControlPlane, *objects: dict[str, Any]) -> Iterator[None]:
+    """Objects that are gone afterwards, whatever happens."""
+    plane.apply(*objects)
+    try:
+        yield
+    finally:
+        plane.kubectl("delete", "-f", "-", "--timeout=60s", "--ignore-not-found", stdin=yaml.safe_dump_all(objects))
 
 
 def row_of(text: str, size: int) -> list[str]:
@@ -194,15 +205,14 @@ def row_of(text: str, size: int) -> list[str]:
 
 
 def test_example_perftest(plane: ControlPlane, worker: Worker) -> None:
-    plane.kubectl("apply", "-f", example("perftest.yaml"))
-    # What it is guaranteed, and the client's ceiling: as long as the job runs.
-    client = wait_until(lambda: [each for each in worker.tenants() if "perftest-client" in each], "the client")[0]
-    wait_until(lambda: worker.tenants().get(client, {}).get("max_bps") == 12 * 10**9, "its ceiling")
-    server = worker.tenant_of("perftest-server")
-    assert (server["min_bps"], server["max_bps"]) == (10**10, 0)
-    plane.wait_for("job/perftest-client", "condition=Complete", timeout=90)
-    assert 0 < float(row_of(plane.kubectl("logs", "job/perftest-client"), 65536)[3]) < 12.5
-    plane.kubectl("delete", "-f", example("perftest.yaml"), "--timeout=60s")
+    with applied(plane, *example("perftest.yaml")):
+        # What it is guaranteed, and the client's ceiling: as long as the job runs.
+        client = wait_until(lambda: [each for each in worker.tenants() if "perftest-client" in each], "the client")[0]
+        wait_until(lambda: worker.tenants().get(client, {}).get("max_bps") == 12 * 10**9, "its ceiling")
+        server = worker.tenant_of("perftest-server")
+        assert (server["min_bps"], server["max_bps"]) == (10**10, 0)
+        plane.wait_for("job/perftest-client", "condition=Complete", timeout=90)
+        assert 0 < float(row_of(plane.kubectl("logs", "job/perftest-client"), 65536)[3]) < 12.5
 
 
 @pytest.mark.skipif(
@@ -218,7 +228,9 @@ def test_example_mpi(plane: ControlPlane, worker: Worker) -> None:
     shown = subprocess.run(["dropbearkey", "-y", "-f", folder / "id"], check=True, capture_output=True, text=True)
     (public,) = (line for line in shown.stdout.splitlines() if line.startswith("ssh-"))
     files = [f"--from-file={folder}/id", f"--from-literal=authorized_keys={public}"]
-    plane.kubectl("create", "secret", "generic", "mpi-ssh", *files)
+    secret = yaml.safe_load(
+        plane.kubectl("create", "secret", "generic", "mpi-ssh", *files, "--dry-run=client", "-o", "yaml")
+    )
     libraries = f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}"
     # Not all of /usr: the shim is mounted into it.
     folders = {"/program": str(folder), libraries.removeprefix("/usr"): libraries, "/lib64": "/usr/lib64"}
@@ -226,46 +238,41 @@ def test_example_mpi(plane: ControlPlane, worker: Worker) -> None:
         each: each
         for each in (libraries, "/usr/bin", "/usr/sbin", "/usr/share/openmpi", "/etc/openmpi", "/etc/alternatives")
     }
-    objects = [each for each in yaml.safe_load_all(example("mpi.yaml").read_text()) if each]
+    objects = example("mpi.yaml")
     (job,) = (each for each in objects if each["kind"] == "Job")
     spec = job["spec"]["template"]["spec"]
     spec["containers"][0] |= {"image": NAME, "env": [{"name": "PROGRAM", "value": "/program/exchange"}]}
     mount_programs(spec, folders)
-    plane.apply(*objects)
     first = ("-l", "job-name=mpi,batch.kubernetes.io/job-completion-index=0")
-    try:
+    with applied(plane, secret, *objects):
         wait_until(lambda: len(worker.tenants()) == 2, "a tenant for each of its pods")
         assert {tenant["min_bps"] for tenant in worker.tenants().values()} == {5 * 10**9}
-        plane.wait_for("job/mpi", "condition=Complete", timeout=90)
-    finally:
-        text = plane.try_kubectl("logs", *first).stdout
-    assert text.count("of 2: exchanged") == 2, text
-    plane.kubectl("delete", "-f", example("mpi.yaml"), "--timeout=60s")
-    plane.kubectl("delete", "secret", "mpi-ssh")
+        done = plane.try_kubectl("wait", "job/mpi", "--for=condition=Complete", "--timeout=90s")
+        text = plane.kubectl("logs", *first)
+        assert done.returncode == 0, text
+        assert text.count("of 2: exchanged") == 2, text
 
 
 def test_example_isolation(plane: ControlPlane, worker: Worker) -> None:
-    plane.kubectl("apply", "-f", example("isolation.yaml"))
-    for name in ("quiet", "greedy"):
-        plane.wait_for(f"pod/{name}", "condition=Ready")
-    assert worker.tenant_of("greedy")["max_bps"] == 2 * 10**9
-    rows = {name: row for nic in worker.nic_states().values() for name, row in nic["tenants"].items()}
-    assert sorted(row["min_bps"] for row in rows.values()) == [10**8, 5 * 10**9]
-
     def last_rate() -> float:
         rows = [line.split() for line in plane.kubectl("logs", "greedy").splitlines() if line.startswith(" 65536")]
         return float(rows[-1][3]) if rows else 0.0
 
-    assert 1.1 < wait_until(last_rate, "perftest's first row") < 2.2
-    plane.kubectl("annotate", "pod", "greedy", "rdma.sluice.dev/max=1G", "--overwrite")
-    wait_until(lambda: worker.tenant_of("greedy")["max_bps"] == 10**9, "the new ceiling")
-    wait_until(lambda: 0 < last_rate() < 1.1, "perftest to see it")
-    plane.kubectl("delete", "-f", example("isolation.yaml"), "--timeout=60s")
+    with applied(plane, *example("isolation.yaml")):
+        for name in ("quiet", "greedy"):
+            plane.wait_for(f"pod/{name}", "condition=Ready")
+        assert worker.tenant_of("greedy")["max_bps"] == 2 * 10**9
+        rows = {name: row for nic in worker.nic_states().values() for name, row in nic["tenants"].items()}
+        assert sorted(row["min_bps"] for row in rows.values()) == [10**8, 5 * 10**9]
+        assert wait_until(last_rate, "perftest's first row") < 2.2
+        plane.kubectl("annotate", "pod", "greedy", "rdma.sluice.dev/max=1G", "--overwrite")
+        wait_until(lambda: worker.tenant_of("greedy")["max_bps"] == 10**9, "the new ceiling")
+        wait_until(lambda: 0 < last_rate() < 1.1, "perftest to see it")
 
 
 def test_every_example_is_accepted(plane: ControlPlane) -> None:
     """The API server's own validation, strict: no field that it doesn't know."""
-    for each in sorted(example(".").glob("*.yaml")):
+    for each in sorted((DEPLOY / "examples").glob("*.yaml")):
         plane.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", each)
 
 
