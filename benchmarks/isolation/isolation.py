@@ -38,6 +38,7 @@ from sluice.cli.temporary import temporary_router
 from sluice.control.admin import ask
 from sluice.engine.counters import Counters
 from sluice.policy.rate import format_rate, format_size
+from sluice.shim import with_shim
 
 BUILD = Path(os.environ.get("SLUICE_BUILD", "build"))
 LOAD = BUILD / "benchmarks/load"
@@ -359,46 +360,75 @@ def shares(bench: Isolation) -> list[Shares]:
 
 @dataclass
 class Cost:
-    """bps of WRITEs of 64 KiB and messages per second of 8 B, by what the shaper has to do meanwhile."""
+    """What all tenants together get, bps of WRITEs of 64 KiB and messages per second of 8 B: [no limits, all kinds]."""
 
-    shaper: str
-    bps: float
-    messages: float
+    tenants: int
+    bps: tuple[float, float]
+    messages: tuple[float, float]
+
+
+CEILINGS_NEVER_MET = {"min": "1Mbps", "max": "10Tbps", "weight": "200", "max-ops": "1000M"}
+CROWDS = (1, 10, 1000)
+"""How many tenants send at a time."""
+
+
+@contextmanager
+def _crowd(bench: Isolation, tenants: int, load: Load) -> Iterator[None]:
+    """Each tenant a process that sends to itself, for as long as this lasts."""
+    arguments = [load.kind, str(load.size), str(load.depth), str(load.qps), "3600"]
+    with ExitStack() as stack:
+        clients = []
+        for number in range(tenants):
+            path = ask(bench.state_dir, "tenant-add", name=f"crowd{number}", policy={})["path"]
+            # Without `sluice run`, whose Python a thousand times is more than most machines have memory for.
+            client = subprocess.Popen(
+                [LOAD, "-", "client", *arguments],
+                env=with_shim(os.environ) | {"SLUICE_TENANT_DIR": path},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(client.communicate)
+            stack.callback(client.kill)
+            clients.append(client)
+        for client in clients:
+            assert client.stdout is not None
+            if client.stdout.readline().strip() != "ready":
+                raise RuntimeError(f"one of {tenants} tenants did not come up")
+        for client in clients:
+            _start(client)
+        yield
 
 
 def cost(bench: Isolation) -> list[Cost]:
-    runner = Runner(bench)
+    counters = Counters(bench.state_dir / "counters")
 
-    def measure() -> tuple[float, float]:
-        values = []
-        for load in (Load("write", 65536, 64, 2), Load("write", 8, 4096, 4)):
-            with runner.ready("costed", "costed-peer", load, 1.0) as client:
-                _start(client)
-                values.append(_result(client))
-        return 8 * values[0]["bytes"], values[1]["operations"]
+    def rate(field: str) -> float:
+        before, start = int(counters.tenants[field].sum()), time.monotonic()
+        time.sleep(1)
+        return (int(counters.tenants[field].sum()) - before) / (time.monotonic() - start)
 
-    policy = {"min": "1Mbps", "max": "10Tbps", "weight": "200", "max-ops": "1000M"}
-    stages: list[tuple[str, int]] = [("idle", 0), ("1 tenant", 1), ("10 tenants", 10), ("1,000 tenants", 1000)]
-    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in stages}
-    for _ in range(bench.rounds):
-        made = 1
-        for name, count in stages:
-            lifted = dict.fromkeys(policy, "none")
-            if count == 0:
-                ask(bench.state_dir, "tenant-add", name="costed", policy={})
-                ask(bench.state_dir, "policy-set", name="costed", policy=lifted)
-            else:
-                ask(bench.state_dir, "policy-set", name="costed", policy=policy)
-            for number in range(made, count):
-                ask(bench.state_dir, "tenant-add", name=f"other{number}", policy=policy)
-            made = max(made, count)
-            rounds[name].append(measure())
-        for number in range(1, made):
-            ask(bench.state_dir, "tenant-remove", name=f"other{number}")
-    return [
-        Cost(name, statistics.median(a for a, _ in values), statistics.median(b for _, b in values))
-        for name, values in rounds.items()
-    ]
+    def compare(tenants: int, load: Load, field: str) -> tuple[float, float]:
+        rates: tuple[list[float], list[float]] = ([], [])
+        with _crowd(bench, tenants, load):
+            # In turns, so that what else the machine does falls on both.
+            for turn in range(2 * bench.rounds):
+                busy = (turn + turn // 2) % 2
+                policy = CEILINGS_NEVER_MET if busy else dict.fromkeys(CEILINGS_NEVER_MET, "none")
+                for number in range(tenants):
+                    ask(bench.state_dir, "policy-set", name=f"crowd{number}", policy=policy)
+                rates[busy].append(rate(field))
+        return statistics.median(rates[0]), statistics.median(rates[1])
+
+    found = []
+    for tenants in CROWDS:
+        print(f"  {tenants:,} tenants", file=sys.stderr, flush=True)
+        idle, busy = compare(tenants, Load("write", 65536, 16), "tx_bytes")
+        messages = compare(tenants, Load("write", 8, 1024), "tx_messages")
+        found.append(Cost(tenants, (8 * idle, 8 * busy), messages))
+        for number in range(tenants):
+            ask(bench.state_dir, "tenant-remove", name=f"crowd{number}")
+    return found
 
 
 @dataclass
@@ -482,11 +512,12 @@ def _show(part: str, rows: list[Any]) -> None:
         for row in rows:
             print(f"weights {row.weights}: {', '.join(map(format_rate, row.bps))}; Jain {row.jain:.4f}")
     elif part == "cost":
-        idle = rows[0]
         for row in rows:
+            changes = [100 * (busy / idle - 1) for idle, busy in (row.bps, row.messages)]
             print(
-                f"{row.shaper:<16}{format_rate(row.bps):>9}{100 * (row.bps / idle.bps - 1):>+8.1f} %"
-                f"{row.messages / 1e6:>9.2f} M/s{100 * (row.messages / idle.messages - 1):>+8.1f} %"
+                f"{row.tenants:>6,} tenants at work, limits of all kinds against none: 64 KiB "
+                f"{format_rate(row.bps[1])} against {format_rate(row.bps[0])} ({changes[0]:+.1f} %), 8 B "
+                f"{row.messages[1] / 1e6:.2f} against {row.messages[0] / 1e6:.2f} M/s ({changes[1]:+.1f} %)"
             )
     else:
         for row in rows:

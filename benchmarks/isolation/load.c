@@ -6,6 +6,7 @@
  *
  *   load PORT                                  the passive end: memory, and nothing to do
  *   load PORT client KIND SIZE DEPTH QPS SECONDS
+ *   load - client KIND …                       alone: its QPs are connected to themselves
  *
  * KIND: write, read, atomic: DEPTH messages of SIZE bytes on each of QPS queue pairs,
  *       every (DEPTH/2)th signaled
@@ -25,6 +26,7 @@
 enum { MEMORY = 16 << 20, MAX_QPS = 64, SAMPLES = 1 << 20, PACE_NS = 200000 };
 
 static struct pair pair;
+static bool alone;
 static struct ibv_qp *qps[MAX_QPS];
 static struct ibv_comp_channel *channel;
 static struct ibv_cq *cq;
@@ -52,14 +54,30 @@ static struct ibv_qp *make_qp(uint32_t depth)
     return qp;
 }
 
+static void exchange(const void *addr, uint32_t rkey)
+{
+    if (!alone) {
+        pair_exchange(&pair, addr, rkey);
+        return;
+    }
+    pair.peer = (struct address){
+        .addr = (uintptr_t)addr, .rkey = rkey, .qp_num = pair.own.qp->qp_num, .gid = pair.own.gid};
+}
+
+static void meet(void)
+{
+    if (!alone)
+        pair_meet(&pair);
+}
+
 /* The pair's own QP meets first; further ones are told through it. */
 static void connect_all(uint32_t count, uint32_t depth)
 {
     for (uint32_t i = 0; i < count; i++) {
         qps[i] = pair.own.qp = make_qp(depth);
-        pair_exchange(&pair, mr->addr, mr->rkey);
+        exchange(mr->addr, mr->rkey);
         end_connect(&pair.own, pair.peer.qp_num, pair.peer.gid, 7, 0);
-        pair_meet(&pair);
+        meet();
     }
 }
 
@@ -187,8 +205,14 @@ int main(int argc, char **argv)
 
     CHECK(!client || argc == 8, "usage: %s PORT [client KIND SIZE DEPTH QPS SECONDS]", argv[0]);
     CHECK(count && count <= MAX_QPS && size <= MEMORY && depth >= 1, "out of range");
-    pair_open(&pair, client ? 3 : argc, argv, 0);
-    void *memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    alone = !strcmp(argv[1], "-");
+    if (alone)
+        end_open(&pair.own, open_device(), 0);
+    else
+        pair_open(&pair, client ? 3 : argc, argv, 0);
+    /* Of a thousand processes, each touches what it uses. */
+    void *memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | (alone ? 0 : MAP_POPULATE), -1, 0);
 
     mr = ibv_reg_mr(pair.own.pd, memory, MEMORY, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE |
                                                      IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC);
@@ -196,12 +220,12 @@ int main(int argc, char **argv)
     cq = channel ? ibv_create_cq(pair.own.context, 65536, NULL, channel, 0) : NULL;
     CHECK(mr && cq, "MR or CQ");
     /* The client says how many QPs there will be. */
-    pair_exchange(&pair, (void *)(uintptr_t)count, 0);
+    exchange((void *)(uintptr_t)count, 0);
     if (!client)
         count = (uint32_t)pair.peer.addr;
     connect_all(count, depth);
     if (!client) {
-        pair_meet(&pair);
+        meet();
         return 0;
     }
     printf("ready\n");
@@ -230,6 +254,6 @@ int main(int argc, char **argv)
     printf("operations %llu bytes %llu p50 %.1f p99 %.1f p999 %.1f\n", (unsigned long long)operations,
            (unsigned long long)(operations * size), percentile(0.5), percentile(0.99), percentile(0.999));
     fflush(stdout);
-    pair_meet(&pair);
+    meet();
     _exit(0);
 }
