@@ -194,6 +194,13 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out);
 /* Ends all sessions, stops the worker, frees everything. */
 void sluice_engine_close(struct sluice_engine *engine);
 
+/*
+ * For the thread of the control plane: from now on it takes a smaller part of a core
+ * than an application, in short slices, so that it still answers within milliseconds.
+ * Threads that it starts afterwards do likewise.
+ */
+void sluice_engine_yield_cores(void);
+
 /* An eventfd that is readable while events wait. Owned by the engine. */
 int sluice_engine_event_fd(struct sluice_engine *engine);
 

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -39,6 +40,8 @@ uint32_t sluice_fence_word;
 enum { HOPE = 8, HOPELESS = 32 };
 /* The kernel's least (sched(7)). */
 #define SLICE_NS 100000ull
+/* A third of an application's part of a core, where there is none to spare (sched(7)). */
+enum { CONTROL_NICE = 5 };
 /* Turns take this many times as long as looking at all doorbells does. */
 enum { LOOK_SHARE = 16 };
 /* How often to ask whether a core is free. */
@@ -254,12 +257,12 @@ static uint64_t park(struct sluice_engine *engine)
 }
 
 /*
- * A short slice: woken, the worker comes before an application that spins (EEVDF's
- * PREEMPT_SHORT, Linux 6.12), instead of after that one's own slice of some
- * milliseconds. It takes nothing from anybody in the long run. Older kernels
+ * A short slice for the calling thread: woken, it comes before an application that
+ * spins (EEVDF's PREEMPT_SHORT, Linux 6.12), instead of after that one's own slice of
+ * some milliseconds. It takes nothing from anybody in the long run. Older kernels
  * ignore it.
  */
-static void ask_for_short_slice(void)
+static void ask_for_short_slice(int nice)
 {
     struct {
         uint32_t size, sched_policy;
@@ -267,9 +270,14 @@ static void ask_for_short_slice(void)
         int32_t sched_nice;
         uint32_t sched_priority;
         uint64_t sched_runtime, sched_deadline, sched_period;
-    } attr = {.size = sizeof(attr), .sched_runtime = SLICE_NS};
+    } attr = {.size = sizeof(attr), .sched_nice = nice, .sched_runtime = SLICE_NS};
 
     syscall(SYS_sched_setattr, 0, &attr, 0);
+}
+
+void sluice_engine_yield_cores(void)
+{
+    ask_for_short_slice(getpriority(PRIO_PROCESS, 0) + CONTROL_NICE);
 }
 
 static void *work(void *argument)
@@ -280,7 +288,7 @@ static void *work(void *argument)
     pthread_setname_np(pthread_self(), "sluice-worker");
     /* The default slack of 50 us would make every rate uneven. */
     prctl(PR_SET_TIMERSLACK, 1);
-    ask_for_short_slice();
+    ask_for_short_slice(getpriority(PRIO_PROCESS, 0));
     pthread_mutex_lock(&worker->lock);
     uint64_t counted = clock_now();
 

@@ -16,6 +16,7 @@ from sluice.cluster.join import Joins, Membership, host_name
 from sluice.control.admin import Admin
 from sluice.control.router import AlreadyRunning, Router
 from sluice.device.node import find_devices, with_capacities
+from sluice.engine.engine import Engine
 from sluice.metrics.collector import Metrics
 from sluice.metrics.server import HttpServer, json_page, metrics_page, parse_address, text_page
 from sluice.policy.rate import parse_rate
@@ -94,6 +95,8 @@ async def serve(options: argparse.Namespace) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     router = Router(options.state_dir.absolute(), membership, devices)
+    # After the worker was started, which keeps its own part.
+    Engine.yield_cores()
     watch: Watch | None = None
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -138,6 +138,11 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @staticmethod
+    def yield_cores() -> None:
+        """For the calling thread: who makes a thousand QPs a second takes no core from those that send."""
+        lib.sluice_engine_yield_cores()
+
     def event_fd(self) -> int:
         """Readable while events() has something to say."""
         return int(lib.sluice_engine_event_fd(self._engine))
