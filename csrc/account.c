@@ -11,10 +11,6 @@
 
 static void let_go(struct claim *claim)
 {
-    if (claim->admitted) {
-        claim->admitted(claim);
-        return;
-    }
     struct qp *qp = (struct qp *)((char *)claim - offsetof(struct qp, claim));
 
     tenant_waits_less(qp->tenant);

@@ -995,6 +995,20 @@ int sluice_qp_shares_receives(struct sluice_engine *engine, uint32_t number, uin
     return result;
 }
 
+int sluice_qp_holder(struct sluice_engine *engine, uint32_t qp_num, uint32_t *session, uint32_t *handle)
+{
+    worker_enter(engine);
+    const struct qp *qp = qp_lookup(engine, qp_num);
+    int result = qp ? 0 : -ENOENT;
+
+    if (qp) {
+        *session = qp->session->number;
+        *handle = qp->handle;
+    }
+    worker_leave(engine);
+    return result;
+}
+
 int sluice_qp_number(struct sluice_engine *engine, uint32_t number, uint32_t handle)
 {
     struct qp *qp = enter_qp(engine, number, handle);

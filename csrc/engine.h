@@ -375,6 +375,8 @@ int sluice_qp_tenant(struct sluice_engine *engine, uint32_t qp_num);
  * of them has an SRQ (csrc/nic_srq.h). 0: by the engine, as all others.
  */
 int sluice_qp_shares_receives(struct sluice_engine *engine, uint32_t session, uint32_t handle, uint32_t peer_num);
+/* Under which handle of which session it is now: of an XRC_RECV QP that outlives its maker, one that shares it. -ENOENT. */
+int sluice_qp_holder(struct sluice_engine *engine, uint32_t qp_num, uint32_t *session, uint32_t *handle);
 /* Its number. */
 int sluice_qp_number(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 /* To the error state, with IBV_EVENT_QP_FATAL for the application: its connection was taken from it. */

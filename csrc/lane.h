@@ -32,7 +32,7 @@ struct lane {
     uint64_t (*now)(const struct lane *lane);
 };
 
-/* A QP's place in a lane, or that of a connection from another node. */
+/* A QP's place in a lane. */
 struct claim {
     struct lane *lane;     /* waits there */
     struct lane *pass;     /* was let go from there and may pass it once */
@@ -40,7 +40,6 @@ struct claim {
     struct list line;      /* ring of the tenant's claims here */
     struct list tenant;    /* of a first one: in the list of its tenant's firsts */
     uint32_t weight;
-    void (*admitted)(struct claim *claim); /* it may go on; NULL: a QP that sends (account.c) */
 };
 
 /* -ENOMEM. */

@@ -62,6 +62,13 @@ struct tenant_group {
     struct sluice_group_counters *counters;
 };
 
+/* Work for a tenant that isn't a QP's own sending: what came for it from another node, or is asked of it from there. */
+struct chore {
+    struct list link; /* in tenant->chores */
+    /* Does up to so many bytes of it, and says how many; it comes back by itself while there is more. */
+    uint32_t (*run)(struct chore *chore, uint32_t bytes);
+};
+
 struct tenant {
     struct account account;
     struct sluice_engine *engine;
@@ -78,6 +85,8 @@ struct tenant {
     uint32_t chunk[DIRECTIONS]; /* bytes of these at a stretch */
     bool told_apart;            /* reads from the rest: some rate, on the way up, is of one direction */
     struct list active[FLOWS];  /* QPs with work to do now; FLOW_CONTROL: sessions with a command */
+    struct list chores[DIRECTIONS]; /* struct chore; they take turns with the QPs */
+    bool chore_next[DIRECTIONS];
     struct list firsts;         /* claims: its QPs that wait for other tenants' ceilings */
     uint64_t waits_since;       /* ns: since when there are any */
     uint32_t message_ns, kib_ns; /* what its last turns cost, averaged */

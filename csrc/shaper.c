@@ -50,7 +50,7 @@ static uint64_t may_go_at(const struct entity *entity, enum flow flow, enum slui
         look_at(&entity->ceiling[flow], flow == FLOW_EGRESS ? SLUICE_LIMIT_EGRESS : SLUICE_LIMIT_INGRESS, &when, by);
     if (flow == FLOW_CONTROL)
         look_at(&entity->verbs, SLUICE_LIMIT_VERBS, &when, by);
-    else
+    else if (flow >= DIRECTIONS || !entity->chores[flow])
         look_at(&entity->operations, SLUICE_LIMIT_OPERATIONS, &when, by);
     look_at(&entity->time, SLUICE_LIMIT_ENGINE, &when, by);
     return when;
@@ -139,22 +139,28 @@ static uint64_t virtual_cost(const struct entity *entity, uint64_t ns)
     return ns * VIRTUAL / entity->weight;
 }
 
-/* Comes to where the others are, or nearly. */
-static void enter(struct entity *entity, enum flow flow)
+/* Who rested comes to where the others are, or nearly. */
+static void catch_up(struct entity *entity, uint32_t time)
 {
-    uint32_t time = time_of(entity->shaper, flow);
     uint64_t now = entity->shaper->now, clock = entity->parent->virtual_clock[time];
     uint64_t first = clock - virtual_cost(entity, SHAPER_CREDIT_NS);
     uint64_t last = clock + virtual_cost(entity, VIRTUAL_AHEAD_NS);
     uint64_t *mine = &entity->virtual_time[time];
 
-    if (rests(entity, time)) {
-        if (now - entity->rests_since[time] > VIRTUAL_FORGOTTEN_NS || key_before(*mine, first))
-            *mine = first;
-        else if (key_before(last, *mine))
-            *mine = last;
-    }
-    heap_insert(&entity->parent->children[flow], &entity->node[flow], *mine);
+    if (!rests(entity, time))
+        return;
+    if (now - entity->rests_since[time] > VIRTUAL_FORGOTTEN_NS || key_before(*mine, first))
+        *mine = first;
+    else if (key_before(last, *mine))
+        *mine = last;
+}
+
+static void enter(struct entity *entity, enum flow flow)
+{
+    uint32_t time = time_of(entity->shaper, flow);
+
+    catch_up(entity, time);
+    heap_insert(&entity->parent->children[flow], &entity->node[flow], entity->virtual_time[time]);
     floor_enter(entity, flow);
 }
 
@@ -297,6 +303,24 @@ void entity_set_work(struct entity *leaf, enum flow flow, bool has_work)
     leaf->wants[flow] = has_work;
     leaf->shaper->working += has_work ? 1 : -1u;
     update(leaf, flow);
+}
+
+void entity_set_chores(struct entity *leaf, uint32_t direction, bool has_chores)
+{
+    if (leaf->chores[direction] == has_chores)
+        return;
+    leaf->chores[direction] = has_chores;
+    if (leaf->wants[direction] && leaf->operations.rate)
+        update(leaf, direction);
+}
+
+uint32_t entity_working(const struct entity *leaf)
+{
+    uint32_t count = 0;
+
+    for (uint32_t flow = 0; flow < FLOWS; flow++)
+        count += leaf->wants[flow];
+    return count;
 }
 
 void entity_set_parent(struct entity *entity, struct entity *parent)
@@ -458,7 +482,8 @@ bool shaper_next(struct shaper *shaper, uint64_t now, struct turn *turn)
     look_at_flows(shaper, ready);
     if (next_due(shaper, ready, turn, &deadline))
         return true;
-    for (uint32_t flow = 0; flow < FLOWS; flow++) {
+    for (uint32_t i = 1; i <= FLOWS; i++) {
+        uint32_t flow = (shaper->last + i) % FLOWS;
         uint64_t key = !ready[flow] ? 0 : shaper->wire ? shaper->used_ns[flow] : device->children[flow].least->key;
 
         if (!ready[flow] || (found && !key_before(key, least)))
@@ -469,6 +494,7 @@ bool shaper_next(struct shaper *shaper, uint64_t now, struct turn *turn)
     }
     if (!found)
         return false;
+    shaper->last = turn->flow;
     turn->guaranteed = NULL;
     turn->leaf = leaf_below(device, turn->flow);
     return true;
@@ -577,9 +603,56 @@ struct entity *entity_closed(struct entity *entity, uint32_t direction, uint64_t
     return NULL;
 }
 
+struct entity *entity_due(struct entity *entity, uint32_t direction, uint64_t now)
+{
+    for (; entity; entity = entity->parent)
+        if (entity->floor[direction].bucket.rate && entity->floor[direction].bucket.tat <= now)
+            return entity;
+    return NULL;
+}
+
+bool entity_takes(struct entity *leaf, uint32_t direction, uint64_t now)
+{
+    struct shaper *shaper = leaf->shaper;
+    uint32_t time = time_of(shaper, direction);
+    uint64_t deadline;
+
+    advance_now(shaper, now);
+    if (entity_closed(leaf, direction, shaper->now))
+        return false;
+    if (!shaper->wire || entity_due(leaf, direction, shaper->now))
+        return true;
+    if (most_urgent(shaper, direction, &deadline))
+        return false;
+    for (struct entity *entity = leaf; entity->parent; entity = entity->parent) {
+        const struct heap_node *first = entity->parent->children[direction].least;
+
+        catch_up(entity, time);
+        if (first && key_before(first->key, entity->virtual_time[time]))
+            return false;
+    }
+    return true;
+}
+
+void entity_took(struct entity *leaf, uint32_t direction, uint64_t bytes, uint64_t now)
+{
+    struct shaper *shaper = leaf->shaper;
+
+    advance_now(shaper, now);
+    if (shaper->wire)
+        charge_weights(leaf, entity_due(leaf, direction, shaper->now), direction,
+                       (uint64_t)((unsigned __int128)shaper->device->ceiling[direction].ns_per_unit * bytes >> 32));
+}
+
 void entity_charge_bytes(struct entity *entity, uint32_t direction, uint64_t bytes, uint64_t now)
 {
     advance_now(entity->shaper, now);
+    struct entity *due = entity_due(entity, direction, entity->shaper->now);
+
+    if (due && list_unlinked(&due->floor[direction].parked))
+        charge_floor(due, direction, bytes, 0);
+    else if (due)
+        bucket_take(&due->floor[direction].bucket, bytes, entity->shaper->now);
     charge_ceilings(entity, direction, bytes);
 }
 

@@ -78,6 +78,7 @@ struct entity {
     struct floor floor[DIRECTIONS];
 
     bool wants[FLOWS];             /* a leaf with work; an inner one whose children want */
+    bool chores[DIRECTIONS];      /* a leaf: some of it is others' operations, which its own rate doesn't hold up */
     struct heap_node node[FLOWS];  /* in the parent's children: wants, and may */
     struct timer timer[FLOWS];     /* wants, and may again then */
     enum sluice_limit closed_by[FLOWS];
@@ -102,6 +103,7 @@ struct shaper {
     struct heap waiting[DIRECTIONS], due[DIRECTIONS]; /* floors of those that want and may */
     uint64_t used_ns[FLOWS]; /* of the engine, where each flow has a wire of its own */
     uint32_t working; /* kinds of work that leaves have */
+    uint32_t last;    /* flow of the last turn: where two are level it is the other's */
     uint64_t device_throttled_ns[SLUICE_LIMITS];
 };
 
@@ -132,6 +134,10 @@ void entity_set_limits(struct entity *entity, uint64_t operations, uint64_t verb
 
 /* Whether a leaf has work of this kind. */
 void entity_set_work(struct entity *leaf, enum flow flow, bool has_work);
+/* Whether some of it is others' operations. */
+void entity_set_chores(struct entity *leaf, uint32_t direction, bool has_chores);
+/* Kinds of work that a leaf has. */
+uint32_t entity_working(const struct entity *leaf);
 
 /* False: nobody may go now; timers say when to ask again. */
 bool shaper_next(struct shaper *shaper, uint64_t now, struct turn *turn);
@@ -148,6 +154,15 @@ void entity_charge_time(struct entity *leaf, uint64_t ns, uint64_t now);
  * way up is in debt, or NULL.
  */
 struct entity *entity_closed(struct entity *entity, uint32_t direction, uint64_t now);
+/* Whose guarantee is due on the way up: the nearest one's, or NULL. */
+struct entity *entity_due(struct entity *entity, uint32_t direction, uint64_t now);
+/*
+ * What comes unasked, and is lost where it isn't taken at once, in a direction that is a wire: whether the leaf may take
+ * it now, before those who wait for a turn. What it took of the wire is also charged by entity_charge_bytes.
+ */
+bool entity_takes(struct entity *leaf, uint32_t direction, uint64_t now);
+void entity_took(struct entity *leaf, uint32_t direction, uint64_t bytes, uint64_t now);
+/* A guarantee that is due pays for it as well. */
 void entity_charge_bytes(struct entity *entity, uint32_t direction, uint64_t bytes, uint64_t now);
 
 /* Whether any ceiling on the way up limits this direction, and the least chunk. */

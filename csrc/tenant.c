@@ -49,6 +49,8 @@ int tenant_add(struct device *device, struct tenant *first, const struct sluice_
         tenant->kib_ns = KIB_NS;
         for (uint32_t flow = 0; flow < FLOWS; flow++)
             list_init(&tenant->active[flow]);
+        for (uint32_t direction = 0; direction < DIRECTIONS; direction++)
+            list_init(&tenant->chores[direction]);
         list_init(&tenant->firsts);
         list_init(&tenant->asking);
         tenant->counters = (struct sluice_tenant_counters *)(engine->counters + engine->header->tenants_offset) + number;
@@ -124,6 +126,21 @@ int tenant_shape(struct tenant *tenant, const struct sluice_shape *shape)
     entity_set_limits(&tenant->account.entity, shape->max_operations, shape->max_verbs, shape->max_engine_ns);
     tenant_refresh(tenant);
     return 0;
+}
+
+void tenant_add_chore(struct tenant *tenant, uint32_t direction, struct chore *chore)
+{
+    if (!list_unlinked(&chore->link))
+        return;
+    list_append(&tenant->chores[direction], &chore->link);
+    entity_set_chores(&tenant->account.entity, direction, true);
+    tenant_works(tenant, direction);
+}
+
+void tenant_drop_chore(struct tenant *tenant, uint32_t direction, struct chore *chore)
+{
+    list_remove(&chore->link);
+    entity_set_chores(&tenant->account.entity, direction, !list_empty(&tenant->chores[direction]));
 }
 
 void tenant_charge_time(struct tenant *tenant, uint64_t ns)

@@ -27,6 +27,11 @@ static inline void tenant_works(struct tenant *tenant, enum flow flow)
         entity_set_work(&tenant->account.entity, flow, true);
 }
 
+/* Harmless where it waits already. */
+void tenant_add_chore(struct tenant *tenant, uint32_t direction, struct chore *chore);
+/* Harmless where it doesn't wait. */
+void tenant_drop_chore(struct tenant *tenant, uint32_t direction, struct chore *chore);
+
 /* Engine time that was spent for it outside of its turns; it ended now. */
 void tenant_charge_time(struct tenant *tenant, uint64_t ns);
 

@@ -79,9 +79,23 @@ bool turn_admits(struct allowance *allowance, struct qp *qp)
     return true;
 }
 
+static bool has_chores(const struct tenant *tenant, enum flow flow)
+{
+    return flow < DIRECTIONS && !list_empty(&tenant->chores[flow]);
+}
+
+/* Nobody else has work, and no other QP of the tenant's has any of this kind. */
+static bool is_alone(const struct tenant *tenant, enum flow flow)
+{
+    const struct list *qps = &tenant->active[flow], *chores = flow < DIRECTIONS ? &tenant->chores[flow] : NULL;
+
+    return devices_working(tenant->engine) == entity_working(&tenant->account.entity) && qps->next == qps->prev &&
+           (!chores || (chores->next == chores->prev && (list_empty(qps) || list_empty(chores))));
+}
+
 static struct allowance allow(const struct tenant *tenant, enum flow flow)
 {
-    bool alone = devices_working(tenant->engine) == 1 && tenant->active[flow].next == tenant->active[flow].prev;
+    bool alone = is_alone(tenant, flow);
     struct allowance allowance = {.flow = flow, .messages = MESSAGES_ALONE, .bytes = TURN_ALONE};
     const struct bucket *operations = &tenant->account.entity.operations;
 
@@ -126,6 +140,28 @@ static void send(struct tenant *tenant, struct allowance *allowance)
     qp_send(qp, allowance);
 }
 
+/* A system call each: worth more bytes than a copy's turn has where it isn't alone. */
+static void attend(struct tenant *tenant, struct allowance *allowance)
+{
+    struct chore *chore = list_entry(tenant->chores[allowance->flow].next, struct chore, link);
+    uint32_t bytes = allowance->bytes < TURN_SHARED ? TURN_SHARED : allowance->bytes;
+
+    tenant_drop_chore(tenant, allowance->flow, chore);
+    if (tenant->chunk[allowance->flow] < bytes)
+        bytes = tenant->chunk[allowance->flow];
+    allowance->moved = chore->run(chore, bytes);
+}
+
+/* Chores and QPs that send take turns; a tenant that has no operation left now has its chores all the same. */
+static bool chore_is_next(struct tenant *tenant, enum flow flow)
+{
+    if (!has_chores(tenant, flow))
+        return false;
+    tenant->chore_next[flow] = !tenant->chore_next[flow];
+    return tenant->chore_next[flow] || list_empty(&tenant->active[flow]) ||
+           !bucket_ready(&tenant->account.entity.operations, tenant->engine->now);
+}
+
 static void command(struct tenant *tenant, struct allowance *allowance)
 {
     session_command(list_entry(list_take(&tenant->active[FLOW_CONTROL]), struct session, command));
@@ -141,7 +177,7 @@ bool turn_take(struct sluice_engine *engine)
         struct tenant *tenant = list_entry(turn.leaf, struct tenant, account.entity);
         struct list *active = &tenant->active[turn.flow];
 
-        if (list_empty(active)) {
+        if (list_empty(active) && !has_chores(tenant, turn.flow)) {
             /* What it had was flushed, destroyed or stopped meanwhile. */
             entity_set_work(turn.leaf, turn.flow, false);
             continue;
@@ -151,6 +187,8 @@ bool turn_take(struct sluice_engine *engine)
 
         if (turn.flow == FLOW_CONTROL)
             command(tenant, &allowance);
+        else if (chore_is_next(tenant, turn.flow))
+            attend(tenant, &allowance);
         else
             send(tenant, &allowance);
         engine->now = clock_now();
@@ -158,7 +196,7 @@ bool turn_take(struct sluice_engine *engine)
 
         tenant->counters->engine_ns += ns;
         learn(tenant, &allowance, ns);
-        if (list_empty(active))
+        if (list_empty(active) && !has_chores(tenant, turn.flow))
             entity_set_work(turn.leaf, turn.flow, false);
         shaper_charge(turn.leaf->shaper, &turn, allowance.moved, allowance.operations, ns, engine->now);
         device_charge(tenant->account.device, &turn, ns);

@@ -106,6 +106,14 @@ def program() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
+def load() -> Path:
+    """The program that loads a connection while it sleeps between completions (benchmarks/isolation/load.c)."""
+    path = Path(os.environ.get("SLUICE_BUILD", "build")) / "benchmarks/load"
+    assert path.exists(), f"{path} is not built: run `make test`, or set SLUICE_BUILD"
+    return path.absolute()
+
+
 @cache
 def exported() -> dict[str, str]:
     """Version of each symbol that the shim exports; empty where it has none, and so answers to any."""

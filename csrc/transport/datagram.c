@@ -164,7 +164,7 @@ static bool deliver(const struct datagram *datagram, struct qp *to, const struct
 
 /*
  * Nobody can hold back a group's sender for one of its members, nor one on another node:
- * what is beyond the receiver's ingress ceiling is lost, as at a port that is slower than
+ * what is beyond the receiver's ingress ceiling, or would come before others' turns, is lost, as at a port that is slower than
  * its switch.
  */
 static bool deliver_within_ceiling(const struct datagram *datagram, struct qp *to, const struct spans *src)
@@ -172,15 +172,17 @@ static bool deliver_within_ceiling(const struct datagram *datagram, struct qp *t
     struct tenant *tenant = to->tenant;
     bool limited = tenant->limited[FLOW_INGRESS] && !tenant->shape.wire_only;
 
-    if (limited && entity_closed(&tenant->account.entity, FLOW_INGRESS, tenant->engine->now)) {
+    if (limited && !entity_takes(&tenant->account.entity, FLOW_INGRESS, tenant->engine->now)) {
         to->counters->drops++;
         tenant->counters->drops++;
         return false;
     }
     if (!deliver(datagram, to, src))
         return false;
-    if (limited)
+    if (limited) {
+        entity_took(&tenant->account.entity, FLOW_INGRESS, datagram->length, tenant->engine->now);
         account_charge(&tenant->account, FLOW_INGRESS, datagram->length);
+    }
     return true;
 }
 

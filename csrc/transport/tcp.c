@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 
-#include "../account.h"
-#include "../srq.h"
 #include "../clock.h"
+#include "../srq.h"
+#include "../tenant.h"
 
 /*
  * The least time after which a peer counts as gone. A QP may ask for microseconds; TCP's own
@@ -62,6 +62,18 @@ static bool bytes_arrive(struct tcp_endpoint *endpoint)
     return more;
 }
 
+/*
+ * Something has come that isn't read yet, as this end's own ceilings hold it back, or its worker had no core: the peer
+ * lives. Not where a request waits for a receive; that may be for ever.
+ */
+static bool has_unread(const struct tcp_endpoint *endpoint)
+{
+    int unread = 0;
+
+    return endpoint->socket.fd >= 0 && endpoint->receiving != TCP_HOLD && endpoint->receiving != TCP_STOPPED &&
+           ioctl(endpoint->socket.fd, FIONREAD, &unread) == 0 && unread > 0;
+}
+
 bool tcp_unreachable(const struct tcp_endpoint *endpoint)
 {
     return !endpoint->greeted && endpoint->timer.place &&
@@ -103,6 +115,8 @@ static void on_timer(struct timer *timer)
             return;
         }
         tcp_heard(endpoint);
+    } else if (has_unread(endpoint)) {
+        tcp_heard(endpoint);
     } else if (bytes_arrive(endpoint)) {
         endpoint->progress = engine->now;
     }
@@ -139,75 +153,69 @@ static void on_hold_over(struct timer *timer)
     net_wake(endpoint->qp->session->engine->net, &endpoint->socket);
 }
 
-/* ---- the responder's ceilings -------------------------------------------------- */
-
-static void let_go_on(struct tcp_endpoint *endpoint)
-{
-    struct sluice_engine *engine = endpoint->qp->session->engine;
-
-    /* A requester that is held back for long hears that somebody is there. */
-    if (engine->now - endpoint->spoke >= NS_PER_SECOND) {
-        endpoint->spoke = engine->now;
-        endpoint->acknowledge = true;
-    }
-    net_wake(engine->net, &endpoint->socket);
-}
-
-static void may_take(struct claim *claim)
-{
-    let_go_on(list_entry(claim, struct tcp_endpoint, grants[FLOW_INGRESS].claim));
-}
-
-static void may_give(struct claim *claim)
-{
-    let_go_on(list_entry(claim, struct tcp_endpoint, grants[FLOW_EGRESS].claim));
-}
-
-static bool is_limited(const struct tenant *tenant, uint32_t direction)
-{
-    return tenant->limited[direction];
-}
+/* ---- the responder's turns ----------------------------------------------------- */
 
 bool tcp_admitted(struct tcp_endpoint *endpoint, uint32_t direction)
 {
     struct tcp_grant *grant = &endpoint->grants[direction];
-    struct tenant *tenant = endpoint->qp->tenant;
 
-    if (!is_limited(tenant, direction)) {
-        grant->left = UINT32_MAX;
+    if (grant->left)
         return true;
-    }
-    if (grant->claim.lane)
+    if (endpoint->dead)
         return false;
-    if (grant->left && grant->left <= tenant->chunk[direction])
-        return true;
-    struct lane *lane = account_lane(&tenant->account, direction, &grant->claim);
-
-    if (lane) {
-        claim_wait(&grant->claim, lane, &grant->firsts, SLUICE_WEIGHT_DEFAULT);
-        return false;
-    }
-    grant->claim.pass = NULL;
-    grant->left = tenant->chunk[direction];
-    return true;
+    tenant_add_chore(endpoint->qp->tenant, direction, &grant->chore);
+    return false;
 }
 
 void tcp_charge(struct tcp_endpoint *endpoint, uint32_t direction, uint32_t bytes)
 {
     struct tcp_grant *grant = &endpoint->grants[direction];
-    struct tenant *tenant = endpoint->qp->tenant;
 
-    if (!is_limited(tenant, direction))
-        return;
     grant->left = bytes < grant->left ? grant->left - bytes : 0;
-    account_charge(&tenant->account, direction, bytes);
+    grant->moved += bytes;
 }
 
-static void init_grant(struct tcp_grant *grant, void (*admitted)(struct claim *claim))
+static void serve(struct sluice_engine *engine, struct net_socket *socket);
+
+static uint32_t take_turn(struct tcp_endpoint *endpoint, uint32_t direction, uint32_t bytes)
 {
-    claim_init(&grant->claim);
-    grant->claim.admitted = admitted;
-    list_init(&grant->firsts);
+    struct sluice_engine *engine = endpoint->qp->session->engine;
+    struct tcp_grant *grant = &endpoint->grants[direction];
+
+    /* A requester that is held back hears that somebody is there, before it gives up. */
+    if (endpoint->qp->tenant->limited[direction] && engine->now - endpoint->spoke >= PATIENCE_NS / 4) {
+        endpoint->spoke = engine->now;
+        endpoint->acknowledge = true;
+    }
+    grant->left = bytes;
+    grant->moved = 0;
+    serve(engine, &endpoint->socket);
+    grant->left = 0;
+    return grant->moved;
+}
+
+static uint32_t take(struct chore *chore, uint32_t bytes)
+{
+    return take_turn(list_entry(chore, struct tcp_endpoint, grants[FLOW_INGRESS].chore), FLOW_INGRESS, bytes);
+}
+
+static uint32_t give(struct chore *chore, uint32_t bytes)
+{
+    return take_turn(list_entry(chore, struct tcp_endpoint, grants[FLOW_EGRESS].chore), FLOW_EGRESS, bytes);
+}
+
+static void init_grant(struct tcp_grant *grant, uint32_t (*run)(struct chore *chore, uint32_t bytes))
+{
+    *grant = (struct tcp_grant){.chore.run = run};
+    list_init(&grant->chore.link);
+}
+
+static void drop_chores(struct tcp_endpoint *endpoint)
+{
+    for (uint32_t direction = 0; direction < DIRECTIONS; direction++) {
+        tenant_drop_chore(endpoint->qp->tenant, direction, &endpoint->grants[direction].chore);
+        endpoint->grants[direction].left = 0;
+    }
 }
 
 /* ---- a connection ----------------------------------------------------------- */
@@ -223,8 +231,7 @@ static void drop(struct tcp_endpoint *endpoint)
     struct qp *qp = endpoint->qp;
 
     net_remove(qp->session->engine, &endpoint->socket, false);
-    claim_cancel(&endpoint->grants[FLOW_INGRESS].claim);
-    claim_cancel(&endpoint->grants[FLOW_EGRESS].claim);
+    drop_chores(endpoint);
     endpoint->greeted = endpoint->hello_due = false;
     endpoint->source = TCP_NOTHING;
     endpoint->sending = endpoint->sending_header = 0;
@@ -315,8 +322,8 @@ static int tcp_connect(struct qp *qp)
     endpoint->socket.serve = serve;
     list_init(&endpoint->socket.ready);
     list_init(&endpoint->held);
-    init_grant(&endpoint->grants[FLOW_INGRESS], may_take);
-    init_grant(&endpoint->grants[FLOW_EGRESS], may_give);
+    init_grant(&endpoint->grants[FLOW_INGRESS], take);
+    init_grant(&endpoint->grants[FLOW_EGRESS], give);
     qp->completed = qp->sq.head;
     qp->wire = endpoint;
     return 0;
@@ -331,8 +338,7 @@ static void tcp_disconnect(struct qp *qp)
         return;
     tcp_say_last(endpoint);
     list_remove(&endpoint->held);
-    claim_cancel(&endpoint->grants[FLOW_INGRESS].claim);
-    claim_cancel(&endpoint->grants[FLOW_EGRESS].claim);
+    drop_chores(endpoint);
     timer_cancel(&engine->timers, &endpoint->timer);
     timer_cancel(&engine->timers, &endpoint->hold);
     timers_release(&engine->timers);

@@ -48,17 +48,18 @@ enum {
     TCP_ANSWER_FRAME = 1 << 18, /* bytes of a READ's answer before something else may come between */
     TCP_PIECE = 1 << 16,   /* bytes of memory that only its process reaches, at a time */
     TCP_PROMPT = 4,        /* requests that followed at once, before acknowledgements wait for the next */
-    TCP_VISIT = 1 << 20    /* bytes of one connection before the next has its turn */
+    TCP_VISIT = 1 << 16    /* bytes of one connection before the next has its turn, where a turn has no more */
 };
 
 /*
- * What a responder's tenant may take or give before its ceilings are asked again. Who must wait
- * reads (or answers) nothing meanwhile, so that TCP holds back the sender: of this QP, and of no other.
+ * What a responder's tenant takes or gives is work of its tenant's, in turns as its QPs' own sending is (turn.h): by
+ * guarantee, weight and ceilings. Who must wait reads (or answers) nothing meanwhile, so that TCP holds back the sender: of
+ * this QP, and of no other. So the peer's kernel sends what this end's shaper has granted, and no more.
  */
 struct tcp_grant {
-    struct claim claim;
-    struct list firsts; /* each connection has a line of its own */
-    uint32_t left;      /* bytes */
+    struct chore chore;
+    uint32_t left;  /* bytes of this turn; 0: it isn't its turn */
+    uint32_t moved; /* in it */
 };
 
 /* Something that this responder owes. */
@@ -186,7 +187,7 @@ static inline void tcp_broken(struct tcp_endpoint *endpoint)
     net_wake(endpoint->qp->session->engine->net, &endpoint->socket);
 }
 
-/* Whether the tenant's ceilings let the responder go on. False: it waits, and is served again when they do. */
+/* Whether it is the responder's turn. False: it waits for one, and is served again. */
 bool tcp_admitted(struct tcp_endpoint *endpoint, uint32_t direction);
 /* Bytes that it took or gave. */
 void tcp_charge(struct tcp_endpoint *endpoint, uint32_t direction, uint32_t bytes);

@@ -304,7 +304,7 @@ static bool go_on_after_store(struct tcp_endpoint *endpoint)
 
 bool tcp_read(struct tcp_endpoint *endpoint)
 {
-    uint32_t bytes = 0;
+    uint32_t bytes = 0, visit;
 
     if (endpoint->receiving == TCP_HOLD && !tcp_continue_request(endpoint))
         goto over;
@@ -312,9 +312,11 @@ bool tcp_read(struct tcp_endpoint *endpoint)
         goto over;
     if (!tcp_admitted(endpoint, FLOW_INGRESS))
         return true;
+    /* Not all that comes is charged: answers were when they were asked for. */
+    visit = endpoint->grants[FLOW_INGRESS].left > TCP_VISIT ? endpoint->grants[FLOW_INGRESS].left : TCP_VISIT;
     if (!stopped(endpoint) && endpoint->start != endpoint->end && !parse(endpoint))
         goto over;
-    while (!endpoint->dead && endpoint->socket.readable && !stopped(endpoint) && bytes < TCP_VISIT) {
+    while (!endpoint->dead && endpoint->socket.readable && !stopped(endpoint) && bytes < visit) {
         if (!tcp_admitted(endpoint, FLOW_INGRESS))
             return true;
         bool bulk = endpoint->receiving != TCP_HEADER && endpoint->start == endpoint->end && endpoint->left > TCP_BULK;

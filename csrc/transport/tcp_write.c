@@ -170,9 +170,9 @@ static bool write_control(struct tcp_endpoint *endpoint, uint8_t kind, uint32_t 
     return tcp_write_frame(endpoint, TCP_CONTROL, &frame, NULL, 0);
 }
 
-/* The answer at the head is written: its frame, and another if it is long. *bytes gets what it had. False: the
+/* The answer at the head is written: its frame, and another if it is long. False: the
  * connection is gone, or memory has yet to come. */
-static bool write_answer(struct tcp_endpoint *endpoint, uint32_t *bytes)
+static bool write_answer(struct tcp_endpoint *endpoint)
 {
     struct tcp_answer *answer = &endpoint->answers[endpoint->answers_head];
     struct qp *qp = endpoint->qp;
@@ -218,7 +218,6 @@ static bool write_answer(struct tcp_endpoint *endpoint, uint32_t *bytes)
         endpoint->fault = fault;
         return spoil_answer(endpoint, answer, IBV_WC_REM_ACCESS_ERR);
     }
-    *bytes += frame.length;
     answer->begun = frame.flags & TCP_LAST;
     answer->offset += frame.length;
     if (answer->kind == TCP_READ_ANSWER) {
@@ -300,7 +299,7 @@ void tcp_say_last(struct tcp_endpoint *endpoint)
 }
 
 /* The next frame that is due. False: there is none, or the connection is gone. */
-static bool write_next(struct tcp_endpoint *endpoint, uint32_t *bytes)
+static bool write_next(struct tcp_endpoint *endpoint)
 {
     if (endpoint->hello_due) {
         endpoint->hello_due = false;
@@ -308,8 +307,10 @@ static bool write_next(struct tcp_endpoint *endpoint, uint32_t *bytes)
     }
     if (!endpoint->greeted)
         return false;
-    if (endpoint->answers_count && tcp_admitted(endpoint, FLOW_EGRESS))
-        return write_answer(endpoint, bytes);
+    /* A READ's data wait for the tenant's turn. */
+    if (endpoint->answers_count && (endpoint->answers[endpoint->answers_head].kind != TCP_READ_ANSWER ||
+                                    tcp_admitted(endpoint, FLOW_EGRESS)))
+        return write_answer(endpoint);
     if (endpoint->rnr_due) {
         endpoint->rnr_due = false;
         endpoint->told = endpoint->expected;
@@ -326,9 +327,8 @@ static bool write_next(struct tcp_endpoint *endpoint, uint32_t *bytes)
 bool tcp_write(struct tcp_endpoint *endpoint)
 {
     struct qp *qp = endpoint->qp;
-    uint32_t bytes = 0;
 
-    while (endpoint->socket.writable && bytes < TCP_VISIT) {
+    while (endpoint->socket.writable) {
         if (endpoint->source != TCP_NOTHING) {
             if (!finish_frame(endpoint))
                 return false;
@@ -339,12 +339,10 @@ bool tcp_write(struct tcp_endpoint *endpoint)
             else
                 qp_error(qp);
             return false;
-        } else if (!write_next(endpoint, &bytes)) {
+        } else if (!write_next(endpoint)) {
             return endpoint->socket.fd >= 0;
         }
         pass_answer(endpoint);
     }
-    if (endpoint->socket.writable)
-        net_wake(qp->session->engine->net, &endpoint->socket);
     return true;
 }

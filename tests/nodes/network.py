@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from conftest import PATIENCE, wait_until
 from sluice.cluster import keys
 from sluice.control.admin import RouterAbsent, ask
+from wire import MTU, Wire
 
 NETWORK = "192.0.2"
 _clusters = itertools.count()
@@ -36,10 +37,15 @@ class Node:
         self.link = f"{cluster.prefix}{number}"
         self.state_dir = Path(tempfile.mkdtemp(prefix="sluice-", dir="/tmp"))
         self.process: subprocess.Popen[bytes] | None = None
+        self.options: tuple[str, ...] = ()
         self._children: list[subprocess.Popen[str]] = []
         _ip("netns", "add", self.namespace)
-        _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
-        _ip("link", "set", self.link, "master", cluster.bridge, "up")
+        if cluster.wire is None:
+            _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
+            _ip("link", "set", self.link, "master", cluster.bridge, "up")
+        else:
+            cluster.wire.plug(self.namespace, "eth0")
+            self.ip("link", "set", "eth0", "mtu", str(MTU))
         self.ip("addr", "add", f"{self.address}/24", "dev", "eth0")
         self.ip("link", "set", "eth0", "up")
         self.ip("link", "set", "lo", "up")
@@ -62,7 +68,8 @@ class Node:
         options = ["--cluster", str(self.cluster.file), "--node", self.name, "--key", str(self.cluster.key(self.name))]
         self.process = subprocess.Popen(
             self.inside(
-                sys.executable, "-m", "sluice", "router", "--verbose", "--state-dir", str(self.state_dir), *options
+                *(sys.executable, "-m", "sluice", "router", "--verbose", "--state-dir", str(self.state_dir)),
+                *(*options, *self.options),
             ),
             stderr=log,
         )
@@ -130,11 +137,14 @@ class Node:
 
 
 class Cluster:
-    """Nodes by name: alpha, beta, …"""
+    """Nodes by name: alpha, beta, … options: more of `sluice router`'s, by node. wire: None for one without faults."""
 
-    def __init__(self, *names: str) -> None:
+    def __init__(
+        self, *names: str, options: Mapping[str, tuple[str, ...]] | None = None, wire: Wire | None = None
+    ) -> None:
         # A namespace goes away some time after it was deleted, with its devices: names are not used again.
         self.prefix = f"sl{os.getpid() % 100000}{chr(ord('a') + next(_clusters) % 26)}"
+        self.wire = wire
         self.bridge = f"{self.prefix}0"
         self.dir = Path(tempfile.mkdtemp(prefix="sluice-", dir="/tmp"))
         self.file = self.dir / "cluster.yaml"
@@ -147,6 +157,7 @@ class Cluster:
             text += f'  {node.name}: {{address: {node.address}, public-key: "{public}"}}\n'
         self.file.write_text(text)
         for node in self.nodes.values():
+            node.options = (options or {}).get(node.name, ())
             node.start()
         self.wait_for_links()
 
@@ -170,13 +181,17 @@ class Cluster:
         for node in self.nodes.values():
             node.close()
         _ip("link", "del", self.bridge)
+        if self.wire is not None:
+            self.wire.close()
         shutil.rmtree(self.dir)
 
 
-def made(*names: str) -> Iterator[Cluster]:
-    """For a fixture; skips the test where namespaces can't be had."""
+def made(*names: str, options: Mapping[str, tuple[str, ...]] | None = None, faulty: bool = False) -> Iterator[Cluster]:
+    """For a fixture; skips the test where namespaces can't be had. faulty: with a wire that can have faults."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
-    cluster = Cluster(*names)
+    if faulty and not Wire.possible():
+        pytest.skip("a wire with faults needs /dev/net/tun")
+    cluster = Cluster(*names, options=options, wire=Wire() if faulty else None)
     yield cluster
     cluster.close()

@@ -416,6 +416,13 @@ class Engine:
     def qp_number(self, session: int, handle: int) -> int:
         return checked(lib.sluice_qp_number(self._engine, session, handle))
 
+    def holder_of_qp(self, number: int) -> tuple[int, int] | None:
+        """Session and handle under which the QP is now; None where there is none with this number."""
+        found = ffi.new("uint32_t[2]")
+        if lib.sluice_qp_holder(self._engine, number, found, found + 1):
+            return None
+        return int(found[0]), int(found[1])
+
     def fail_qp(self, session: int, handle: int) -> None:
         """To the error state: its requests are flushed, the application gets IBV_EVENT_QP_FATAL."""
         checked(lib.sluice_qp_fail(self._engine, session, handle))
