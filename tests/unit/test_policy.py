@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,12 @@ def test_a_file(tmp_path: Path) -> None:
         "device:\n  capacity: 100Gbps\n"
         "groups:\n  team: {min: 20Gbps, weight: 200}\n"
         "tenants:\n  a:\n    max: 10Gbps\n    burst: 1MiB\n    group: team\n    max-engine: 25%\n"
-        "  b:\n    max-mr-bytes: 8GiB\n    min-egress: 1Gbps\n    scope: wire\n    max-ops: 10k\n  c:\n"
+        "  b:\n    max-mr-bytes: 8GiB\n    min-egress: 1Gbps\n    scope: wire\n    max-ops: 10k\n  c: {ip: 10.1.0.5}\n"
     )
-    file = load_policies(path).unnamed
+    whole = load_policies(path)
+    assert whole.addresses == {"c": IPv4Address("10.1.0.5")}
+    assert whole.lines["tenants.c.ip"] == 16
+    file = whole.unnamed
     assert file.capacity == 10**11
     assert file.groups == {"team": GroupPolicy(min_bps=2 * 10**10, weight=200)}
     assert file.tenants == {
@@ -70,6 +74,12 @@ def test_what_is_written_is_what_is_shown() -> None:
         ("tenants:\n  a:\n    weight: 0\n", ":3: tenants.a.weight: '0' is not a weight"),
         ("tenants:\n  a:\n    max: 1Gbps\n    min: 2Gbps\n", ":4: tenants.a.min: the guarantee of 2Gbps"),
         ("tenants:\n  a:\n    scope: node\n", ":3: tenants.a.scope: 'node' is not a scope"),
+        ("tenants:\n  a:\n    ip: 10.1.0\n", ":3: tenants.a.ip: '10.1.0' is not an IPv4 address"),
+        (
+            "tenants:\n  a:\n    ip: 10.1.0.5\n  b: {ip: 10.1.0.5}\n",
+            ":4: tenants.b.ip: 10.1.0.5 is that of tenant 'a' (line 3) already",
+        ),
+        ("groups:\n  g: {ip: 10.1.0.5}\n", ":2: groups.g.ip: no such field"),
         ("tenants:\n  a:\n    max-engine: 0.5\n", ":3: tenants.a.max-engine: '0.5' is not a share"),
     ],
 )

@@ -71,6 +71,10 @@ class Connector:
         self, session: int, handle: int, qp: int, source: IPv4Address, destination: IPv4Address, peer_qp: int
     ) -> None:
         self.forget(session, handle)
+        other = self._by_qp.get(qp)
+        if other is not None:
+            # Another process that shares the QP brought it here before.
+            self._drop(other)
         wanted = Wanted(session, handle, qp, source, destination, peer_qp)
         self._wanted[session, handle] = wanted
         self._by_qp[qp] = wanted
@@ -80,6 +84,16 @@ class Connector:
         wanted = self._wanted.pop((session, handle), None)
         if wanted is None:
             return
+        holder = self._engine.holder_of_qp(wanted.qp)
+        if holder is not None and holder != (session, handle):
+            # An XRC_RECV QP whose maker is gone: it stays with who shares it (xrc.h).
+            wanted.session, wanted.handle = holder
+            self._wanted[holder] = wanted
+            return
+        self._drop(wanted)
+
+    def _drop(self, wanted: Wanted) -> None:
+        self._wanted.pop((wanted.session, wanted.handle), None)
         if self._by_qp.get(wanted.qp) is wanted:
             del self._by_qp[wanted.qp]
         if wanted.task is not None:

@@ -7,7 +7,7 @@ routers tell (peers.py), the Kubernetes API.
 """
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
@@ -108,7 +108,7 @@ class Directory:
         """
         wanted = wanted or self._prescribed(name)
         if wanted is not None:
-            self._check(name, wanted)
+            self.check(name, wanted)
             self._take(wanted, tenant, name)
             return wanted
         for _ in range(self._pool.num_addresses - 2):
@@ -133,8 +133,9 @@ class Directory:
                 return place
         return None
 
-    def _check(self, name: str, wanted: IPv4Address) -> None:
-        if wanted in self._tenants:
+    def check(self, name: str, wanted: IPv4Address, leaving: Collection[IPv4Address] = ()) -> None:
+        """AddressError where a tenant of this name can't have an address. leaving: those given up before."""
+        if wanted in self._tenants and wanted not in leaving:
             raise AddressError(f"tenant {self._tenants[wanted][1]!r} has the address {wanted} already")
         if wanted.is_multicast or wanted.is_unspecified or wanted.is_loopback or wanted == IPv4Address(2**32 - 1):
             raise AddressError(f"{wanted} is not an address for a tenant: it is multicast, loopback or reserved")

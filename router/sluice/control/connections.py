@@ -42,10 +42,13 @@ class Flow:
 
 @dataclass(frozen=True)
 class Connection:
+    """qp: its number; 0: an address handle."""
+
     session: int
     handle: int
     peer: IPv4Address
     flow: Flow
+    qp: int = 0
 
 
 class Connections:
@@ -57,12 +60,15 @@ class Connections:
     def add(self, connection: Connection) -> None:
         self._all[connection.session, connection.handle] = connection
 
-    def remove(self, session: int, handle: int) -> None:
-        self._all.pop((session, handle), None)
+    def remove(self, session: int, handle: int) -> Connection | None:
+        return self._all.pop((session, handle), None)
+
+    def of_session(self, session: int) -> list[Connection]:
+        return [one for one in self._all.values() if one.session == session]
 
     def remove_session(self, session: int) -> None:
-        for key in [key for key in self._all if key[0] == session]:
-            del self._all[key]
+        for one in self.of_session(session):
+            self.remove(one.session, one.handle)
 
     def all(self) -> list[Connection]:
         return list(self._all.values())

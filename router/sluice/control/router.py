@@ -36,7 +36,7 @@ from sluice.device.nic import DEVICE_FATAL, PORT_EVENTS, PORT_IS_ACTIVE, Nic
 from sluice.device.node import DeviceSpec, NodeDevice, NodeDevices
 from sluice.engine import AhUnresolved, Engine, Neighbour, QpDisconnected, TrunkDisconnected, lib
 from sluice.engine.counters import Counters
-from sluice.policy.file import DevicePolicies, load_policies
+from sluice.policy.file import DevicePolicies, PolicyFile, load_policies
 from sluice.policy.hierarchy import Capacity, Hierarchy
 from sluice.policy.policy import GroupPolicy, Policy, PolicyError, check_name
 
@@ -318,9 +318,16 @@ class Router:
                 self.devices.change(change.device, change.try_out)
         except PolicyError as error:
             raise PolicyError(f"{path}: {error}") from None
+        moved = []
+        for name in self._moving(path, file):
+            had = {one.node.name: self.tenants[name].policy_on(one.node) for one in self.tenants[name].devices}
+            self.remove_tenant(name, keep=True)
+            moved.append((name, had))
+        for name, had in moved:
+            self.add_tenant(name, had, file.addresses[name])
         for name in file.tenants:
             given = {device.name: Policy() for device, policies in said.items() if name in policies.tenants}
-            self.add_tenant(name, given)
+            self.add_tenant(name, given, file.addresses.get(name))
             for device in given:
                 self.give_device(name, device, Policy())
         for change in changes:
@@ -339,6 +346,24 @@ class Router:
         dropped -= {policy.group for name, policy in hierarchy.tenants.items() if name not in policies}
         capacity = hierarchy.given_capacity(said.capacity) if whole or said.capacity else None
         return _Change(device, capacity, said.groups, policies, dropped)
+
+    def _moving(self, path: Path, file: PolicyFile) -> list[str]:
+        """The tenants that a file gives other addresses. PolicyError where it can't."""
+        present = {name: tenant for name, tenant in self.tenants.items() if name in file.addresses and tenant.address}
+        moving = [name for name, tenant in present.items() if tenant.address != file.addresses[name]]
+        leaving = [address for name in moving if (address := self.tenants[name].address)]
+        for name, wanted in file.addresses.items():
+            if name in present and name not in moving:
+                continue
+            try:
+                if name in self.tenants and self.tenants[name].sessions:
+                    has = self.tenants[name].address
+                    raise AddressError(f"tenant {name!r} has the address {has}, and processes that run with it")
+                self.directory.check(name, wanted, leaving)
+            except AddressError as error:
+                where = f"tenants.{name}.ip"
+                raise PolicyError(f"{path}:{file.lines[where]}: {where}: {error}") from None
+        return moving
 
     def status(self) -> dict[str, Any]:
         """Counters as they are now; time_ns beside them makes rates of two."""

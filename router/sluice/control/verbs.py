@@ -7,6 +7,7 @@ import os
 from asyncio import Future
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -281,7 +282,7 @@ class Verbs:
 
     def _destroy_qp(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.destroy_qp(session.number, request.handle)
-        self.connections.remove(session.number, request.handle)
+        self._leave(session.number, request.handle)
         self._forget_remote(session.number, request.handle)
 
     def _query_qp(self, session: Session, request: Any, reply: Any) -> None:
@@ -321,9 +322,9 @@ class Verbs:
             self.connections.remove(session.number, request.handle)
             self._forget_remote(session.number, request.handle)
         elif flow is not None and destination is not None and (nic or peer is not None or remote is not None):
-            self.connections.add(Connection(session.number, request.handle, destination, flow))
+            number = self._engine.qp_number(session.number, request.handle)
+            self.connections.add(Connection(session.number, request.handle, destination, flow, number))
             if remote is not None:
-                number = self._engine.qp_number(session.number, request.handle)
                 remote.want(session.number, request.handle, number, self._address, destination, attr.dest_qp_num)
 
     def _neighbour(self, device: VirtualDevice, gid: bytes, number: int) -> IPv4Address | None:
@@ -346,9 +347,17 @@ class Verbs:
         if self._directory.remote is not None:
             self._directory.remote.forget(session, handle)
 
+    def _leave(self, session: int, handle: int) -> None:
+        """The session has the QP no longer: the connection is that of who shares it, or over."""
+        connection = self.connections.remove(session, handle)
+        holder = self._engine.holder_of_qp(connection.qp) if connection is not None else None
+        if connection is not None and holder is not None:
+            self.connections.add(replace(connection, session=holder[0], handle=holder[1]))
+
     def end_session(self, session: int) -> None:
-        """It is over: nothing of it is connected any more."""
-        self.connections.remove_session(session)
+        """It is over: nothing of it is connected any more, but for XRC_RECV QPs that others share."""
+        for connection in self.connections.of_session(session):
+            self._leave(session, connection.handle)
         self.addresses.remove_session(session)
         self._forbidden = {key for key in self._forbidden if key[0] != session}
         if self._directory.remote is not None:

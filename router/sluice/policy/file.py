@@ -10,7 +10,7 @@ tenants:
     group: team-a
     min: 10Gbps
     max-mr-bytes: 64GiB
-  batch: {max: 500Mbps, weight: 10, scope: wire}
+  batch: {max: 500Mbps, weight: 10, scope: wire, ip: 10.1.0.5}
 
 All this is about the router's first device. Others are named:
 
@@ -26,6 +26,7 @@ It is applied as a whole or not at all.
 """
 
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,9 +49,13 @@ class DevicePolicies:
 
 @dataclass(frozen=True)
 class PolicyFile:
-    """What a file says. devices: by name, "" where none is named. lines: of each tenant and group."""
+    """What a file says. devices: by name, "" where none is named. addresses: by tenant.
+
+    lines: of each tenant, group and address, by the names of their fields.
+    """
 
     devices: dict[str, DevicePolicies] = field(default_factory=dict)
+    addresses: dict[str, IPv4Address] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -67,6 +72,7 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines: dict[str, int] = {}
+        self.addresses: dict[str, IPv4Address] = {}
 
     def mistake(self, node: yaml.Node, text: str) -> PolicyError:
         return PolicyError(f"{self.path}:{node.start_mark.line + 1}: {text}")
@@ -100,6 +106,9 @@ class _Reader:
             except PolicyError as error:
                 raise self.mistake(key, f"{where}: {error}") from None
             fields = self.entries(value, f"{where}.{name}.")
+            if what == "tenant":
+                self.address(name, fields)
+                fields = [entry for entry in fields if entry[0] != "ip"]
             named = [entry for entry in fields if entry[0] == "devices"]
             if len(named) < len(fields) or not fields:
                 unnamed = [entry for entry in fields if entry[0] != "devices"]
@@ -110,6 +119,21 @@ class _Reader:
                 policies.setdefault(device, {})[name] = found
             self.lines[f"{where}.{name}"] = key.start_mark.line + 1
         return policies
+
+    def address(self, tenant: str, fields: list[tuple[str, yaml.Node, yaml.Node]]) -> None:
+        where = f"tenants.{tenant}.ip"
+        for _, key, value in [entry for entry in fields if entry[0] == "ip"]:
+            text = self.value(value, key, where)
+            try:
+                address = IPv4Address(text)
+            except ValueError:
+                raise self.mistake(key, f"{where}: {text!r} is not an IPv4 address: write one as 10.1.0.5") from None
+            for other, taken in self.addresses.items():
+                if taken == address:
+                    line = self.lines[f"tenants.{other}.ip"]
+                    raise self.mistake(key, f"{where}: {address} is that of tenant {other!r} (line {line}) already")
+            self.addresses[tenant] = address
+            self.lines[where] = key.start_mark.line + 1
 
     def policy(self, fields: list[tuple[str, yaml.Node, yaml.Node]], where: str, none: _Kind) -> _Kind:
         policy = none
@@ -170,4 +194,4 @@ def load_policies(path: Path) -> PolicyFile:
         name: DevicePolicies(capacities.get(name, 0), groups.get(name, {}), tenants.get(name, {}))
         for name in [*capacities, *groups, *tenants]
     }
-    return PolicyFile(devices, reader.lines)
+    return PolicyFile(devices, reader.addresses, reader.lines)

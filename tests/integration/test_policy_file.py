@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy file that gives tenants their addresses, against a running router."""
+
+from pathlib import Path
+
+import pytest
+from conftest import RunningRouter, next_port, output_of, wait_until
+from sluice.control.admin import RouterError
+
+
+def load(router: RunningRouter, path: Path, text: str) -> None:
+    path.write_text(text)
+    router.ask("policy-load", path=str(path))
+
+
+def address(router: RunningRouter, tenant: str) -> str:
+    return str(router.status(tenant)["address"])
+
+
+def test_addresses(router: RunningRouter, tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    load(router, path, "tenants:\n  a: {ip: 10.3.0.1, max: 1Gbps}\n  b: {ip: 10.3.0.2}\n  c: {}\n")
+    assert (address(router, "a"), address(router, "b")) == ("10.3.0.1", "10.3.0.2")
+    assert "10.3.0.1" in output_of(router.run("a", "sh", "-c", "ibv_devinfo -v | grep -o '10.3.0.*'"))
+    # Two that nobody uses change places; who says nothing keeps what it has.
+    before = address(router, "c")
+    wait_until(lambda: not router.status("a")["processes"], "the process' end")
+    load(router, path, "tenants:\n  a: {ip: 10.3.0.2, max: 2Gbps}\n  b: {ip: 10.3.0.1}\n  c: {max: 1Gbps}\n")
+    assert (address(router, "a"), address(router, "b"), address(router, "c")) == ("10.3.0.2", "10.3.0.1", before)
+    assert router.status("a")["policy"] == {"max": "2Gbps"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "tenants:\n  thief:\n    ip: 10.3.1.1\n",
+            ":3: tenants.thief.ip: tenant 'holder' has the address 10.3.1.1 already",
+        ),
+        ("tenants:\n  thief:\n    ip: 224.0.0.1\n", ":3: tenants.thief.ip: 224.0.0.1 is not an address for a tenant"),
+        (
+            "tenants:\n  holder: {ip: 10.3.1.2}\n",
+            ":2: tenants.holder.ip: tenant 'holder' has the address 10.3.1.1, and processes that run with it",
+        ),
+    ],
+)
+def test_what_is_refused(router: RunningRouter, tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "policy.yaml"
+    # Waits for its peer, with the device open.
+    argv = ["ibv_rc_pingpong", "-g", "0", "-p", str(next_port())]
+    holder = router.run("holder", *argv, options=("--ip", "10.3.1.1"))
+    wait_until(lambda: router.ask("status")["tenants"].get("holder", {}).get("processes"), "the device in use")
+    with pytest.raises(RouterError) as refused:
+        load(router, path, text)
+    assert f"{path}{message}" in str(refused.value)
+    assert "thief" not in router.ask("status")["tenants"]
+    holder.terminate()
+    holder.wait(60)
