@@ -15,7 +15,7 @@ SOURCES := $(shell find csrc shim router benchmarks tests -name '*.[ch]' -o -nam
 # A guest of tests/vm, and the compiler of tests/fuzz.
 VM_PACKAGES := qemu-system-x86 busybox-static cpio kmod iproute2 rdma-core
 FUZZ_PACKAGES := clang libclang-rt-dev
-FUZZERS := control segment zmtp
+FUZZERS := control segment wire zmtp
 FUZZ_SECONDS ?= 20
 
 # A node of tests/kubernetes; what Debian has in no current version is built from Go modules (tests/kubernetes/build.sh).
@@ -159,6 +159,10 @@ bench-tcp: setup build/build.ninja
 	$(call install,iperf3)
 	$(BIN)/ninja -C build >/dev/null
 	$(SUDO) env SLUICE_BUILD=$(CURDIR)/build $(BIN)/python benchmarks/tcp.py
+
+bench-incast: setup build/build.ninja
+	$(BIN)/ninja -C build >/dev/null
+	$(SUDO) env SLUICE_BUILD=$(CURDIR)/build PYTHONPATH=tests:tests/nodes $(BIN)/python benchmarks/incast.py
 
 docs: setup
 	$(BIN)/python docs/verbs.py > docs/verbs.md

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire is cut, for a while and for ever, connections are killed, a router dies: no byte is wrong, nothing hangs."""
+"""What the wire does to connections, and a router's death: no byte is wrong, nothing is done twice, nothing hangs.
+
+Cables are pulled, connections killed; a wire of the tests' own (wire.py) loses, delays, reorders, and falls silent.
+"""
 
 import random
 import subprocess
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import next_port, output_of, wait_until
 from network import Cluster, Node, made
+from wire import Faults
 
 Program = Callable[[str], Path]
 PATIENT, HASTY = "22", "14"
@@ -19,6 +23,20 @@ PATIENT, HASTY = "22", "14"
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     yield from made("alpha", "beta")
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[Cluster]:
+    yield from made("alpha", "beta", faulty=True)
+
+
+@pytest.fixture
+def rough(faulty: Cluster) -> Iterator[Cluster]:
+    """On a wire that can have faults, and has none after the test."""
+    assert faulty.wire is not None
+    yield faulty
+    faulty.wire.faults = Faults()
+    faulty.wait_for_links()
 
 
 class Soak:
@@ -92,3 +110,62 @@ def test_a_router_dies_and_returns(cluster: Cluster, program: Program) -> None:
     cluster["beta"].start()
     cluster.wait_for_links()
     Soak(cluster, program("soak"), PATIENT).ends_right()
+
+
+ROUGH = {
+    "frames are lost": Faults(loss=0.03),
+    "a long way": Faults(delay=0.03),
+    "frames overtake each other": Faults(delay=0.001, jitter=0.02),
+    "all of it": Faults(loss=0.01, delay=0.005, jitter=0.01),
+}
+
+
+@pytest.mark.parametrize("faults", ROUGH.values(), ids=ROUGH)
+def test_a_rough_wire(rough: Cluster, program: Program, faults: Faults) -> None:
+    """Links between routers suffer as data connections do."""
+    assert rough.wire is not None
+    soak = Soak(rough, program("soak"), PATIENT)
+    rough.wire.faults = faults
+    soak.wait_for_more(100)
+    kill_connections(rough["beta"])
+    soak.wait_for_more(100)
+    rough.wire.faults = Faults()
+    soak.ends_right()
+
+
+def test_silence_of_a_second(rough: Cluster, program: Program) -> None:
+    """No kernel is told anything: neither a cable that is out, nor a connection that is reset."""
+    assert rough.wire is not None
+    soak = Soak(rough, program("soak"), PATIENT)
+    for seconds in (0.3, 1.0):
+        rough.wire.faults = Faults(loss=1)
+        time.sleep(seconds)  # the fault itself: nothing to wait for
+        rough.wire.faults = Faults()
+        soak.wait_for_more()
+    soak.ends_right()
+
+
+def test_silence_for_ever(rough: Cluster, program: Program) -> None:
+    assert rough.wire is not None
+    soak = Soak(rough, program("soak"), HASTY)
+    rough.wire.faults = Faults(loss=1)
+    text, _ = soak.client.communicate(timeout=120)
+    assert soak.client.returncode == 0 and "transport retry counter exceeded" in text, text
+    soak.server.kill()
+    # Nothing was restarted, and new ones connect.
+    rough.wire.faults = Faults()
+    rough.wait_for_links()
+    Soak(rough, program("soak"), PATIENT).ends_right()
+
+
+def test_datagrams_on_a_rough_wire(rough: Cluster, program: Program) -> None:
+    """Between nodes they share a connection: late is not lost, and what is lost is no other's."""
+    assert rough.wire is not None
+    rough.wire.faults = Faults(loss=0.02, delay=0.002, jitter=0.01)
+    port = next_port()
+    argv = ["ibv_ud_pingpong", "-g", "0", "-n", "200", "-s", "1024", "-c", "-p", str(port)]
+    server = rough["beta"].run("server", *argv)
+    wait_until(lambda: rough["beta"].listening(port) or server.poll() is not None, "the server")
+    client = rough["alpha"].run("client", *argv, rough["beta"].address)
+    assert "usec/iter" in output_of(client)
+    output_of(server)

@@ -52,6 +52,11 @@ uint32_t command(struct client *client, struct sluice_command what)
 
 void open_client(struct client *client)
 {
+    open_client_of(client, IBV_QPT_RC);
+}
+
+void open_client_of(struct client *client, uint32_t qp_type)
+{
     struct sluice_session_files files;
     struct sluice_create_cq_request cq_request = {.cqe = 4 * ENTRIES};
     struct sluice_create_cq_reply cq;
@@ -72,7 +77,7 @@ void open_client(struct client *client)
     cq_request.context = (uint32_t)context;
     CHECK(pd > 0 && sluice_cq_create(engine, client->session, &cq_request, &cq) == 0);
     struct sluice_create_qp_request qp_request = {
-        .pd = (uint32_t)pd, .send_cq = cq.handle, .recv_cq = cq.handle, .qp_type = IBV_QPT_RC,
+        .pd = (uint32_t)pd, .send_cq = cq.handle, .recv_cq = cq.handle, .qp_type = qp_type,
         .cap = {.max_send_wr = ENTRIES, .max_recv_wr = ENTRIES, .max_send_sge = 1, .max_recv_sge = 1}};
 
     CHECK(sluice_qp_create(engine, client->session, &qp_request, &qp) == 0);
@@ -83,6 +88,8 @@ void open_client(struct client *client)
     client->shared = (struct sluice_qp_shared *)((uint8_t *)client->segment + qp.offset);
     client->sq = (struct sluice_wqe *)((uint8_t *)client->segment + qp.sq_offset);
     client->sq_stride = qp.sq_stride;
+    client->rq = (struct sluice_recv_wqe *)((uint8_t *)client->segment + qp.rq_offset);
+    client->rq_stride = qp.rq_stride;
     client->cq = (struct sluice_cq_shared *)((uint8_t *)client->segment + cq.offset);
     client->ring = (struct sluice_cqe *)((uint8_t *)client->segment + cq.ring);
     client->cq_entries = cq.cqe;
@@ -142,6 +149,20 @@ void post_write(struct client *client, const struct client *to, uint64_t wr_id, 
     *(struct sluice_sge *)(wqe + 1) =
         (struct sluice_sge){.addr = (uintptr_t)client->memory, .length = length, .lkey = client->key};
     client->posted++;
+}
+
+void post_receive(struct client *client, uint64_t wr_id, uint32_t offset, uint32_t length)
+{
+    struct sluice_recv_wqe *wqe =
+        (struct sluice_recv_wqe *)((uint8_t *)client->rq + (client->receives & (ENTRIES - 1)) * client->rq_stride);
+
+    *wqe = (struct sluice_recv_wqe){.wr_id = wr_id, .num_sge = 1};
+    *(struct sluice_sge *)(wqe + 1) =
+        (struct sluice_sge){.addr = (uintptr_t)client->memory + offset, .length = length, .lkey = client->key};
+    store_release(&client->shared->rq.producer, ++client->receives);
+    full_fence();
+    if (load_relaxed(&client->shared->rq.armed) && exchange(&client->shared->rq.armed, 0))
+        ring(client);
 }
 
 struct sluice_cqe wait_cqe(struct client *client)

@@ -22,6 +22,8 @@ struct client {
     struct sluice_qp_shared *shared;
     struct sluice_wqe *sq;
     uint32_t sq_stride, posted;
+    struct sluice_recv_wqe *rq;
+    uint32_t rq_stride, receives;
     struct sluice_cqe *ring;
     struct sluice_cq_shared *cq;
     uint32_t polled, cq_entries;
@@ -37,6 +39,8 @@ int try_command(struct client *client, struct sluice_command *what);
 uint32_t command(struct client *client, struct sluice_command what);
 
 void open_client(struct client *client);
+/* The same with a QP of another type (enum ibv_qp_type). */
+void open_client_of(struct client *client, uint32_t qp_type);
 void close_client(struct client *client);
 
 /* Modifies its QP to this state; and two of them to RTS, connected. */
@@ -47,6 +51,8 @@ void join(struct client *a, struct client *b);
 struct sluice_wqe *slot(struct client *client);
 void post_write(struct client *client, const struct client *to, uint64_t wr_id, uint32_t length);
 void publish(struct client *client);
+/* A receive of memory [offset, offset + length). */
+void post_receive(struct client *client, uint64_t wr_id, uint32_t offset, uint32_t length);
 struct sluice_cqe wait_cqe(struct client *client);
 
 /* Waits until the engine has reported the session as broken. */

@@ -6,8 +6,9 @@
  *     soak PORT             the responder
  *     soak PORT ADDRESS     the requester; says how many steps were right, or how it ended
  *
- * A step is a SEND of random length whose bytes tell its number, a fetch-and-add
- * that must find exactly the steps before it, and a READ of bytes that never change.
+ * A step is a WRITE and a SEND of random length whose bytes tell its number, a fetch-and-add
+ * that must find exactly the steps before it, and a READ of bytes that never change. Who gets the
+ * SEND finds the WRITE before it in place.
  */
 #include <errno.h>
 #include <poll.h>
@@ -16,14 +17,17 @@
 
 #include "pair.h"
 
-enum { LARGEST = 200000, STEPS = 8 /* at a time */, KINDS = 3, LAST = 0x80000000 };
+enum { LARGEST = 200000, STEPS = 8 /* at a time */, KINDS = 4, LAST = 0x80000000 };
+/* A WRITE takes no receive: its place is free when the responder has posted one more for each step since. */
+enum { PLACES = 2 * STEPS };
 enum { ALL = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC };
 
-/* Of the responder: what is counted, what is read, where SENDs go. Of the requester: what it sends and gets. */
+/* Of the responder: what is counted and read, where SENDs and WRITEs go. Of the requester: what it sends and gets. */
 struct area {
     uint64_t counter, found[STEPS];
     uint8_t constant[LARGEST];
     uint8_t slots[STEPS][LARGEST];
+    uint8_t written[PLACES][LARGEST];
     uint8_t read[STEPS][LARGEST];
 };
 
@@ -84,6 +88,7 @@ static void respond(struct pair *pair, struct area *area, const struct ibv_mr *m
         CHECK((wc.imm_data & ~(uint32_t)LAST) == step, "message %u came where %u was due", wc.imm_data, step);
         CHECK(wc.byte_len == length_of(step), "step %u: %u bytes", step, wc.byte_len);
         check(area->slots[step % STEPS], wc.byte_len, step, "SEND");
+        check(area->written[step % PLACES], wc.byte_len, step, "WRITE");
         if (wc.imm_data & LAST) {
             pair_meet(pair);
             printf("%u messages right\n", step + 1);
@@ -102,11 +107,14 @@ static void post(struct pair *pair, struct area *area, const struct ibv_mr *mr, 
     uint32_t length = length_of(step), slot = step % STEPS;
     struct ibv_sge sges[KINDS] = {
         {.addr = (uintptr_t)area->slots[slot], .length = length, .lkey = mr->lkey},
+        {.addr = (uintptr_t)area->slots[slot], .length = length, .lkey = mr->lkey},
         {.addr = (uintptr_t)&area->found[slot], .length = 8, .lkey = mr->lkey},
         {.addr = (uintptr_t)area->read[slot], .length = length, .lkey = mr->lkey},
     };
     struct ibv_send_wr *bad, wrs[KINDS] = {
         {.opcode = IBV_WR_SEND_WITH_IMM, .imm_data = step | (last ? LAST : 0)},
+        {.opcode = IBV_WR_RDMA_WRITE,
+         .wr.rdma = {.remote_addr = (uintptr_t)there->written[step % PLACES], .rkey = pair->peer.rkey}},
         {.opcode = IBV_WR_ATOMIC_FETCH_AND_ADD,
          .wr.atomic = {.remote_addr = (uintptr_t)&there->counter, .rkey = pair->peer.rkey, .compare_add = 1}},
         {.opcode = IBV_WR_RDMA_READ, .wr.rdma = {.remote_addr = (uintptr_t)there->constant, .rkey = pair->peer.rkey}},
@@ -161,10 +169,10 @@ static void request(struct pair *pair, struct area *area, const struct ibv_mr *m
         CHECK(wc.wr_id == completed, "WR %lu completed where %u was due", (unsigned long)wc.wr_id, completed);
         uint32_t step = completed / KINDS;
 
-        if (completed % KINDS == 0)
+        if (completed % KINDS == 1)
             CHECK(area->found[step % STEPS] == step, "step %u: the counter was %lu", step,
                   (unsigned long)area->found[step % STEPS]);
-        if (completed % KINDS == 1)
+        if (completed % KINDS == 2)
             check(area->read[step % STEPS], length_of(step), 77, "READ");
         completed++;
     }

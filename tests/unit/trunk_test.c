@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Datagrams between nodes: two tenants of one engine, and trunks whose connections this
+ * program makes, holds up, breaks, and writes nonsense to.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <infiniband/verbs.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "atomic.h"
+#include "check.h"
+#include "client.h"
+#include "transport/trunk.h"
+
+enum { QKEY = 0x1234567, SLOT = SLUICE_GRH + SLUICE_MTU, HALF = ENTRIES / 2 };
+
+static const uint8_t gids[2][16] = {{[10] = 0xff, [11] = 0xff, 10, 0, 0, 1}, {[10] = 0xff, [11] = 0xff, 10, 0, 0, 2}};
+static uint32_t tenants[2];
+static struct client from, to;
+static uint32_t out, in, handle; /* trunks, and the address handle that leads to out */
+
+static void to_rts(struct client *client)
+{
+    for (uint32_t state = IBV_QPS_INIT; state <= IBV_QPS_RTS; state++) {
+        struct sluice_qp_attr now, attr = {.qp_state = state, .qkey = QKEY};
+
+        CHECK(sluice_qp_modify(engine, client->session, client->qp, &attr, IBV_QP_STATE | IBV_QP_QKEY,
+                               SLUICE_TRANSPORT_LOCAL, -1, &now) == 0);
+    }
+}
+
+static void begin(void)
+{
+    struct sluice_create_ah_request request = {.attr = {.is_global = 1, .port_num = 1}};
+
+    tenant = tenants[0];
+    open_client_of(&from, IBV_QPT_UD);
+    tenant = tenants[1];
+    open_client_of(&to, IBV_QPT_UD);
+    to_rts(&from);
+    to_rts(&to);
+    request.pd = from.pd;
+    memcpy(request.attr.dgid, gids[1], sizeof(gids[1]));
+    int result = sluice_ah_create(engine, from.session, &request, gids[0], -1);
+
+    CHECK(result >= 0 && sluice_ah_lead(engine, from.session, (uint32_t)result, -1, (int32_t)out) == 0);
+    handle = (uint32_t)result;
+}
+
+static void finish(void)
+{
+    struct sluice_engine_event event;
+
+    close_client(&from);
+    close_client(&to);
+    while (sluice_engine_next_event(engine, &event))
+        CHECK(event.kind == SLUICE_EVENT_TRUNK_DISCONNECTED && event.trunk == out);
+}
+
+static void make_pair(int ends[2])
+{
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+}
+
+/* A connection of the two trunks. Returns a descriptor of its own on one end, with which it can be broken. */
+static int connect_both(void)
+{
+    int ends[2];
+
+    make_pair(ends);
+    int own = dup(ends[0]);
+
+    CHECK(own >= 0 && sluice_trunk_connect(engine, out, ends[0]) == 0 && sluice_trunk_accept(engine, in, ends[1]) == 0);
+    return own;
+}
+
+/* A connection on which out sends, to this program. */
+static int listen_to(void)
+{
+    int ends[2];
+
+    make_pair(ends);
+    CHECK(sluice_trunk_connect(engine, out, ends[0]) == 0);
+    return ends[1];
+}
+
+static uint8_t byte_of(uint64_t number, uint32_t offset)
+{
+    return (uint8_t)(number * 131 + offset * 7 + (offset >> 8));
+}
+
+/* The next datagram, out of its own place in memory. */
+static void post(uint64_t number, uint32_t length)
+{
+    uint32_t offset = (uint32_t)(number % ENTRIES) * SLUICE_MTU;
+    struct sluice_wqe *wqe = slot(&from);
+
+    for (uint32_t i = 0; i < length; i++)
+        from.memory[offset + i] = byte_of(number, i);
+    *wqe = (struct sluice_wqe){.opcode = IBV_WR_SEND_WITH_IMM, .flags = SLUICE_WQE_SIGNALED, .num_sge = 1, .wr_id = number,
+                               .ah = handle, .remote_qpn = to.qp_num, .remote_qkey = QKEY, .imm_data = (uint32_t)number};
+    *(struct sluice_sge *)(wqe + 1) =
+        (struct sluice_sge){.addr = (uintptr_t)from.memory + offset, .length = length, .lkey = from.key};
+    from.posted++;
+    publish(&from);
+}
+
+static void expect_sent(uint64_t number)
+{
+    struct sluice_cqe cqe = wait_cqe(&from);
+
+    CHECK(cqe.status == IBV_WC_SUCCESS && cqe.wr_id == number);
+}
+
+static void check_bytes(const uint8_t *bytes, uint64_t number, uint32_t length)
+{
+    for (uint32_t i = 0; i < length; i++)
+        CHECK(bytes[i] == byte_of(number, i));
+}
+
+static void every_size_arrives(void)
+{
+    static const uint32_t sizes[] = {0, 1, 7, 8, 9, 63, 1000, 4095, 4096};
+
+    begin();
+    close(connect_both());
+    for (uint64_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+        memset(to.memory, 0xee, 2 * SLOT);
+        post_receive(&to, i, 0, SLOT);
+        post(i, sizes[i]);
+        expect_sent(i);
+        struct sluice_cqe cqe = wait_cqe(&to);
+
+        CHECK(cqe.status == IBV_WC_SUCCESS && cqe.byte_len == SLUICE_GRH + sizes[i] && cqe.src_qp == from.qp_num);
+        CHECK(cqe.wc_flags == (IBV_WC_GRH | IBV_WC_WITH_IMM) && cqe.imm_data == (uint32_t)i);
+        /* An IPv4 header in the last 20 bytes of the GRH: from whom, and to whom. */
+        CHECK(memcmp(to.memory + 32, gids[0] + 12, 4) == 0 && memcmp(to.memory + 36, gids[1] + 12, 4) == 0);
+        check_bytes(to.memory + SLUICE_GRH, i, sizes[i]);
+        CHECK(to.memory[SLUICE_GRH + sizes[i]] == 0xee);
+    }
+    finish();
+}
+
+/* What the receiver's kernel doesn't take waits at the sender, and comes in order. */
+static void a_full_connection_makes_senders_wait(void)
+{
+    uint8_t datagram[sizeof(struct datagram_frame) + SLUICE_MTU];
+    const struct datagram_frame *frame = (const struct datagram_frame *)datagram;
+    enum { COUNT = 4 * ENTRIES };
+    uint64_t posted = 0, sent = 0;
+
+    begin();
+    int socket = listen_to();
+
+    for (uint64_t number = 0; number < COUNT; number++) {
+        /* As many as there is room for in the send queue, whose first ones wait by now. */
+        while (posted < COUNT && posted < number + HALF)
+            post(posted++, SLUICE_MTU);
+        CHECK(recv(socket, datagram, sizeof(datagram), MSG_WAITALL) == sizeof(datagram));
+        CHECK(frame->length == SLUICE_MTU && frame->dst_qp == to.qp_num && frame->imm == (uint32_t)number);
+        CHECK(memcmp(frame->dgid, gids[1], sizeof(frame->dgid)) == 0);
+        check_bytes(datagram + sizeof(*frame), number, SLUICE_MTU);
+        while (sent < posted && sent < number)
+            expect_sent(sent++);
+    }
+    while (sent < COUNT)
+        expect_sent(sent++);
+    close(socket);
+    finish();
+}
+
+/* What was on its way is lost, whole; what waits goes by the next connection. */
+static void a_broken_connection_loses_whole_datagrams(void)
+{
+    uint64_t next = 0, sent = 0;
+
+    begin();
+    for (uint32_t round = 0; round < 20; round++) {
+        int socket = round % 2 ? listen_to() : connect_both();
+
+        for (uint32_t i = 0; i < HALF; i++) {
+            if (round % 2 == 0)
+                post_receive(&to, next, (uint32_t)(next % ENTRIES) * SLOT, SLOT);
+            post(next, 1 + (uint32_t)(next * 977 % SLUICE_MTU));
+            next++;
+        }
+        if (round % 3)
+            expect_sent(sent++);
+        shutdown(socket, SHUT_RDWR);
+        close(socket);
+        close(connect_both());
+        while (sent < next)
+            expect_sent(sent++);
+        /* One that surely comes tells that all others have come, or never will. */
+        post_receive(&to, next, (uint32_t)(next % ENTRIES) * SLOT, SLOT);
+        post(next++, 1);
+        expect_sent(sent++);
+        struct sluice_cqe cqe;
+
+        do {
+            cqe = wait_cqe(&to);
+            CHECK(cqe.status == IBV_WC_SUCCESS && cqe.byte_len > SLUICE_GRH);
+            check_bytes(to.memory + (cqe.wr_id % ENTRIES) * SLOT + SLUICE_GRH, cqe.imm_data, cqe.byte_len - SLUICE_GRH);
+        } while (cqe.imm_data != next - 1);
+        /* Receives that were left over would take the next round's. */
+        close_client(&to);
+        tenant = tenants[1];
+        open_client_of(&to, IBV_QPT_UD);
+        to_rts(&to);
+    }
+    finish();
+}
+
+static void nobody_connects(void)
+{
+    struct sluice_engine_event event = {0};
+
+    begin();
+    shutdown(listen_to(), SHUT_RDWR);
+    while (!sluice_engine_next_event(engine, &event))
+        sched_yield();
+    CHECK(event.kind == SLUICE_EVENT_TRUNK_DISCONNECTED && event.trunk == out);
+    post(0, 100);
+    post(1, 100);
+    /* Lost, as datagrams are, once it has been waited for long enough. */
+    expect_sent(0);
+    expect_sent(1);
+    CHECK(engine->tenants[tenants[0]]->counters->drops == 2);
+    finish();
+}
+
+static void what_is_beyond_a_ceiling_is_lost(void)
+{
+    struct sluice_shape none = {0}, narrow = {.share = {.max_bps = {1000000, 1000000}, .burst = {8192, 8192}}};
+    uint64_t drops = engine->tenants[tenants[1]]->counters->drops;
+
+    begin();
+    CHECK(sluice_tenant_shape(engine, tenants[1], &narrow) == 0);
+    close(connect_both());
+    for (uint32_t i = 0; i < ENTRIES; i++)
+        post_receive(&to, i, i * SLOT, SLOT);
+    for (uint64_t i = 0; i < ENTRIES; i++) {
+        post(i, SLUICE_MTU);
+        expect_sent(i);
+    }
+    CHECK(wait_cqe(&to).status == IBV_WC_SUCCESS);
+    while (engine->tenants[tenants[1]]->counters->drops == drops)
+        sched_yield();
+    CHECK(sluice_tenant_shape(engine, tenants[1], &none) == 0);
+    finish();
+}
+
+/* Frames that no router sends, whole and in pieces: the connection ends at the most, and memory is only where receives are. */
+static void nonsense_harms_nobody(void)
+{
+    uint64_t random = 88172645463325252ull;
+
+    begin();
+    memset(to.memory, 0xee, MEMORY);
+    for (uint32_t round = 0; round < 1000; round++) {
+        struct {
+            struct datagram_frame frame;
+            uint8_t data[256];
+        } said[3];
+        int ends[2];
+
+        for (uint32_t i = 0; i < sizeof(said); i++) {
+            random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+            ((uint8_t *)said)[i] = (uint8_t)(random >> 32);
+        }
+        for (uint32_t i = 0; i < 3; i++) {
+            said[i].frame.length = round % 3 ? sizeof(said[i].data) : said[i].frame.length % (2 * SLUICE_MTU);
+            if (random >> i & 1)
+                said[i].frame.dst_qp = to.qp_num;
+            if (random >> i & 2)
+                memcpy(said[i].frame.dgid, gids[1], sizeof(gids[1]));
+            if (random >> i & 4)
+                said[i].frame.qkey = QKEY;
+        }
+        if (round % 16 == 0 && to.receives < ENTRIES)
+            post_receive(&to, round, 0, SLUICE_GRH + 64);
+        make_pair(ends);
+        CHECK(sluice_trunk_accept(engine, in, ends[0]) == 0);
+        for (uint32_t done = 0, step = round % 200 + 1; done < sizeof(said); done += step)
+            if (send(ends[1], (uint8_t *)said + done, sizeof(said) - done < step ? sizeof(said) - done : step, MSG_NOSIGNAL) < 0)
+                break;
+        close(ends[1]);
+    }
+    /* It goes on. */
+    close_client(&to);
+    tenant = tenants[1];
+    open_client_of(&to, IBV_QPT_UD);
+    to_rts(&to);
+    close(connect_both());
+    post_receive(&to, 1, 0, SLOT);
+    post(7, 8);
+    expect_sent(7);
+    CHECK(wait_cqe(&to).imm_data == 7);
+    check_bytes(to.memory + SLUICE_GRH, 7, 8);
+    finish();
+}
+
+int main(void)
+{
+    struct sluice_shape none = {0};
+
+    CHECK(sluice_engine_open(NULL, &engine) == 0);
+    for (int i = 0; i < 2; i++) {
+        tenants[i] = (uint32_t)sluice_tenant_add(engine, 0, -1, &none);
+        CHECK(sluice_tenant_address(engine, tenants[i], gids[i]) == 0);
+    }
+    out = (uint32_t)sluice_trunk_open(engine);
+    in = (uint32_t)sluice_trunk_open(engine);
+    RUN(every_size_arrives);
+    RUN(a_full_connection_makes_senders_wait);
+    RUN(a_broken_connection_loses_whole_datagrams);
+    RUN(what_is_beyond_a_ceiling_is_lost);
+    RUN(nonsense_harms_nobody);
+    RUN(nobody_connects);
+    for (int i = 0; i < 2; i++)
+        CHECK(sluice_tenant_remove(engine, tenants[i]) == 0);
+    sluice_engine_close(engine);
+    return 0;
+}
