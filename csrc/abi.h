@@ -121,7 +121,8 @@ enum sluice_op {
     SLUICE_OP_CM_SET_OPTION,
     SLUICE_OP_CM_INIT_QP_ATTR,
     SLUICE_OP_CM_JOIN,
-    SLUICE_OP_CM_LEAVE
+    SLUICE_OP_CM_LEAVE,
+    SLUICE_OP_CM_WRITE_EVENT
 };
 
 struct sluice_header {
@@ -584,6 +585,16 @@ struct sluice_cm_join_request {
     uint32_t handle;
     uint32_t join_flags; /* enum rdma_cm_mc_join_flags */
     struct sluice_cm_addr addr;
+};
+
+/* The id gets an event of its own making; arg comes back as its first 8 bytes of private data. */
+struct sluice_cm_write_event_request {
+    struct sluice_header header;
+    uint32_t handle;
+    uint32_t event; /* enum rdma_cm_event_type: ADDRINFO_RESOLVED, ADDRINFO_ERROR, USER */
+    int32_t event_status;
+    uint32_t reserved;
+    uint64_t arg;
 };
 
 /* DESTROY_ID, MIGRATE_ID, LEAVE: how many events GET_EVENT has given out; the shim waits until all are acknowledged. */

@@ -89,7 +89,7 @@ def answer(body: str | None) -> str:
         r"NO_OBJECT;",
         r"return (E[A-Z]+);",
         r"return refuse\((E[A-Z]+)\);",
-        r"errno = (E[A-Z]+); return (?:-1|NULL|SOCKET_ERROR);",
+        r"errno = (E[A-Z]+); return (?:-1|NULL|\(size_t\)-1);",
         r"return unsupported\(\);",
     ):
         found = re.fullmatch(pattern, body)

@@ -15,6 +15,9 @@
 
 #include "abi.h"
 
+/* Of enum rdma_cm_event_type, which older headers end before. */
+enum { CM_EVENT_ADDRINFO_RESOLVED = 16, CM_EVENT_ADDRINFO_ERROR, CM_EVENT_USER };
+
 struct cm_channel {
     struct rdma_event_channel channel;
     uint32_t handle;
@@ -41,6 +44,8 @@ struct cm_id {
     bool connect_failed; /* the application was told; no event contradicts it */
     uint8_t initiator_depth, responder_resources;
     struct ibv_ece local_ece, remote_ece;
+    bool resolving;                        /* rdma_resolve_addrinfo; guarded by lock, as its result */
+    struct rdma_addrinfo *resolved;
     struct ibv_qp_init_attr *qp_init_attr; /* of a listening endpoint: for the QPs of requests */
     void *connect;                         /* rdma_addrinfo's connection data */
     size_t connect_len;
@@ -87,6 +92,9 @@ void cm_id_wait(struct cm_id *id, const uint32_t *acked, uint32_t events);
 
 /* Takes over what the router knows of the two ends. 0, or -1 with errno: no device, no memory. */
 int cm_set_route(struct cm_id *id, const struct sluice_cm_route *route);
+
+/* Puts an event of the application's, or the library's, into the id's channel. 0, or -1 with errno. */
+int cm_write_event(struct rdma_cm_id *id, uint32_t event, int status, uint64_t arg);
 
 /* A synchronous id waits for the next event and returns its status as -1 and errno; others return 0. */
 int cm_complete(struct rdma_cm_id *id);

@@ -120,6 +120,77 @@ EXPORT int rdma_getaddrinfo(const char *node, const char *service, const struct 
     return 0;
 }
 
+/* ---- the same, told by an event: rdma-core 60 and newer ------------------ */
+
+enum { BY_SA = 0x10, BY_DNS = 0x20 }; /* RAI_SA, RAI_DNS */
+
+static int resolve_for(struct cm_id *id, const char *node, const char *service, const struct rdma_addrinfo *hints)
+{
+    struct rdma_addrinfo *found;
+    int flags = hints ? hints->ai_flags : 0;
+
+    if ((flags & BY_SA) && (node || (flags & BY_DNS)))
+        return cm_result(EOPNOTSUPP);
+    if (flags & BY_SA) /* an Ethernet has no subnet administrator to ask */
+        return cm_result(service ? EOPNOTSUPP : EINVAL);
+    int result = rdma_getaddrinfo(node, service, hints, &found);
+
+    if (result)
+        return result > 0 ? cm_result(result) : result;
+    pthread_mutex_lock(&id->lock);
+    id->resolved = found;
+    pthread_mutex_unlock(&id->lock);
+    if (cm_write_event(&id->id, CM_EVENT_ADDRINFO_RESOLVED, 0, 0) == 0)
+        return cm_complete(&id->id);
+    pthread_mutex_lock(&id->lock);
+    id->resolved = NULL;
+    pthread_mutex_unlock(&id->lock);
+    rdma_freeaddrinfo(found);
+    return -1;
+}
+
+EXPORT int rdma_resolve_addrinfo(struct rdma_cm_id *public, const char *node, const char *service,
+                                 const struct rdma_addrinfo *hints)
+{
+    struct cm_id *id = to_cm_id(public);
+
+    if (!id)
+        return cm_result(EINVAL);
+    pthread_mutex_lock(&id->lock);
+    bool busy = id->resolving;
+
+    id->resolving = true;
+    pthread_mutex_unlock(&id->lock);
+    if (busy)
+        return cm_result(EBUSY);
+    int result = resolve_for(id, node, service, hints);
+
+    if (result) {
+        pthread_mutex_lock(&id->lock);
+        id->resolving = false;
+        pthread_mutex_unlock(&id->lock);
+    }
+    return result;
+}
+
+EXPORT int rdma_query_addrinfo(struct rdma_cm_id *public, struct rdma_addrinfo **info)
+{
+    struct cm_id *id = to_cm_id(public);
+
+    if (!id || !info)
+        return cm_result(EINVAL);
+    pthread_mutex_lock(&id->lock);
+    struct rdma_addrinfo *found = id->resolving ? id->resolved : NULL;
+
+    if (found) {
+        id->resolved = NULL;
+        id->resolving = false;
+        *info = found;
+    }
+    pthread_mutex_unlock(&id->lock);
+    return found ? 0 : cm_result(ENOENT);
+}
+
 EXPORT void rdma_freeaddrinfo(struct rdma_addrinfo *res)
 {
     while (res) {

@@ -265,6 +265,12 @@ static int process(struct cm_event *event, const struct sluice_cm_event_reply *f
     return 0;
 }
 
+/* What the application wrote itself: the union begins with its number. */
+static void set_written(struct cm_event *event, const struct sluice_cm_event_reply *from)
+{
+    memcpy(&event->event.param, from->param.private_data, sizeof(uint64_t));
+}
+
 EXPORT int rdma_get_cm_event(struct rdma_event_channel *channel, struct rdma_cm_event **public)
 {
     if (!public || !channel)
@@ -288,7 +294,10 @@ EXPORT int rdma_get_cm_event(struct rdma_event_channel *channel, struct rdma_cm_
         event->event.id = &event->about->id;
         event->event.event = reply.event;
         event->event.status = reply.event_status;
-        set_parameters(event, &reply);
+        if (reply.event >= CM_EVENT_ADDRINFO_RESOLVED)
+            set_written(event, &reply);
+        else
+            set_parameters(event, &reply);
         if (process(event, &reply)) {
             rdma_ack_cm_event(&event->event);
             continue;
@@ -296,6 +305,21 @@ EXPORT int rdma_get_cm_event(struct rdma_event_channel *channel, struct rdma_cm_
         *public = &event->event;
         return 0;
     }
+}
+
+int cm_write_event(struct rdma_cm_id *id, uint32_t event, int status, uint64_t arg)
+{
+    struct sluice_cm_write_event_request request = {
+        .handle = to_cm_id(id)->handle, .event = event, .event_status = status, .arg = arg};
+    struct sluice_handle_reply reply;
+
+    return cm_result(session_call(SLUICE_OP_CM_WRITE_EVENT, &request, sizeof(request), &reply, sizeof(reply)));
+}
+
+/* rdma-core 60 and newer. event: enum rdma_cm_event_type, as this release's headers have it. */
+EXPORT int rdma_write_cm_event(struct rdma_cm_id *id, unsigned int event, int status, uint64_t arg)
+{
+    return event == CM_EVENT_USER ? cm_write_event(id, event, status, arg) : cm_result(EINVAL);
 }
 
 EXPORT int rdma_ack_cm_event(struct rdma_cm_event *public)
@@ -341,7 +365,7 @@ EXPORT const char *rdma_event_str(enum rdma_cm_event_type event)
         "RDMA_CM_EVENT_CONNECT_ERROR",    "RDMA_CM_EVENT_UNREACHABLE",     "RDMA_CM_EVENT_REJECTED",
         "RDMA_CM_EVENT_ESTABLISHED",      "RDMA_CM_EVENT_DISCONNECTED",    "RDMA_CM_EVENT_DEVICE_REMOVAL",
         "RDMA_CM_EVENT_MULTICAST_JOIN",   "RDMA_CM_EVENT_MULTICAST_ERROR", "RDMA_CM_EVENT_ADDR_CHANGE",
-        "RDMA_CM_EVENT_TIMEWAIT_EXIT",
+        "RDMA_CM_EVENT_TIMEWAIT_EXIT",    "RDMA_CM_EVENT_ADDRINFO_RESOLVED", "RDMA_CM_EVENT_ADDRINFO_ERROR",
     };
 
     return (unsigned)event < sizeof(names) / sizeof(names[0]) ? names[event] : "UNKNOWN EVENT";

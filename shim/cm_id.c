@@ -60,6 +60,7 @@ void cm_id_free(struct cm_id *id)
     pthread_cond_destroy(&id->changed);
     pthread_mutex_destroy(&id->lock);
     free(id->id.route.path_rec);
+    rdma_freeaddrinfo(id->resolved);
     free(id->connect);
     free(id->qp_init_attr);
     free(id);
@@ -183,14 +184,16 @@ EXPORT int rdma_set_option(struct rdma_cm_id *id, int level, int optname, void *
         .handle = to_cm_id(id)->handle,
         .level = (uint32_t)level,
         .optname = (uint32_t)optname,
-        .optlen = (uint32_t)optlen,
+        .optlen = optlen < UINT32_MAX ? (uint32_t)optlen : UINT32_MAX,
     };
     struct sluice_handle_reply reply;
 
+    /* In the kernel's order: the value is read first. */
+    if (optlen && !optval)
+        return cm_result(EFAULT);
     if (level == RDMA_OPTION_IB)
         return cm_result(optname == RDMA_OPTION_IB_PATH ? EINVAL : ENOSYS); /* paths are the router's to choose */
-    if (!optval || optlen > sizeof(request.optval))
-        return cm_result(EINVAL);
-    memcpy(request.optval, optval, optlen);
+    if (optlen)
+        memcpy(request.optval, optval, optlen < sizeof(request.optval) ? optlen : sizeof(request.optval));
     return cm_result(session_call(SLUICE_OP_CM_SET_OPTION, &request, sizeof(request), &reply, sizeof(reply)));
 }

@@ -152,3 +152,22 @@ EXPORT size_t riowrite(int socket, const void *buf, size_t count, off_t offset, 
     errno = ENOSYS;
     return (size_t)-1;
 }
+
+/* ---- epoll for them: rdma-core 65 and newer ------------------------------ */
+
+struct epoll_event;
+
+EXPORT int repoll_create(int flags)
+{
+    ABSENT;
+}
+
+EXPORT int repoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+{
+    ABSENT;
+}
+
+EXPORT int repoll_wait(int epfd, struct epoll_event *events, int maxevents, int timeout)
+{
+    ABSENT;
+}

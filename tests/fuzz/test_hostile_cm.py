@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """rdma_cm requests in arbitrary order, from a hostile session, through the router's own dispatch.
 
+Connections are brought to each of their phases in good order, and then anything is asked of their two ends. In the end
+every state of an id and every phase of a connection must have been asked something.
+
 Every request gets an answer or ends the session with ProtocolError, whatever the ids' states are; what it brings about
 (events, timers, messages to other ends) raises nothing; another tenant goes on connecting to itself; and in the end no
 id, port, channel or descriptor is left.
@@ -15,11 +18,23 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, cast
 
-from hypothesis import HealthCheck, Phase, settings
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import Phase as Part
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sluice.cluster.directory import Directory
 from sluice.control.cm.address import IP
+from sluice.control.cm.connection import Connection, Phase
+from sluice.control.cm.identifier import Identifier, State
+from sluice.control.cm.lookup import Lookup
 from sluice.control.cm.manager import CommunicationManager
 from sluice.control.cm.place import ClusterLocator
 from sluice.control.cm.requests import OPERATIONS, TenantCm
@@ -38,6 +53,18 @@ PORT = 4000
 CONNECT_REQUEST = 4
 """RDMA_CM_EVENT_CONNECT_REQUEST."""
 REQUESTS = {op: request for op, request, _, _ in OPERATIONS}
+
+reached: set[tuple[State | Phase | str, int]] = set()
+"""What the hostile session has asked of ids, and where these were."""
+LOOKUP_PHASES = ("lookup asks", "lookup is asked", "lookup is over")
+
+
+def phase_of(identifier: Identifier) -> Phase | str | None:
+    end = identifier.end
+    if isinstance(end, Lookup):
+        return LOOKUP_PHASES[0 if end._asks else 1 if end._asked else 2]
+    return end.phase if isinstance(end, Connection) else None
+
 
 words = st.one_of(st.integers(0, 8), st.integers(0, 2**32 - 1))
 choices = st.integers(0, 42)
@@ -118,6 +145,7 @@ class Caller:
         self.verbs = Verbs(engine, directory, OpenGate(), self.cm.operations())
         self.verbs.set_devices(self.address, [VirtualDevice(self.address)])
         self.process = Process(number)
+        self.counted = False
 
     def send(self, frame: bytes) -> Any:
         """The answer; None where the session must end."""
@@ -135,7 +163,19 @@ class Caller:
         message = ffi.new(f"{REQUESTS[op]} *", fields)
         message.header.op, message.header.size = op, ffi.sizeof(REQUESTS[op])
         message.header.cookie = COOKIE
+        self.note(op, fields.get("handle"))
         return self.send(bytes(ffi.buffer(message)))
+
+    def note(self, op: int, handle: int | None) -> None:
+        """Counts where the id is that a request names."""
+        owner = self.cm._owners.get(self.process.number)
+        identifier = owner._ids.get(handle) if owner is not None and handle is not None else None
+        if identifier is None or not self.counted:
+            return
+        reached.add((identifier.state, op))
+        phase = phase_of(identifier)
+        if phase is not None:
+            reached.add((phase, op))
 
     def handle(self, op: int, **fields: Any) -> int:
         """Of what a request that must succeed has made."""
@@ -161,11 +201,13 @@ class Requests(RuleBasedStateMachine):
         directory = Directory()
         self.manager = CommunicationManager(ClusterLocator(directory, Host()), Host(), OpenGate(), self.clock)
         self.hostile = Caller(self.engine, directory, self.manager, "hostile")
+        self.hostile.counted = True
         self.other = Caller(self.engine, directory, self.manager, "other")
         self.places = [LOOPBACK, self.hostile.address, self.other.address, IPv4Address("239.1.1.1"), IPv4Address(0)]
         self.channel = self.other.handle(lib.SLUICE_OP_CM_CREATE_CHANNEL)
         self.channels = [self.hostile.handle(lib.SLUICE_OP_CM_CREATE_CHANNEL)]
         self.ids: list[int] = []
+        self.ends: list[int] = []
         self.listener = self.id_of(self.other)
         self.succeeds(self.other, lib.SLUICE_OP_CM_BIND, handle=self.listener, src=address(self.other.address, PORT))
         self.succeeds(self.other, lib.SLUICE_OP_CM_LISTEN, handle=self.listener, value=0)
@@ -300,6 +342,117 @@ class Requests(RuleBasedStateMachine):
                 self.hostile.ask(op, handle=self.ids[-1], **arguments)
                 self.clock.settle()
 
+    def events(self, channel: int) -> list[Any]:
+        """All that the channel has for the hostile session."""
+        found = []
+        while (answer := self.hostile.ask(lib.SLUICE_OP_CM_GET_EVENT, handle=channel)) is not None:
+            event = ffi.from_buffer("struct sluice_cm_event_reply *", answer)
+            if event.header.status != 0:
+                break
+            found.append(event)
+        return found
+
+    def step(self, number: int) -> None:
+        """One of those that take a connection, of which self.ends are the two ends, from its request to its end."""
+        one, other = self.ends[0], self.ends[min(1, len(self.ends) - 1)]
+        reply = {"valid": 1, "qp_num": 6, "private_data_len": 7}
+        steps: list[tuple[int, dict[str, Any]]] = [
+            (lib.SLUICE_OP_CM_ACCEPT, {"handle": other, "uid": 9, "param": reply}),
+            (0, {}),
+            (lib.SLUICE_OP_CM_ACCEPT, {"handle": one}),
+            (0, {}),
+            (lib.SLUICE_OP_CM_DISCONNECT, {"handle": one}),
+            (0, {}),
+            (lib.SLUICE_OP_CM_DISCONNECT, {"handle": other}),
+            (0, {}),
+        ]
+        op, fields = steps[number]
+        if op:
+            self.hostile.ask(op, **fields)
+        else:
+            self.clock.settle()
+
+    @rule(
+        far=st.integers(-5, 9),
+        kind=st.sampled_from([(0x106, 2), (0x106, 2), (0x111, 4), (0x13F, 3)]),
+        place=st.integers(0, 1),
+        then=st.lists(st.tuples(st.sampled_from(sorted(REQUESTS)), st.integers(0, 1)), min_size=1, max_size=4),
+        data=st.data(),
+    )
+    def both_ends(
+        self, far: int, kind: tuple[int, int], place: int, then: list[tuple[int, int]], data: st.DataObject
+    ) -> None:
+        """A connection with itself, in good order, as far as that; and what comes then, before anything settles."""
+        if self.connect(kind, self.places[place], far):
+            for op, which in then:
+                size = ffi.sizeof(REQUESTS[op])
+                self.ask_an_end(op, which, data.draw(st.binary(min_size=size, max_size=size)))
+
+    def connect(self, kind: tuple[int, int], place: IPv4Address, far: int) -> bool:
+        """Makes self.ends: who asks, who is asked, who listens. far -5 to -1: no request yet; 9: time has passed."""
+        self.hostile.process.deaf = False
+        made: list[int] = []
+        self.keep(self.hostile.ask(lib.SLUICE_OP_CM_CREATE_CHANNEL), made)
+        for _ in range(2):
+            if made:
+                fields = {"uid": 8, "channel": made[0], "port_space": kind[0], "qp_type": kind[1]}
+                self.keep(self.hostile.ask(lib.SLUICE_OP_CM_CREATE_ID, **fields), made)
+        if len(made) != 3:
+            return False
+        self.channels.append(made[0])
+        channel, listener, one = made
+        self.ids += [listener, one]
+        self.ends = [one]
+        if far == -4:
+            return True
+        at = self.hostile.ask(lib.SLUICE_OP_CM_BIND, handle=listener, src=address(place, 0))
+        port = socket.ntohs(ffi.from_buffer("struct sluice_cm_route_reply *", at).route.src.port)
+        self.ends = [one, listener]
+        if far == -5:
+            return True
+        self.hostile.ask(lib.SLUICE_OP_CM_LISTEN, handle=listener, value=4)
+        self.hostile.ask(lib.SLUICE_OP_CM_RESOLVE_ADDR, handle=one, timeout_ms=1, dst=address(place, port))
+        if far == -3:
+            return True
+        self.hostile.ask(lib.SLUICE_OP_CM_RESOLVE_ROUTE, handle=one, value=1)
+        if far == -2:
+            return True
+        self.hostile.ask(lib.SLUICE_OP_CM_CONNECT, handle=one, param={"valid": 1, "qp_num": 5})
+        if far < 0:
+            return True
+        self.clock.settle()
+        requests = [event for event in self.events(channel) if event.event == CONNECT_REQUEST]
+        if requests:
+            self.ends.insert(1, int(requests[0].handle))
+            self.ids.append(self.ends[1])
+            for number in range(min(far, 8)):
+                self.step(number)
+        if far == 9:
+            self.clock.expire()
+        return True
+
+    @precondition(lambda self: bool(getattr(self, "ends", None)))
+    @rule(numbers=st.lists(st.integers(0, 7), min_size=1, max_size=8))
+    def out_of_order(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self.step(number)
+
+    def ask_an_end(self, op: int, which: int, payload: bytes) -> None:
+        """Any request to one of these ends, with anything else in it."""
+        size = len(payload)
+        message = ffi.new(f"{REQUESTS[op]} *")
+        ffi.memmove(message, payload, size)
+        message.header.op, message.header.size, message.header.cookie = op, size, COOKIE
+        if hasattr(message, "handle"):
+            message.handle = self.ends[which % len(self.ends)]
+            self.hostile.note(op, message.handle)
+        self.hostile.send(bytes(ffi.buffer(message)))
+
+    @rule(handle=choices, event=st.sampled_from([16, 17, 18, 18, 9, 99]), arg=st.integers(0, 2**64 - 1))
+    def write_event(self, handle: int, event: int, arg: int) -> None:
+        fields = {"handle": self.one_of(self.ids, handle), "event": event, "event_status": -1, "arg": arg}
+        self.hostile.ask(lib.SLUICE_OP_CM_WRITE_EVENT, **fields)
+
     @rule()
     def settle(self) -> None:
         self.clock.settle()
@@ -339,6 +492,26 @@ def test_requests() -> None:
             stateful_step_count=60,
             deadline=None,
             suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate, Phase.shrink],
+            phases=[Part.generate, Part.shrink],
         ),
     )
+
+
+@pytest.mark.parametrize("filling", [0, 1, 255])
+def test_each_request_in_each_state(filling: int) -> None:
+    """Every request about an id, with nonsense in it, to every state of an id and of a connection."""
+    reached.clear()
+    for kind in ((0x106, 2), (0x111, 4)):
+        for far in range(-5, 10):
+            machine = Requests()
+            machine.begin()
+            for op in sorted(REQUESTS):
+                for which in range(3):
+                    if machine.connect(kind, machine.hostile.address, far):
+                        machine.ask_an_end(op, which, bytes([filling]) * ffi.sizeof(REQUESTS[op]))
+                machine.clock.settle()
+                machine.the_other_tenant_resolves_addresses()
+            machine.teardown()
+    about_ids = {op for op, request in REQUESTS.items() if hasattr(ffi.new(f"{request} *"), "handle")}
+    wanted = {(where, op) for where in (*State, *Phase, *LOOKUP_PHASES) for op in about_ids}
+    assert not wanted - reached

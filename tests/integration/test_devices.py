@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a tenant sees of its device, of several devices, and what an application sees without a router."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -72,12 +75,16 @@ def test_exit_codes(router: RunningRouter) -> None:
 # ---- several devices -------------------------------------------------------
 
 BOTH = ("--device", "left", "--device", "right")
+HTTP = next_port()
 
 
 @pytest.fixture(scope="module")
 def rails() -> Iterator[RunningRouter]:
     """A router with two devices, left and right; right is a wire of 2 Gbit/s."""
-    running = RunningRouter("--device", "software:left", "--device", "software:right", "--capacity", "right=2Gbps")
+    running = RunningRouter(
+        *("--device", "software:left", "--device", "software:right", "--capacity", "right=2Gbps"),
+        *("--http", str(HTTP)),
+    )
     yield running
     running.stop()
 
@@ -209,6 +216,36 @@ def test_a_file_for_both(rails: RunningRouter, tmp_path: Path) -> None:
     with pytest.raises(RouterError, match=r"policy.yaml: device right: guarantees are more"):
         rails.ask("policy-load", path=str(file))
     assert rails.ask("policy-show")["devices"]["right"]["tenants"]["wide"] == {"max": "100Mbps", "group": "team"}
+
+
+def test_what_the_operator_sees(rails: RunningRouter) -> None:
+    """A line for each device of each tenant."""
+    rails.ask("tenant-add", name="seen", policy={}, devices=["left", "right"])
+    rails.ask("policy-set", name="seen", policy={"max": "123Mbps"}, device="right")
+    rails.ask("group-set", name="club", policy={"max": "1Gbps"}, device="right")
+
+    def told(*argv: str) -> list[list[str]]:
+        command = [sys.executable, "-m", "sluice", *argv, "--state-dir", str(rails.state_dir)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        return [line.split() for line in text.splitlines()]
+
+    for argv in (("status",), ("top", "--count", "1", "--interval", "0.1")):
+        lines = told(*argv)
+        head = next(line for line in lines if line[:2] == ["TENANT", "DEVICE"])
+        ceilings = {line[1]: line[head.index("CEILING")] for line in lines if line[:1] == ["seen"]}
+        assert ceilings == {"left": "none", "right": "123Mbps"}
+        assert ["club", "right"] in [line[:2] for line in lines]
+    (line,) = told("top", "--count", "1", "--interval", "0.1", "--json")
+    devices = json.loads(" ".join(line))["tenants"]["seen"]["devices"]
+    assert devices["right"]["max_bps"] == [123_000_000] * 2 and devices["left"]["max_bps"] == [0, 0]
+    shown = told("policy", "show")
+    assert ["device", "right"] in shown and ["tenant", "seen", "max", "123Mbps"] in shown
+    with urllib.request.urlopen(f"http://127.0.0.1:{HTTP}/metrics", timeout=10) as answer:
+        metrics = answer.read().decode()
+    assert 'sluice_tenant_max_bits_per_second{device="right",tenant="seen"} 1.23e+08' in metrics
+    assert 'sluice_tenant_max_bits_per_second{device="left",tenant="seen"} 0.0' in metrics
+    assert 'sluice_device_capacity_bits_per_second{device="right"} 2e+09' in metrics
+    rails.ask("group-remove", name="club", device="right")
 
 
 def test_a_device_that_comes_later(rails: RunningRouter) -> None:

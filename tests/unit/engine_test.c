@@ -222,6 +222,51 @@ static void limits_of_memory_regions(void)
     CHECK(sluice_tenant_shape(engine, tenant, &shape) == 0);
 }
 
+/* What may be on which device; what is counted where rails.c sees. */
+static void a_tenant_on_two_devices(void)
+{
+    struct sluice_shape none = {0};
+    struct sluice_share share = {0};
+    struct sluice_session_files files;
+    int fd;
+
+    CHECK(sluice_tenant_add(engine, 1, (int32_t)tenant, &none) == -ENODEV);
+    CHECK(sluice_device_shape(engine, 1, 1000000000, 1) == -ENODEV);
+    int device = sluice_device_add(engine);
+
+    CHECK(device == 1 && sluice_device_shape(engine, 1, 1000000000, 1) == 0);
+    int session = sluice_session_open(engine, tenant, &files);
+
+    CHECK(session >= 0 && sluice_context_open(engine, (uint32_t)session, 1, &fd) == -ENODEV);
+    CHECK(sluice_context_open(engine, (uint32_t)session, SLUICE_MAX_DEVICES, &fd) == -ENODEV);
+    int second = sluice_tenant_add(engine, 1, (int32_t)tenant, &none);
+
+    CHECK(second >= 0 && engine->tenants[second]->counters->device == 1);
+    CHECK(sluice_tenant_add(engine, 1, (int32_t)tenant, &none) == -EEXIST);
+    CHECK(sluice_tenant_add(engine, 1, second, &none) == -EINVAL);
+    CHECK(sluice_session_open(engine, (uint32_t)second, &files) == -EINVAL);
+    int context = sluice_context_open(engine, (uint32_t)session, 1, &fd);
+
+    CHECK(context > 0);
+    close(fd);
+    int pd = sluice_pd_alloc(engine, (uint32_t)session, (uint32_t)context);
+
+    CHECK(pd > 0 && sluice_pd_device(engine, (uint32_t)session, (uint32_t)pd) == 1);
+    /* A group is of one device. */
+    int group = sluice_group_add(engine, 0, &share);
+    struct sluice_shape in_group = {.group = (uint32_t)group + 1};
+
+    CHECK(group >= 0 && sluice_tenant_shape(engine, (uint32_t)second, &in_group) == -EINVAL);
+    CHECK(sluice_group_remove(engine, (uint32_t)group) == 0);
+    CHECK(sluice_tenant_remove(engine, (uint32_t)second) == -EBUSY);
+    CHECK(sluice_context_close(engine, (uint32_t)session, (uint32_t)context) == 0);
+    CHECK(sluice_tenant_remove(engine, tenant) == -EBUSY);
+    CHECK(sluice_tenant_remove(engine, (uint32_t)second) == 0);
+    CHECK(sluice_session_close(engine, (uint32_t)session) == 0);
+    close(files.segment);
+    close(files.arena);
+}
+
 int main(void)
 {
     struct sluice_shape none = {0};
@@ -235,6 +280,7 @@ int main(void)
     RUN(tenants_cannot_write_the_engine_page);
     RUN(a_full_memory_is_an_error);
     RUN(limits_of_memory_regions);
+    RUN(a_tenant_on_two_devices);
 #ifndef __SANITIZE_THREAD__
     RUN(random_bytes_everywhere);
 #endif

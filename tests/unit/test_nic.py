@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sluice.device import nic
 from sluice.device.nic import Nic, NicError
-from sluice.device.node import DeviceSpec, find_devices, with_capacities
+from sluice.device.node import DeviceSpec, NodeDevices, find_devices, with_capacities
 from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, ffi
 from sluice.policy.policy import PolicyError
@@ -37,15 +37,9 @@ def test_auto_takes_the_first_active_one_with_roce(sysfs: Path) -> None:
     assert find_devices(["auto"]) == [DeviceSpec("rxe7", "rxe7")]
 
 
-def test_all_takes_each_active_one_with_roce(sysfs: Path) -> None:
-    (sysfs / "mlx5_0/ports/1/state").write_text("4: ACTIVE\n")
-    assert [spec.nic for spec in find_devices(["all"])] == ["mlx5_0", "rxe7"]
-
-
-@pytest.mark.parametrize("wanted", ["auto", "all"])
-def test_without_devices_there_is_one_in_software(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+def test_without_devices_there_is_one_in_software(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nic, "SYSFS", tmp_path / "none")
-    assert find_devices([wanted]) == [DeviceSpec("sluice0")]
+    assert find_devices(["auto"]) == [DeviceSpec("sluice0")]
 
 
 def test_a_name_may_be_of_any_state(sysfs: Path) -> None:
@@ -80,6 +74,12 @@ def test_capacities_by_name() -> None:
 def test_a_device_that_libibverbs_does_not_list() -> None:
     with Engine() as engine, pytest.raises(NicError, match="--device nosuch0: "):
         Nic(engine, "nosuch0")
+
+
+def test_the_router_opens_one_nic() -> None:
+    specs = [DeviceSpec(name, name) for name in ("rxe0", "rxe1")]
+    with Engine() as engine, pytest.raises(NicError, match="--device rxe1: the router opens one NIC, rxe0"):
+        NodeDevices(engine, specs)
 
 
 def test_without_a_nic_the_address_is_the_only_gid() -> None:

@@ -48,8 +48,8 @@ def add_to(commands: Any, state_dir: Path) -> None:
         "--device",
         action="append",
         default=[],
-        metavar="auto|all|none|NIC|software:NAME",
-        help="the node's RDMA NIC, for peers on other hosts; auto: the first active one; all: each of them; "
+        metavar="auto|none|NIC|software:NAME",
+        help="the node's RDMA NIC, for peers on other hosts; auto: the first active one; "
         "none: no NIC (the default); software: a further device without a NIC. May be repeated, for several devices",
     )
     cluster = command.add_argument_group("a node of a cluster")

@@ -29,17 +29,15 @@ class DeviceSpec:
 
 
 def find_devices(wanted: Sequence[str]) -> list[DeviceSpec]:
-    """The devices that --device options mean: a NIC's name, "auto", "all", "none", "software:NAME". NicError."""
+    """The devices that --device options mean: a NIC's name, "auto", "none", "software:NAME". NicError."""
     specs: list[DeviceSpec] = []
     for text in wanted or ["none"]:
         if text == "none":
             specs.append(DeviceSpec())
         elif text.startswith(SOFTWARE):
             specs.append(DeviceSpec(text.removeprefix(SOFTWARE)))
-        elif text in ("auto", "all"):
-            active = active_devices()
-            found = active[:1] if text == "auto" else active
-            specs += [DeviceSpec(name, name) for name in found] or [DeviceSpec()]
+        elif text == "auto":
+            specs += [DeviceSpec(name, name) for name in active_devices()[:1]] or [DeviceSpec()]
         else:
             specs.append(DeviceSpec(check_device(text), text))
     names = [spec.name for spec in specs]
@@ -78,6 +76,11 @@ class NodeDevices:
 
     def __init__(self, engine: Engine, specs: Sequence[DeviceSpec]) -> None:
         """NicError, OSError."""
+        with_nic = [spec.nic for spec in specs if spec.nic is not None]
+        if len(with_nic) > 1:
+            raise NicError(
+                f"--device {with_nic[1]}: the router opens one NIC, {with_nic[0]}; the others may be software:"
+            )
         unknown = sum(spec.capacity is None for spec in specs)
         measured = Capacity.measured(unknown) if unknown else None
         self._all: list[NodeDevice] = []

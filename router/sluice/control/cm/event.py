@@ -24,6 +24,13 @@ class EventType(IntEnum):
     MULTICAST_ERROR = 13
     ADDR_CHANGE = 14
     TIMEWAIT_EXIT = 15
+    ADDRINFO_RESOLVED = 16
+    ADDRINFO_ERROR = 17
+    USER = 18
+
+
+WRITTEN = (EventType.ADDRINFO_RESOLVED, EventType.ADDRINFO_ERROR, EventType.USER)
+"""What an application, or its library, writes itself (rdma_write_cm_event(3))."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 import errno
 import secrets
 import socket
+import sys
 from enum import Enum, auto
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sluice.control.cm.owner import Owner
 
 MAX_BACKLOG = 1024
+MAX_WRITTEN = 1024
 PSN_BITS = 24
 JOIN_FULL_MEMBER, JOIN_SEND_ONLY = 0, 1
 
@@ -124,14 +126,18 @@ class Identifier:
         if option == OPTION_TOS:
             self.traffic_class = value
         elif option == OPTION_ACK_TIMEOUT:
-            if value > MAX_ACK_TIMEOUT:
-                raise _invalid("an ACK timeout has five bits")
+            if value > MAX_ACK_TIMEOUT or self.is_datagram:
+                raise _invalid("an ACK timeout has five bits, and datagrams have none")
             self.ack_timeout = value
-        elif self.state is not State.IDLE:
-            raise _invalid("bound already")
         elif option == OPTION_REUSEADDR:
+            if self.state is not State.IDLE and (self.state is State.LISTEN or not value):
+                raise _invalid("too late: it listens, or is bound already")
             self.reuse = bool(value)
+            if self._binding is not None:
+                self._binding.reuse = self.reuse
         else:
+            if self.state not in (State.IDLE, State.ADDR_BOUND):
+                raise _invalid("too late: its address is resolved, or it listens")
             self.only_family = bool(value)
 
     # ---- events -------------------------------------------------------------
@@ -145,6 +151,12 @@ class Identifier:
             self._undelivered.add(number)
         if membership is not None:
             membership.waiting.add(number)
+
+    def write_event(self, kind: EventType, status: int, arg: int) -> None:
+        """ENOMEM: nobody reads them."""
+        if len(self.channel) >= MAX_WRITTEN:
+            raise OSError(errno.ENOMEM, f"{MAX_WRITTEN} events wait in the channel")
+        self.emit(Event(kind, status, Parameters(private_data=arg.to_bytes(8, sys.byteorder))))
 
     def delivered(self, number: int, queued: Queued) -> None:
         """The application has it."""
@@ -347,7 +359,9 @@ class Identifier:
         self.end.reject(reason, private_data)
 
     def disconnect(self) -> None:
-        """EINVAL: it never asked for a connection nor was asked."""
+        """EINVAL: it never asked for a connection nor was asked. Who listens has nothing to end."""
+        if self.state is State.LISTEN:
+            return
         if self.end is None:
             raise _invalid("not connected")
         self.end.disconnect()

@@ -31,6 +31,8 @@ def fill_qp_attributes(identifier: Identifier, state: int, attr: Any, nic_gids: 
 
     OSError EINVAL: the id has no device, or knows too little of its peer for this state.
     """
+    if state > State.ERR:
+        raise OSError(errno.EINVAL, "no state of a QP")
     if not identifier.bound:
         raise OSError(errno.EINVAL, "the id has no device yet")
     connection = identifier.end

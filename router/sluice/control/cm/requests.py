@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from sluice.control.cm.address import read_address, write_address
+from sluice.control.cm.event import WRITTEN, EventType
 from sluice.control.cm.identifier import (
     OPTION_ACK_TIMEOUT,
     OPTION_AFONLY,
@@ -191,6 +192,12 @@ def _leave(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) -> Non
     reply.events = membership.reported
 
 
+def _write_event(owner: Owner, request: Any, _reply: Any, _send: SendDescriptor) -> None:
+    if request.event not in WRITTEN:
+        raise OSError(errno.EINVAL, "an event that is not the application's to write")
+    owner.identifier(request.handle).write_event(EventType(request.event), request.event_status, request.arg)
+
+
 OPERATIONS: list[CmOperation] = [
     (lib.SLUICE_OP_CM_CREATE_CHANNEL, HANDLE, HANDLE_REPLY, _create_channel),
     (lib.SLUICE_OP_CM_DESTROY_CHANNEL, HANDLE, HANDLE_REPLY, _destroy_channel),
@@ -212,6 +219,7 @@ OPERATIONS: list[CmOperation] = [
     (lib.SLUICE_OP_CM_INIT_QP_ATTR, VALUE, "struct sluice_cm_qp_attr_reply", _init_qp_attr),
     (lib.SLUICE_OP_CM_JOIN, "struct sluice_cm_join_request", HANDLE_REPLY, _join),
     (lib.SLUICE_OP_CM_LEAVE, HANDLE, EVENTS_REPLY, _leave),
+    (lib.SLUICE_OP_CM_WRITE_EVENT, "struct sluice_cm_write_event_request", HANDLE_REPLY, _write_event),
 ]
 
 
