@@ -78,7 +78,8 @@ static int find_objects(struct srq *srq, const struct sluice_create_srq_request 
         return 0;
     srq->opened = xrcd_find(srq->session, request->xrcd);
     srq->cq = cq_find(srq->session, request->cq);
-    if (!srq->opened || !srq->cq)
+    if (!srq->opened || !srq->cq || srq->opened->context->tenant != srq->pd->context->tenant ||
+        srq->cq->context->tenant != srq->pd->context->tenant)
         return -EINVAL;
     srq->xrcd = srq->opened->xrcd;
     return 0;

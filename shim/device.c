@@ -33,9 +33,10 @@ static void describe_device(struct shim_device *device, const struct sluice_devi
     snprintf(public->dev_path, sizeof(public->dev_path), "/sys/class/infiniband_verbs/uverbs%u", entry->number);
     snprintf(public->ibdev_path, sizeof(public->ibdev_path), "/sys/class/infiniband/%.*s", SLUICE_DEVICE_NAME,
              entry->name);
-    snprintf(public->name, sizeof(public->name), "%.*s", SLUICE_DEVICE_NAME, entry->name);
     device->guid = entry->node_guid;
     device->number = entry->number;
+    /* Last: a child that was forked meanwhile begins anew. */
+    snprintf(public->name, sizeof(public->name), "%.*s", SLUICE_DEVICE_NAME, entry->name);
 }
 
 /* Those that the tenant has now, into list, ended by NULL. Returns 0 or errno. */

@@ -97,6 +97,13 @@ static void queue_pairs_are_of_one_device(void)
         .send_cq = b.cq, .recv_cq = a.cq, .qp_type = IBV_QPT_RC, .cap = {.max_send_wr = 1, .max_send_sge = 1}};
 
     CHECK(!ibv_create_qp(a.pd, &attr) && errno == EINVAL, "a PD of one device, a CQ of the other: %s", strerror(errno));
+    struct ibv_srq_init_attr srq_attr = {.attr = {.max_wr = 1, .max_sge = 1}};
+
+    attr.send_cq = a.cq;
+    attr.srq = ibv_create_srq(b.pd, &srq_attr);
+    CHECK(attr.srq, "ibv_create_srq");
+    CHECK(!ibv_create_qp(a.pd, &attr) && errno == EINVAL, "a PD of one device, an SRQ of the other: %s", strerror(errno));
+    CHECK(!ibv_destroy_srq(attr.srq), "ibv_destroy_srq");
     end_close(&a);
     end_close(&b);
 }
