@@ -20,6 +20,7 @@ int device_add(struct sluice_engine *engine)
         return -ENOMEM;
     device->engine = engine;
     device->number = engine->device_count;
+    device->has_nic = device->number == 0;
     int error = account_init(&device->account, device, NULL);
 
     if (error) {

@@ -17,6 +17,7 @@ struct device {
     uint32_t number;
     uint64_t capacity; /* bits per second, each direction */
     uint64_t used_ns;  /* of the engine, by who wasn't due */
+    bool has_nic;      /* the engine's NIC is behind it, when there is one */
 };
 
 /* Returns its number or a negative errno. -EAGAIN: there are as many as may be. */

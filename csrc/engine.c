@@ -390,6 +390,17 @@ int sluice_device_add(struct sluice_engine *engine)
     return result;
 }
 
+int sluice_nic_assign(struct sluice_engine *engine, uint32_t number)
+{
+    worker_enter(engine);
+    struct device *device = find_device(engine, number);
+
+    for (uint32_t i = 0; device && i < engine->device_count; i++)
+        engine->devices[i]->has_nic = engine->devices[i] == device;
+    worker_leave(engine);
+    return device ? 0 : -ENODEV;
+}
+
 int sluice_device_shape(struct sluice_engine *engine, uint32_t number, uint64_t capacity_bps, uint32_t wire)
 {
     if (capacity_bps == 0)

@@ -226,6 +226,8 @@ struct sluice_nic {
  * older than 1.11, -ENODEV: no such device or port, -EBUSY: there is one.
  */
 int sluice_nic_open(struct sluice_engine *engine, const char *name, uint32_t port);
+/* Which device the NIC is behind: what is made on the others has no part in it. 0 where nothing is said. -ENODEV. */
+int sluice_nic_assign(struct sluice_engine *engine, uint32_t device);
 /*
  * The device is gone, or is to go: QPs that have a part of it go to the error state, what was posted completes. Another may
  * be opened after that, for what is made then. Not while somebody is in sluice_nic_reach.

@@ -10,6 +10,8 @@
 #include <sys/mman.h>
 
 #include "atomic.h"
+#include "context.h"
+#include "device.h"
 #include "net.h"
 #include "qp.h"
 #include "session.h"
@@ -292,7 +294,7 @@ int nic_alloc_pd(struct pd *pd)
 {
     struct nic *nic = pd->session->engine->nic;
 
-    if (!nic)
+    if (!nic || !pd->context->tenant->account.device->has_nic)
         return 0;
     pd->nic = nic->call.ibv_alloc_pd(nic->context);
     return pd->nic ? 0 : -ENOMEM;

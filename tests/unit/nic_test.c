@@ -116,6 +116,28 @@ static void test_windows_have_the_nics_keys(void)
     close_engine();
 }
 
+/* The NIC is behind one device: what is made on another has no part in it. */
+static void test_another_device_has_no_nic(void)
+{
+    struct client client;
+
+    open_engine();
+    CHECK(sluice_nic_assign(engine, 1) == -ENODEV && sluice_device_add(engine) == 1);
+    CHECK(sluice_nic_assign(engine, 1) == 0);
+    uint64_t before = fake_objects();
+
+    open_client(&client);
+    CHECK(fake_objects() == before);
+    move(&client, IBV_QPS_INIT, 0);
+    CHECK(modify(&client, client.qp, IBV_QPS_RTR) == -EOPNOTSUPP);
+    CHECK(sluice_nic_assign(engine, 0) == 0);
+    close_client(&client);
+    open_client(&client);
+    CHECK(fake_objects() > before);
+    close_client(&client);
+    close_engine();
+}
+
 static void test_registering_anew_gives_another_key(void)
 {
     struct client client;
@@ -462,6 +484,7 @@ int main(int argc, char **argv)
     }
     RUN(test_requests_complete);
     RUN(test_windows_have_the_nics_keys);
+    RUN(test_another_device_has_no_nic);
     RUN(test_registering_anew_gives_another_key);
     RUN(test_receives_of_an_srq_come_and_go);
     RUN(test_datagrams_go_by_the_nic);

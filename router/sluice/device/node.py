@@ -88,6 +88,8 @@ class NodeDevices:
             number = engine.add_device() if self._all else 0
             hierarchy = Hierarchy(engine, spec.capacity or measured, number)
             nic = None if spec.nic is None else Nic(engine, spec.nic)
+            if nic is not None:
+                engine.assign_nic(number)
             self._all.append(NodeDevice(spec.name, number, hierarchy, nic))
 
     def __iter__(self) -> Iterator[NodeDevice]:

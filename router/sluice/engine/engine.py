@@ -174,6 +174,10 @@ class Engine:
         """Finds the way to a GID; in a thread, as it may take seconds. OSError: there is none."""
         checked(lib.sluice_nic_reach(self._engine, gid_index, gid))
 
+    def assign_nic(self, device: int) -> None:
+        """Which device the NIC is behind; the first where nothing is said."""
+        checked(lib.sluice_nic_assign(self._engine, device))
+
     def query_nic(self) -> Any:
         """A struct sluice_nic, as it is now."""
         nic = ffi.new("struct sluice_nic *")
