@@ -12,6 +12,9 @@ PACKAGES := gcc pkg-config python3-dev python3-venv libibverbs-dev librdmacm-dev
 SOURCES := $(shell find csrc shim router benchmarks tests -name '*.[ch]' -o -name '*.py' -o -name '*.proto' -o -name meson.build) \
            meson.build meson.options pyproject.toml
 
+# What some tests need beyond that, and skip without: a compiler for MPI brings one for Fortran along.
+TEST_PACKAGES := openmpi-bin libopenmpi-dev
+
 # A guest of tests/vm, and the compiler of tests/fuzz.
 VM_PACKAGES := qemu-system-x86 busybox-static cpio kmod iproute2 rdma-core
 FUZZ_PACKAGES := clang libclang-rt-dev
@@ -94,6 +97,7 @@ test-sanitize: setup build-asan/build.ninja build-tsan/build.ninja
 	$(BIN)/meson test -C build-tsan --suite threads --print-errorlogs
 
 test-python: setup build/build.ninja
+	$(call install,$(TEST_PACKAGES))
 	$(BIN)/ninja -C build >/dev/null
 	SLUICE_BUILD=$(CURDIR)/build $(BIN)/python -m pytest -q
 

@@ -52,9 +52,10 @@ def relay_threads(router: RunningRouter) -> int:
     return sum((task / "comm").read_text() == "sluice-relay\n" for task in tasks)
 
 
-def test_memory_that_never_comes(router: RunningRouter, program: Program) -> None:
+@pytest.mark.parametrize("what", [[], ["atomic"]], ids=["READ", "atomic"])
+def test_memory_that_never_comes(router: RunningRouter, program: Program, what: list[str]) -> None:
     """Who makes the router wait for a page waits alone, and leaves nothing behind."""
-    hanging = router.run("a", program("places"), "hang")
+    hanging = router.run("a", program("places"), "hang", *what)
     assert hanging.stdout is not None
     line = hanging.stdout.readline().strip()
     if line == "absent":

@@ -28,11 +28,14 @@ PERFTEST = [
     ["ib_write_bw", "-c", "XRC"],
     ["ib_write_lat", "-c", "XRC"],
     ["ib_read_bw", "-c", "XRC"],
+    ["ib_read_lat", "-c", "XRC"],
     ["ib_atomic_bw", "-c", "XRC"],
+    ["ib_atomic_lat", "-c", "XRC"],
     ["ib_send_bw", "--use-srq"],
     ["ib_send_bw", "--use-srq", "-q", "8", "-b"],
     ["ib_send_lat", "--use-srq"],
     ["ib_send_bw", "-c", "UC", "--use-srq"],
+    ["ib_send_lat", "-c", "UC", "--use-srq"],
     ["ib_send_bw", "-c", "UD", "--use-srq"],
 ]
 

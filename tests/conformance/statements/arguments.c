@@ -286,3 +286,157 @@ TEST(domains_of_unknown_masks, SOLO, "thread and parent domains refuse masks tha
     CHECK(!ibv_alloc_parent_domain(e->context, &parent));
     refused_as_unknown(e, "ibv_alloc_parent_domain", errno);
 }
+
+TEST(pkey_of_nothing, SOLO, "a P_Key of an index or a port that there isn't can't be queried", "man ibv_query_pkey")
+{
+    __be16 pkey;
+
+    CHECK(ibv_query_pkey(e->context, 1, 70000, &pkey) != 0);
+    CHECK(ibv_query_pkey(e->context, 9, 0, &pkey) != 0);
+    CHECK(ibv_query_pkey(e->context, 1, -1, &pkey) != 0);
+}
+
+TEST(window_of_no_type, SOLO, "a window of a type that there isn't is refused", "man ibv_alloc_mw: EINVAL")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    NO_OBJECT(ibv_alloc_mw(e->pd, (enum ibv_mw_type)9), EINVAL);
+}
+
+TEST(bind_to_a_strange_region, SOLO, "ibv_bind_mw refuses a region of another PD, and bytes of no region", "man ibv_bind_mw: EPERM, EINVAL")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    struct ibv_qp *qp = create_qp(e, &plan), *other = create_qp(e, &plan);
+
+    join_here(e, qp, other, &plan);
+    struct ibv_pd *strange = MADE(ibv_alloc_pd(e->context), ibv_dealloc_pd);
+    struct ibv_mr *mr = MADE(ibv_reg_mr(strange, e->memory, 4096, ALL_ACCESS | IBV_ACCESS_MW_BIND), ibv_dereg_mr);
+    struct ibv_mw *mw = MADE(ibv_alloc_mw(e->pd, IBV_MW_TYPE_1), ibv_dealloc_mw);
+    struct ibv_mw_bind bind = {.send_flags = IBV_SEND_SIGNALED,
+                               .bind_info = {.mr = mr, .addr = (uintptr_t)e->memory, .length = 64, .mw_access_flags = IBV_ACCESS_REMOTE_READ}};
+    int error = ibv_bind_mw(qp, mw, &bind);
+
+    CHECK_THAT(error == EPERM || error == EINVAL, "%s", error ? strerror(error) : "0");
+    bind.bind_info.mr = NULL;
+    REFUSED(ibv_bind_mw(qp, mw, &bind), EINVAL);
+}
+
+TEST(resize_out_of_range, SOLO, "a CQ is not resized to no entries, nor to more than max_cqe", "man ibv_resize_cq: EINVAL")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    int before = e->cq->cqe;
+
+    REFUSED(ibv_resize_cq(e->cq, 0), EINVAL);
+    REFUSED(ibv_resize_cq(e->cq, -1), EINVAL);
+    REFUSED(ibv_resize_cq(e->cq, e->device.max_cqe + 1), EINVAL);
+    EQUAL(e->cq->cqe, before);
+}
+
+TEST(cq_ex_out_of_range, SOLO, "ibv_create_cq_ex refuses sizes and vectors that there aren't", "man ibv_create_cq_ex: EINVAL")
+{
+    struct ibv_cq_init_attr_ex attr = {.cqe = 0};
+
+    NO_OBJECT(ibv_create_cq_ex(e->context, &attr), EINVAL);
+    attr.cqe = (uint32_t)e->device.max_cqe + 1;
+    NO_OBJECT(ibv_create_cq_ex(e->context, &attr), EINVAL);
+    attr.cqe = 16;
+    attr.comp_vector = (uint32_t)e->context->num_comp_vectors;
+    NO_OBJECT(ibv_create_cq_ex(e->context, &attr), EINVAL);
+}
+
+TEST(receive_of_too_many_pieces, SOLO, "a receive with more SGEs than the QP was granted is refused when it is posted, and named", "man ibv_post_recv: EINVAL, bad_wr")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    struct ibv_qp *qp = create_qp(e, &plan);
+    struct ibv_qp_init_attr init;
+    struct ibv_qp_attr attr;
+
+    DO(to_init(e, qp, &plan));
+    DO(ibv_query_qp(qp, &attr, IBV_QP_CAP, &init));
+    int count = (int)init.cap.max_recv_sge + 1;
+    struct ibv_sge *sges = calloc((size_t)count, sizeof(*sges));
+    struct ibv_recv_wr second = {.wr_id = 2, .sg_list = sges, .num_sge = count}, first = {.wr_id = 1, .next = &second}, *bad = NULL;
+    int error = ERROR_OF(ibv_post_recv(qp, &first, &bad));
+
+    free(sges);
+    EQUAL(error, EINVAL);
+    CHECK(bad == &second);
+}
+
+TEST(dmabuf_of_nothing, SOLO, "a region of a dma-buf needs one", "man ibv_reg_dmabuf_mr: EBADF or EINVAL")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    for (int fd = -1; fd <= 0; fd++) {
+        errno = 0;
+        CHECK(!ibv_reg_dmabuf_mr(e->pd, 0, 4096, 0, fd, IBV_ACCESS_LOCAL_WRITE));
+        CHECK_THAT(errno == EBADF || errno == EINVAL || lacking(errno), "%s", strerror(errno));
+    }
+}
+
+TEST(operations_that_there_are_not, SOLO, "ibv_create_qp_ex refuses ibv_wr_* operations that the device doesn't have", "man ibv_create_qp_ex: EOPNOTSUPP")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    struct ibv_qp_init_attr_ex attr = {
+        .qp_type = IBV_QPT_RC, .send_cq = e->cq, .recv_cq = e->cq, .pd = e->pd,
+        .cap = {.max_send_wr = 1, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1},
+        .comp_mask = IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS, .send_ops_flags = 1ull << 40};
+
+    errno = 0;
+    CHECK(!ibv_create_qp_ex(e->context, &attr));
+    CHECK_THAT(lacking(errno) || errno == EINVAL, "%s", strerror(errno));
+}
+
+/* Where a device has one of these, nothing is said of it here. */
+static void absent_or_refused(struct end *e, const char *what, bool given)
+{
+    if (!given)
+        CHECK_THAT(lacking(errno) || errno == EINVAL || errno == ENOMEM, "%s: %s", what, strerror(errno));
+}
+
+TEST(what_there_is_not, SOLO, "verbs that a device doesn't have answer EOPNOTSUPP", "rdma-core: libibverbs/dummy_ops.c")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    struct ibv_sge sge = {(uintptr_t)e->memory, 4096, e->mr->lkey};
+    struct ibv_alloc_dm_attr memory = {.length = 64};
+    struct ibv_wq_init_attr queue = {.wq_type = IBV_WQT_RQ, .max_wr = 1, .max_sge = 1, .pd = e->pd, .cq = e->cq};
+    struct ibv_counters_init_attr counters = {0};
+    struct ibv_flow_attr flow = {.type = IBV_FLOW_ATTR_NORMAL, .size = sizeof(flow), .port = 1};
+    struct ibv_modify_cq_attr moderation = {.attr_mask = IBV_CQ_ATTR_MODERATE, .moderate = {.cq_count = 1}};
+    int error = ibv_advise_mr(e->pd, IBV_ADVISE_MR_ADVICE_PREFETCH, 0, &sge, 1);
+
+    CHECK_THAT(!error || lacking(error) || error == EINVAL, "ibv_advise_mr: %s", strerror(error));
+    error = ibv_modify_cq(e->cq, &moderation);
+    CHECK_THAT(!error || lacking(error) || error == EINVAL, "ibv_modify_cq: %s", strerror(error));
+    struct ibv_qp *qp = create_qp(e, &plan);
+    struct ibv_dm *dm = ibv_alloc_dm(e->context, &memory);
+
+    absent_or_refused(e, "ibv_alloc_dm", dm);
+    if (dm)
+        DO(ibv_free_dm(dm));
+    struct ibv_wq *wq = ibv_create_wq(e->context, &queue);
+
+    absent_or_refused(e, "ibv_create_wq", wq);
+    if (wq)
+        DO(ibv_destroy_wq(wq));
+    struct ibv_counters *counted = ibv_create_counters(e->context, &counters);
+
+    absent_or_refused(e, "ibv_create_counters", counted);
+    if (counted)
+        DO(ibv_destroy_counters(counted));
+    errno = 0;
+    CHECK(!ibv_create_flow(qp, &flow)); /* not of an RC QP, wherever */
+    absent_or_refused(e, "ibv_create_flow", false);
+}

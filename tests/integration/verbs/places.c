@@ -4,8 +4,8 @@
  * through the device, byte by byte, and is the very memory that the application
  * and others see.
  *
- *     places         prints "KIND works", "KIND errno N" or "KIND absent" a line
- *     places hang    memory whose page faults nobody answers: prints what a READ of it says
+ *     places                prints "KIND works", "KIND errno N" or "KIND absent" a line
+ *     places hang [atomic]  memory whose page faults nobody answers: prints what a READ of it, or an atomic, says
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -236,7 +236,7 @@ static bool nobody_answers(uint8_t *memory)
            !madvise(memory, SIZE / 2, MADV_REMOVE);
 }
 
-static void hang(void)
+static void hang(enum ibv_wr_opcode opcode, uint32_t length)
 {
     uint8_t *memory = map_several();
     struct ibv_mr *mr = ibv_reg_mr(end.pd, memory, SIZE, ALL);
@@ -245,8 +245,8 @@ static void hang(void)
         printf("absent\n");
         return;
     }
-    printf("%s\n", ibv_wc_status_str(run(IBV_WR_RDMA_READ, (uintptr_t)plain, plain_mr->lkey, (uintptr_t)memory,
-                                         mr->rkey, 4096)));
+    printf("%s\n",
+           ibv_wc_status_str(run(opcode, (uintptr_t)plain, plain_mr->lkey, (uintptr_t)memory, mr->rkey, length)));
     fflush(stdout);
     /* It stays until it is told to go. */
     while (getchar() != EOF)
@@ -264,7 +264,10 @@ int main(int argc, char **argv)
     plain_mr = ibv_reg_mr(end.pd, plain, SIZE, ALL);
     CHECK(plain_mr, "ibv_reg_mr");
     if (argc > 1 && strcmp(argv[1], "hang") == 0) {
-        hang();
+        if (argc > 2)
+            hang(IBV_WR_ATOMIC_FETCH_AND_ADD, 8);
+        else
+            hang(IBV_WR_RDMA_READ, 4096);
         return 0;
     }
     try("heap", malloc(SIZE), SIZE);
