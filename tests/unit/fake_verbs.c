@@ -153,7 +153,7 @@ static int post_send(struct ibv_qp *public, struct ibv_send_wr *wr, struct ibv_s
         struct ibv_wc wc = {.wr_id = wr->wr_id, .opcode = opcode_of(wr->opcode), .qp_num = public->qp_num,
                             .status = public->state == IBV_QPS_ERR ? IBV_WC_WR_FLUSH_ERR : IBV_WC_SUCCESS};
 
-        posted++;
+        __atomic_add_fetch(&posted, 1, __ATOMIC_SEQ_CST);
         if (!hold) {
             push(public->send_cq, &wc);
             continue;
@@ -187,14 +187,12 @@ void fake_hold(int on)
 
 static int put(struct receives *receives, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
 {
-    for (; wr; wr = wr->next) {
-        if (receives->tail - receives->head == RECEIVES) {
-            *bad = wr;
-            return ENOMEM;
-        }
+    pthread_mutex_lock(&lock);
+    for (; wr && receives->tail - receives->head != RECEIVES; wr = wr->next)
         receives->wr_ids[receives->tail++ % RECEIVES] = wr->wr_id;
-    }
-    return 0;
+    pthread_mutex_unlock(&lock);
+    *bad = wr;
+    return wr ? ENOMEM : 0;
 }
 
 static int post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
@@ -238,7 +236,11 @@ uint32_t fake_receives(uint32_t qp_num)
 {
     struct receives *receives = receives_of(find(qp_num));
 
-    return receives->tail - receives->head;
+    pthread_mutex_lock(&lock);
+    uint32_t count = receives->tail - receives->head;
+
+    pthread_mutex_unlock(&lock);
+    return count;
 }
 
 /* ---- the device --------------------------------------------------------- */
