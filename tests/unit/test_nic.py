@@ -71,6 +71,18 @@ def test_capacities_by_name() -> None:
         with_capacities(find_devices([]), {"rial": 1})
 
 
+def test_the_device_of_verbs_is_found_beside_what_else_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nic, "VERBS", tmp_path)
+    (tmp_path / "abi_version").write_text("6\n")
+    for number, name in enumerate(("mlx5_0", "rxe0")):
+        (tmp_path / f"uverbs{number}").mkdir()
+        (tmp_path / f"uverbs{number}" / "ibdev").write_text(f"{name}\n")
+    assert nic._verbs_device("rxe0") == tmp_path / "uverbs1"
+    assert nic._verbs_device("rxe1") is None
+
+
 def test_a_device_that_libibverbs_does_not_list() -> None:
     with Engine() as engine, pytest.raises(NicError, match="--device nosuch0: "):
         Nic(engine, "nosuch0")

@@ -11,6 +11,7 @@ import os
 from asyncio import Future
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,11 @@ def check_device(name: str) -> str:
 
 def _verbs_device(name: str) -> Path | None:
     """Where the kernel shows the device's verbs; it is gone as soon as the device is to go."""
-    try:
-        return next(path for path in VERBS.iterdir() if (path / "ibdev").read_text().strip() == name)
-    except (OSError, StopIteration):
-        return None
+    for path in VERBS.glob("uverbs*/ibdev"):
+        with suppress(OSError):  # going just now
+            if path.read_text().strip() == name:
+                return path.parent
+    return None
 
 
 class Nic:
