@@ -136,7 +136,7 @@ def transports() -> None:
         "XRC": {name: "works" if "XRC" in text or "xrc" in text else "EOPNOTSUPP" for name, text in found.items()},
         "UD": {name: "works" if ".send_datagram" in text else "messages are lost" for name, text in found.items()},
         "messages from and into memory that only its process reaches": {
-            name: "works" if "relay_copy" in text else "works for UD, else LOC_PROT_ERR"
+            name: "works" if "relay_copy" in text or "reach_send" in text else "works for UD, else LOC_PROT_ERR"
             for name, text in found.items()
         },
     }

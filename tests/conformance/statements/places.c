@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Memory that a process has by other ways than asking for it: stacks, mapped files. A region is a region. */
 #include <netinet/in.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "suite.h"
 
@@ -108,4 +110,106 @@ TEST(datagram_into_stack, BOTH, "datagrams that go into a stack arrive whole, an
     for (uint32_t i = 0; e->first && i < COUNT; i++)
         EXPECT(i, IBV_WC_SUCCESS);
     meet(e);
+}
+
+static void needs_atomics(struct end *e)
+{
+    if (e->device.atomic_cap == IBV_ATOMIC_NONE)
+        SKIP("atomic_cap: IBV_ATOMIC_NONE");
+}
+
+TEST(atomic_result_on_stack, BOTH, "the result of an atomic may go to a stack", "IBTA 9.4.5; man ibv_reg_mr")
+{
+    needs_atomics(e);
+    connect_rc(e);
+    uint64_t result[2] = {0, 0x5555555555555555}, start = 37;
+    struct ibv_mr *mr = reg(e, result, sizeof(result), IBV_ACCESS_LOCAL_WRITE);
+    struct ibv_sge sge = {(uintptr_t)result, 8, mr->lkey};
+
+    if (!e->first)
+        memcpy(e->memory + 64, &start, sizeof(start));
+    meet(e);
+    if (e->first) {
+        ASK(.opcode = IBV_WR_ATOMIC_FETCH_AND_ADD, .wr_id = 1, .sges = &sge, .sge_count = 1, .to = 64, .compare_add = 5);
+        EXPECT(1, IBV_WC_SUCCESS);
+        EQUAL(result[0], 37);
+        ASK(.opcode = IBV_WR_ATOMIC_CMP_AND_SWP, .wr_id = 2, .sges = &sge, .sge_count = 1, .to = 64, .compare_add = 42, .swap = 1);
+        EXPECT(2, IBV_WC_SUCCESS);
+        EQUAL(result[0], 42);
+        EQUAL(result[1], 0x5555555555555555);
+    }
+    meet(e);
+}
+
+/* The second end's words lie in memory that it has registered; words[1] and words[2] must be 0. */
+static void atomics_on(struct end *e, uint64_t *words)
+{
+    enum { ROUNDS = 200 };
+    struct plan plan = plan_of(IBV_QPT_RC);
+    struct ibv_mr *mr = reg(e, words, 4 * sizeof(*words), ALL_ACCESS);
+    struct address mine = {.memory = (uintptr_t)words, .rkey = mr->rkey}, theirs;
+    struct ibv_qp *other = create_qp(e, &plan);
+
+    join(e, other, &plan);
+    exchange(e, &mine, &theirs, sizeof(mine));
+    uint64_t to = theirs.memory - e->peer.memory;
+
+    if (e->first) {
+        ASK(.opcode = IBV_WR_ATOMIC_CMP_AND_SWP, .wr_id = 1, .length = 8, .to = to + 8, .rkey = theirs.rkey, .compare_add = 1, .swap = 7);
+        EXPECT(1, IBV_WC_SUCCESS);
+        CHECK(*(uint64_t *)e->memory == 0);
+        ASK(.opcode = IBV_WR_ATOMIC_CMP_AND_SWP, .wr_id = 2, .length = 8, .to = to + 8, .rkey = theirs.rkey, .compare_add = 0, .swap = 7);
+        EXPECT(2, IBV_WC_SUCCESS);
+        CHECK(*(uint64_t *)e->memory == 0);
+        ASK(.opcode = IBV_WR_ATOMIC_FETCH_AND_ADD, .wr_id = 3, .length = 8, .to = to + 8, .rkey = theirs.rkey, .compare_add = (uint64_t)-8);
+        EXPECT(3, IBV_WC_SUCCESS);
+        CHECK(*(uint64_t *)e->memory == 7);
+        /* Two QPs at once add to one word: no addition is lost. */
+        for (uint32_t i = 0; i < ROUNDS; i++) {
+            ASK(.qp = i % 2 ? other : e->qp, .opcode = IBV_WR_ATOMIC_FETCH_AND_ADD, .wr_id = i, .from = 8 * (i % 2), .length = 8, .to = to + 16, .rkey = theirs.rkey, .compare_add = 1);
+            if (i % 2)
+                for (int n = 0; n < 2; n++)
+                    EQUAL(next_wc(e, e->cq).status, IBV_WC_SUCCESS);
+        }
+    }
+    meet(e);
+    if (!e->first) {
+        CHECK(words[0] == 0x5555555555555555 && words[3] == 0x5555555555555555);
+        CHECK(words[1] == (uint64_t)-1);
+        EQUAL(words[2], ROUNDS);
+    }
+    meet(e);
+    if (e->first) {
+        ASK(.opcode = IBV_WR_ATOMIC_FETCH_AND_ADD, .wr_id = 9, .length = 8, .to = to + 4, .rkey = theirs.rkey, .compare_add = 1);
+        EXPECT(9, IBV_WC_REM_INV_REQ_ERR);
+    } else {
+        await_state(e, e->qp, IBV_QPS_ERR);
+    }
+    meet(e);
+}
+
+TEST(atomic_on_stack, BOTH, "the word of an atomic may lie on a stack; atomics of the device don't lose each other's", "IBTA 9.4.5, 10.2.8; man ibv_query_device: IBV_ATOMIC_HCA")
+{
+    uint64_t words[4] = {0x5555555555555555, 0, 0, 0x5555555555555555};
+
+    needs_atomics(e);
+    connect_rc(e);
+    atomics_on(e, words);
+}
+
+TEST(atomic_in_file, BOTH, "the word of an atomic may lie in a mapped file", "IBTA 9.4.5; man ibv_reg_mr")
+{
+    char name[] = "./sluice-conformance-XXXXXX";
+
+    needs_atomics(e);
+    connect_rc(e);
+    int fd = mkstemp(name);
+
+    CHECK(fd >= 0 && unlink(name) == 0 && ftruncate(fd, 4096) == 0);
+    uint64_t *words = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+    close(fd);
+    CHECK(words != MAP_FAILED);
+    words[0] = words[3] = 0x5555555555555555;
+    atomics_on(e, words);
 }
