@@ -23,7 +23,7 @@ FUZZ_SECONDS ?= 20
 
 # A node of tests/kubernetes; what Debian has in no current version is built from Go modules (tests/kubernetes/build.sh).
 KUBERNETES_PACKAGES := runc busybox-static openssl util-linux openmpi-bin libopenmpi-dev dropbear-bin
-IMAGE_PACKAGES := buildah debootstrap
+IMAGE_PACKAGES := buildah debootstrap debian-archive-keyring
 
 .PHONY: help setup demo test test-c test-sanitize test-python test-kubernetes test-kubernetes-scale bench-kubernetes test-vm fuzz \
         lint bench bench-isolation bench-tcp images shell docs clean
