@@ -26,7 +26,7 @@ KUBERNETES_PACKAGES := runc busybox-static openssl util-linux openmpi-bin libope
 IMAGE_PACKAGES := buildah debootstrap debian-archive-keyring
 
 .PHONY: help setup demo test test-c test-sanitize test-python test-kubernetes test-kubernetes-scale bench-kubernetes test-vm fuzz \
-        lint bench bench-isolation bench-tcp images shell docs clean
+        lint bench bench-isolation bench-tcp bench-incast images shell docs clean
 
 help:
 	@echo "make demo   set up, then see it work"
@@ -40,6 +40,7 @@ help:
 	@echo "make bench  the benchmarks, beside their peers (about 2 minutes)"
 	@echo "make bench-isolation  the victim under attack, rates, shares (about 6 minutes)"
 	@echo "make bench-tcp  two nodes beside iperf3 and UCX over the same wire (about three minutes)"
+	@echo "make bench-incast  three nodes: what an incast leaves of a guarantee (about two minutes)"
 	@echo "make images  the container images, in build/images"
 	@echo "make shell  a shell in which 'sluice' is found"
 	@echo "make docs   docs/verbs.md anew, from the code"
