@@ -141,6 +141,12 @@ static bool on_hello(struct tcp_endpoint *endpoint)
     return true;
 }
 
+/* Something was asked for: only then may the peer say that it failed, or must wait. */
+static bool is_outstanding(const struct qp *qp)
+{
+    return qp->completed != qp->sq.head || qp->message.active;
+}
+
 static bool on_rnr(struct tcp_endpoint *endpoint)
 {
     struct qp *qp = endpoint->qp;
@@ -148,6 +154,8 @@ static bool on_rnr(struct tcp_endpoint *endpoint)
     tcp_acknowledge(endpoint, endpoint->frame.msn);
     if (endpoint->dead || endpoint->rnr)
         return !endpoint->dead;
+    if (!is_outstanding(qp))
+        return false;
     qp->tenant->counters->rnr_naks++;
     endpoint->rnr = true;
     endpoint->rnr_until = UINT64_MAX;
@@ -172,7 +180,7 @@ static bool on_nak(struct tcp_endpoint *endpoint)
 
     tcp_acknowledge(endpoint, frame->msn);
     if (endpoint->dead || frame->imm == IBV_WC_SUCCESS || frame->imm > IBV_WC_GENERAL_ERR ||
-        endpoint->qp->completed != endpoint->base + frame->msn)
+        endpoint->qp->completed != endpoint->base + frame->msn || !is_outstanding(endpoint->qp))
         return false;
     tcp_fail(endpoint, frame->imm);
     return false;
