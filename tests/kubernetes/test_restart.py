@@ -77,7 +77,8 @@ def test_the_api_server_is_away_for_a_minute(plane: ControlPlane, worker: Worker
     wait_until(lambda: worker.metric("sluice_watch_up", path="/api/v1/pods") == 1, "the router to come back")
     wait_until(lambda: worker.execute("client", "cat", "/tmp/exit").stdout.strip() == "0", "the pods again")
     plane.apply(pod("third", "ten"))
-    plane.wait_for("pod/third", "condition=Ready")
+    # Scheduler, controllers and kubelet come back each in its own time.
+    plane.kubectl("wait", "pod/third", "--for=condition=Ready", "--timeout=240s")
     assert write_bandwidth(worker, "server", "client", address) > 0
 
 
