@@ -4,13 +4,12 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "atomic.h"
-#include "futex.h"
 #include "tenant.h"
+#include "worker.h"
 
 /* Outlives the engine where a thread still hangs: whoever leaves last frees it. */
 struct port {
@@ -89,15 +88,8 @@ static void port_put(struct port *port, struct errand *errand, bool carried)
     errand->carried = carried;
     pthread_mutex_lock(&port->lock);
     list_append(&port->done, &errand->link);
-    if (port->page) {
-        exchange(&port->rung, 1);
-        full_fence();
-        if (load_relaxed(&port->page->parked)) {
-            /* Cleared first, so that a worker which is only about to sleep doesn't. */
-            exchange(&port->page->parked, 0);
-            futex_wake(&port->page->parked);
-        }
-    }
+    if (port->page)
+        worker_ring(port->page, &port->rung);
     pthread_mutex_unlock(&port->lock);
 }
 
@@ -225,9 +217,6 @@ int reach_open(struct tenant *tenant, int mem, struct reach **out)
 {
     uint32_t *count = &threads[tenant->number];
     struct reach *reach = calloc(1, sizeof(*reach));
-    pthread_attr_t attributes;
-    pthread_t thread;
-    sigset_t all, before;
 
     if (!reach)
         return -ENOMEM;
@@ -246,14 +235,8 @@ int reach_open(struct tenant *tenant, int mem, struct reach **out)
     reach->port->users++;
     pthread_mutex_unlock(&reach->port->lock);
 
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&thread, &attributes, work, reach);
+    int error = worker_spawn(work, reach);
 
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
     if (error) {
         __atomic_fetch_sub(count, 1, __ATOMIC_RELAXED);
         port_leave(reach->port);

@@ -4,17 +4,16 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "atomic.h"
-#include "futex.h"
 #include "nic.h"
 #include "session.h"
 #include "tenant.h"
+#include "worker.h"
 
 /* ---- pinning ---------------------------------------------------------------- */
 
@@ -75,13 +74,7 @@ static void *work(void *argument)
     close(one->pin.fd);
     pthread_mutex_lock(&registrar->lock);
     list_append(&registrar->done, &one->link);
-    exchange(&registrar->rung, 1);
-    full_fence();
-    if (load_relaxed(&registrar->page->parked)) {
-        /* Cleared first, so that a worker which is only about to sleep doesn't. */
-        exchange(&registrar->page->parked, 0);
-        futex_wake(&registrar->page->parked);
-    }
+    worker_ring(registrar->page, &registrar->rung);
     registrar->running--;
     pthread_cond_signal(&registrar->changed);
     pthread_mutex_unlock(&registrar->lock);
@@ -91,21 +84,12 @@ static void *work(void *argument)
 static int start(struct registration *one)
 {
     struct registrar *registrar = &one->pin.nic->registrar;
-    pthread_attr_t attributes;
-    pthread_t thread;
-    sigset_t all, before;
 
     pthread_mutex_lock(&registrar->lock);
     registrar->running++;
     pthread_mutex_unlock(&registrar->lock);
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&thread, &attributes, work, one);
+    int error = worker_spawn(work, one);
 
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
     if (error) {
         pthread_mutex_lock(&registrar->lock);
         registrar->running--;

@@ -64,16 +64,6 @@ static struct relay *relay_of(struct qp *qp)
     return qp->relay;
 }
 
-/* The span in which offset lies; *offset becomes the one in it. */
-static const struct span *span_of(const struct spans *spans, uint32_t *offset)
-{
-    const struct span *span = spans->list;
-
-    while (*offset >= span->length)
-        *offset -= span++->length;
-    return span;
-}
-
 static uint32_t least(uint32_t a, uint32_t b)
 {
     return a < b ? a : b;
@@ -83,14 +73,15 @@ uint32_t relay_copy(struct qp *qp, const struct spans *dst, const struct spans *
 {
     struct sluice_engine *engine = qp->session->engine;
     struct relay *relay = relay_of(qp);
-    uint32_t to_offset = offset, from_offset = offset;
 
     if (offset == end)
         return end;
     if (!relay)
         return end + 1;
-    const struct span *to = span_of(dst, &to_offset), *from = span_of(src, &from_offset);
-    uint32_t length = least(least(to->length - to_offset, from->length - from_offset), least(end - offset, RELAY_PIECE));
+    struct spans_walk into = spans_walk(dst, offset), out_of = spans_walk(src, offset);
+    const struct span *to = walk_span(&into), *from = walk_span(&out_of);
+    uint32_t length =
+        least(least(to->length - into.offset, from->length - out_of.offset), least(end - offset, RELAY_PIECE));
     struct span buffer = {.host = relay->buffer, .length = RELAY_PIECE};
     struct spans source, target;
 
@@ -113,21 +104,21 @@ uint32_t relay_copy(struct qp *qp, const struct spans *dst, const struct spans *
     relay->offset = offset;
     relay->length = length;
     if (span_in_process(from) && !fetched) {
-        relay->address = from->address + from_offset;
+        relay->address = from->address + out_of.offset;
         return start(from->memory->reach, relay, RELAY_FETCHED) ? offset : end + 1;
     }
     if (fetched)
         spans_set_part(&source, &buffer, 0, length);
     else
-        spans_set_part(&source, from, from_offset, length);
+        spans_set_part(&source, from, out_of.offset, length);
     if (span_in_process(to)) {
         spans_set_part(&target, &buffer, 0, length);
         if (!fetched && spans_copy_all(engine, &target, &source) > length)
             return end + 1;
-        relay->address = to->address + to_offset;
+        relay->address = to->address + into.offset;
         return start(to->memory->reach, relay, RELAY_STORED) ? offset : end + 1;
     }
-    spans_set_part(&target, to, to_offset, length);
+    spans_set_part(&target, to, into.offset, length);
     return spans_copy_all(engine, &target, &source) > length ? end + 1 : offset + length;
 }
 

@@ -15,6 +15,11 @@ int tenant_add(struct device *device, struct tenant *first, const struct sluice_
 /* It has no sessions, contexts and further devices any more. */
 void tenant_free(struct tenant *tenant);
 
+static inline struct tenant *tenant_find(const struct sluice_engine *engine, uint32_t number)
+{
+    return number < SLUICE_MAX_TENANTS ? engine->tenants[number] : NULL;
+}
+
 /* New limits, at once: who waits for the old rate is asked again. -EINVAL: no such group. */
 int tenant_shape(struct tenant *tenant, const struct sluice_shape *shape);
 /* The device's ceiling or its group's has changed. */

@@ -324,6 +324,35 @@ static void *work(void *argument)
     return NULL;
 }
 
+void worker_ring(struct sluice_engine_page *page, uint32_t *word)
+{
+    exchange(word, 1);
+    /* Pairs with the one in park(). */
+    full_fence();
+    if (!load_relaxed(&page->parked))
+        return;
+    /* Cleared first, so that a worker which is only about to sleep doesn't. */
+    exchange(&page->parked, 0);
+    futex_wake(&page->parked);
+}
+
+int worker_spawn(void *(*run)(void *argument), void *argument)
+{
+    pthread_attr_t attributes;
+    pthread_t thread;
+    sigset_t all, before;
+
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&thread, &attributes, run, argument);
+
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return error;
+}
+
 int worker_start(struct sluice_engine *engine)
 {
     struct worker *worker = calloc(1, sizeof(*worker));

@@ -18,6 +18,15 @@ bool worker_called(const struct sluice_engine *engine);
 int worker_start(struct sluice_engine *engine);
 void worker_stop(struct sluice_engine *engine);
 
+/* From any other thread: sets a word that the worker looks at, and wakes it where it sleeps. */
+void worker_ring(struct sluice_engine_page *page, uint32_t *word);
+
+/*
+ * A thread beside the worker, which ends by itself and gets no signals: whoever waits there, for memory or the kernel, may
+ * do so for ever. 0 or an errno.
+ */
+int worker_spawn(void *(*run)(void *argument), void *argument);
+
 /* The caller alone touches the engine from here ... */
 void worker_enter(struct sluice_engine *engine);
 /* ... to here; the worker looks at everything again. */

@@ -30,7 +30,7 @@ class Capacity:
         """
         note = "half of what this machine was measured to copy"
         return cls(
-            max(1, measure_copy() // 2 // devices), False, note if devices == 1 else f"a {devices}th part of {note}"
+            max(1, measure_copy() // 2 // devices), False, note if devices == 1 else f"one of {devices} parts of {note}"
         )
 
     def __str__(self) -> str:
