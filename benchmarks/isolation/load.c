@@ -203,7 +203,7 @@ int main(int argc, char **argv)
     uint32_t count = argc > 6 ? (uint32_t)atoi(argv[6]) : 1;
     double seconds = argc > 7 ? atof(argv[7]) : 1;
 
-    CHECK(!client || argc == 8, "usage: %s PORT [client KIND SIZE DEPTH QPS SECONDS]", argv[0]);
+    CHECK(argc == 2 || argc == 8, "usage: %s PORT|- [client KIND SIZE DEPTH QPS SECONDS]", argv[0]);
     CHECK(count && count <= MAX_QPS && size <= MEMORY && depth >= 1, "out of range");
     alone = !strcmp(argv[1], "-");
     if (alone)
