@@ -122,7 +122,9 @@ static int poll_cq(struct ibv_cq *public, int count, struct ibv_wc *wc)
 static int req_notify_cq(struct ibv_cq *public, int solicited)
 {
     (void)solicited;
+    pthread_mutex_lock(&lock);
     ((struct cq *)public)->armed = true;
+    pthread_mutex_unlock(&lock);
     return 0;
 }
 
