@@ -44,12 +44,6 @@ def main(paths: list[Path]) -> int:
     runs = {path.stem: read(path) for path in paths}
     reference, *others = runs
     forgive(paths[0], runs[reference])
-    failed = 0
-    for run, tests in runs.items():
-        for name, test in tests.items():
-            if test["outcome"] == "failed":
-                failed += 1
-                print(f"{run}: {name}: {test['statement']} ({test['source']}): {test['reason']}")
     for test in runs[reference].values():
         if test["outcome"] == "deviation":
             print(f"{reference}: known deviation: {test['name']}: {test['deviation']}")
@@ -65,7 +59,11 @@ def main(paths: list[Path]) -> int:
         for test in tests.values():
             counts[test["outcome"]] = counts.get(test["outcome"], 0) + 1
         print(f"{run}: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
-    return 1 if failed else 0
+    # Last, so that they are what the end of a log shows.
+    failures = [(run, test) for run, tests in runs.items() for test in tests.values() if test["outcome"] == "failed"]
+    for run, test in failures:
+        print(f"{run}: {test['name']} FAILED: {test['statement']} ({test['source']}): {test['reason']}")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
