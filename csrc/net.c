@@ -15,6 +15,7 @@
 #include "clock.h"
 #include "device.h"
 #include "futex.h"
+#include "lookout.h"
 #include "qp.h"
 #include "transport/tcp.h"
 #include "transport/trunk.h"
@@ -22,7 +23,7 @@
 
 /* While there is other work, sockets are looked at this often: the look costs a tenth of it. */
 #define LOOK_NS 10000ull
-/* Before Linux 6.7, or where io_uring is forbidden: a few hundredths of a core, while there are connections. */
+/* Where the kernel gives neither way to be woken: a few hundredths of a core, while there are connections. */
 #define NAP_NS 50000ull
 /* How long a closed connection may take to deliver its last frame. */
 #define LINGER_NS NS_PER_SECOND
@@ -60,6 +61,7 @@ void net_close(struct sluice_engine *engine)
         return;
     tcp_bury(net);
     uring_close(net->uring);
+    lookout_close(net->lookout);
     for (uint32_t i = 0; i < sizeof(net->closing) / sizeof(*net->closing); i++)
         if (net->closing[i].fd >= 0)
             close(net->closing[i].fd);
@@ -209,11 +211,15 @@ bool net_prepare(struct sluice_engine *engine, uint32_t *word)
 {
     struct net *net = engine->net;
 
-    bool wanted = net->sockets || net->watches;
-
-    if (wanted && !net->uring)
+    if (!net->sockets && !net->watches)
+        return false;
+    if (!net->uring && !net->uring_refused) {
         net->uring = uring_open(word, net->epoll);
-    return wanted && !net->uring;
+        net->uring_refused = !net->uring;
+    }
+    if (net->uring_refused && !net->lookout)
+        net->lookout = lookout_open(word, net->epoll);
+    return !net->uring && !net->lookout;
 }
 
 void net_sleep(struct sluice_engine *engine, uint32_t *word, uint32_t value, uint64_t deadline, bool naps)
@@ -223,6 +229,8 @@ void net_sleep(struct sluice_engine *engine, uint32_t *word, uint32_t value, uin
         uring_sleep(engine->net->uring, value, deadline);
         return;
     }
+    if (engine->net->lookout)
+        lookout_begin(engine->net->lookout);
     if (naps) {
         uint64_t nap = clock_now() + NAP_NS;
 

@@ -5,9 +5,11 @@
  *
  * Sockets are watched by epoll, edge-triggered. Sleeping is io_uring's: one request
  * waits for the futex word (Linux 6.7), one for the epoll descriptor, and one
- * system call sleeps on both. A thread of its own that sleeps in epoll_wait and
- * wakes the futex would be a second wake-up on each message. As long as there is
- * no connection nothing of this is used, and the worker sleeps on the futex alone.
+ * system call sleeps on both. An older kernel, or a seccomp profile that forbids
+ * io_uring, as those of container runtimes do, leaves a thread of its own that waits
+ * for epoll and wakes the futex (lookout.h): a second wake-up for what comes while the
+ * worker sleeps. As long as there is no connection nothing of this is used, and the
+ * worker sleeps on the futex alone.
  */
 #ifndef SLUICE_NET_H
 #define SLUICE_NET_H
@@ -35,6 +37,8 @@ struct net {
     bool watches;    /* something else that may wake the worker: a NIC */
     uint64_t looked; /* ns: when epoll was last asked */
     struct uring *uring;
+    bool uring_refused;
+    struct lookout *lookout; /* in its place */
     struct tcp_batch *batch;
     struct {
         int fd;
@@ -63,7 +67,7 @@ static inline void net_wake(struct net *net, struct net_socket *socket)
 /* Asks the kernel what has happened, unless it was asked just now, and serves who is ready. */
 void net_serve(struct sluice_engine *engine);
 
-/* Before net_sleep, while the worker still owns the engine. True: this kernel can't sleep on both, so naps. */
+/* Before net_sleep, while the worker still owns the engine. True: nothing can wake it for a socket, so it naps. */
 bool net_prepare(struct sluice_engine *engine, uint32_t *word);
 /* Sleeps until the word isn't value, a socket has something, or the deadline (CLOCK_MONOTONIC ns). */
 void net_sleep(struct sluice_engine *engine, uint32_t *word, uint32_t value, uint64_t deadline, bool naps);
