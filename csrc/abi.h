@@ -717,8 +717,10 @@ struct sluice_queue_shared {
 struct sluice_qp_shared {
     struct sluice_queue_shared sq;
     struct sluice_queue_shared rq;
-    uint32_t state; /* engine: enum ibv_qp_state, so that posting can refuse */
-    uint32_t reserved[15];
+    uint32_t state;  /* engine: enum ibv_qp_state, so that posting can refuse */
+    uint32_t prompt; /* engine: not 0: posting a receive returns when taken has passed it */
+    uint32_t taken;  /* engine: as rq.producer: those before it are where messages look for them */
+    uint32_t reserved[13];
 };
 
 /*

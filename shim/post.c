@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Posting work requests: man ibv_post_send, ibv_post_recv. Touches shared memory only. */
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 
 #include "atomic.h"
@@ -179,6 +180,20 @@ int shim_post_send(struct ibv_qp *public, struct ibv_send_wr *wr, struct ibv_sen
     return error;
 }
 
+/*
+ * A message over UC that comes by a NIC before its receive is there is lost, and the application may have told its peer
+ * that it is, once this returns. A router that has died takes nothing.
+ */
+static void await_taken(const struct shim_qp *qp, uint32_t producer)
+{
+    for (unsigned turn = 1; load_relaxed(&qp->shared->prompt); turn++) {
+        /* Pairs with the engine's release. */
+        if ((int32_t)(load_acquire(&qp->shared->taken) - producer) >= 0 || (turn % 64 == 0 && session_lost()))
+            return;
+        sched_yield();
+    }
+}
+
 int shim_post_recv(struct ibv_qp *public, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad_wr)
 {
     struct shim_qp *qp = to_qp(public);
@@ -205,7 +220,11 @@ int shim_post_recv(struct ibv_qp *public, struct ibv_recv_wr *wr, struct ibv_rec
     }
     if (queue->producer != before && queue_publish(queue))
         session_ring(qp->handle);
+    uint32_t producer = queue->producer;
+
     spinlock_unlock(&queue->lock);
+    if (__builtin_expect(load_relaxed(&qp->shared->prompt), 0) && producer != before)
+        await_taken(qp, producer);
     if (error)
         *bad_wr = wr;
     return error;

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 
+#include "../atomic.h"
 #include "../mw.h"
 #include "../session.h"
 
@@ -52,9 +53,11 @@ void nic_post_receives(struct qp *qp)
         if (count && ibv_post_recv(twin->qp, wrs, &refused)) {
             /* Never seen of a queue with room: those from there on wait for the next doorbell. */
             qp->rq.head -= (uint32_t)(wrs + count - refused);
-            return;
+            break;
         }
     } while (count == RECEIVES && !qp->session->broken);
+    /* What the NIC has no room for waits for a completion, and no poster for that. */
+    store_release(&qp->shared->taken, qp->rq.seen);
 }
 
 static void nic_receive_posted(struct qp *qp)

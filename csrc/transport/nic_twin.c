@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../atomic.h"
 #include "../clock.h"
 #include "../nic_pool.h"
 #include "../nic_srq.h"
@@ -248,6 +249,8 @@ int nic_connect(struct qp *qp)
         nic_srq_connect(qp->srq);
     else
         nic_post_receives(qp);
+    /* The NIC drops what comes before its receive, where a reliable connection asks to send again. */
+    store_relaxed(&qp->shared->prompt, qp->type == IBV_QPT_UC && !twin->srq);
     error = to_rtr(nic, qp);
     /* The engine sends nothing before it is in RTS itself; datagrams need no more than this. */
     if (!error && qp->type == IBV_QPT_UD)
@@ -277,6 +280,7 @@ void nic_disconnect(struct qp *qp)
         return;
     list_remove(&twin->ending);
     twin->connected = twin->draining = false;
+    store_relaxed(&qp->shared->prompt, 0);
     nic->connected--;
     if (twin->srq)
         nic_srq_disconnect(qp->srq);
@@ -308,6 +312,7 @@ bool nic_drain(struct qp *qp)
     if (nic_drained(qp) && (twin->recv_cq || !engine->nic->polling))
         return false;
     twin->draining = true;
+    store_relaxed(&qp->shared->prompt, 0);
     if (nic_drained(qp))
         list_append(&engine->nic->ending, &twin->ending);
     timer_set(&engine->timers, &twin->timer, engine->now + DRAIN_NS);
