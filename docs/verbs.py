@@ -51,8 +51,11 @@ WORK_REQUESTS = (
 ).split()
 
 
-ROUTER_REFUSES = {"ibv_reg_dmabuf_mr": "EOPNOTSUPP: the router is asked, and no transport of this release can"}
-"""What the shim passes on and the router answers."""
+ANSWERS = {
+    "ibv_import_device": "EOPNOTSUPP; of a descriptor that is no RDMA device's ENODEV, of one that is no device's EINVAL",
+    "ibv_reg_dmabuf_mr": "EOPNOTSUPP: the router is asked, and no transport of this release can",
+}
+"""Of functions whose sources don't tell it."""
 
 
 def versions() -> dict[str, str]:
@@ -107,7 +110,7 @@ def main() -> None:
     for title, prefix in (("libibverbs", "IBVERBS"), ("librdmacm", "RDMACM")):
         print(f"## {title}\n\n| function | symbol version | answer |\n| --- | --- | --- |")
         for name in sorted(name for name, version in known.items() if version.startswith(prefix)):
-            print(f"| `{name}` | {known[name]} | {ROUTER_REFUSES.get(name) or answer(exported.get(name))} |")
+            print(f"| `{name}` | {known[name]} | {ANSWERS.get(name) or answer(exported.get(name))} |")
         print()
     print("## Inline functions of verbs.h\n\n| function | answer |\n| --- | --- |")
     for operation, verbs in sorted(OPERATIONS.items(), key=lambda item: item[1]):
@@ -177,6 +180,7 @@ builds it alone.
   it isn't theirs, and answer EOPNOTSUPP (`mlx5dv_is_supported`: false).
 - setuid programs, RTLD_DEEPBIND and programs without a dynamic linker escape preloading.
 - Linked statically, the program's own `open` stays its own: sysfs is then read with `ibv_read_sysfs_file` only.
+- rdma_cm takes IPv4 and IPv6 addresses, as on every RoCE device: those of InfiniBand's own kind (AF_IB) are answered with ENODEV.
 - In a UD completion, `sl` is 10 (bit 3: UDP, 2: IPv4), as hardware reports the header in front of the data; UCX needs it.
 """
 

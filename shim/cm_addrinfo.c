@@ -4,6 +4,7 @@
 #include <netdb.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "cm.h"
 #include "objects.h"
@@ -30,8 +31,11 @@ static int protocol_of(const struct rdma_addrinfo *hints)
 
 static struct addrinfo host_hints(const struct rdma_addrinfo *hints)
 {
-    struct addrinfo plain = {.ai_family = hints->ai_family, .ai_protocol = protocol_of(hints)};
+    struct addrinfo plain = {.ai_protocol = protocol_of(hints)};
 
+    /* InfiniBand's own addresses are found by IP's. */
+    if (hints->ai_family != AF_IB)
+        plain.ai_family = hints->ai_family;
     if (hints->ai_flags & RAI_PASSIVE)
         plain.ai_flags |= AI_PASSIVE;
     if (hints->ai_flags & RAI_NUMERICHOST)

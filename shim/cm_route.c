@@ -111,11 +111,19 @@ int cm_set_route(struct cm_id *id, const struct sluice_cm_route *from)
     return from->paths ? set_path(route, from) : 0;
 }
 
+/* Addresses of InfiniBand's own kind lead to InfiniBand devices only. */
+static bool is_infiniband(const struct sockaddr *address)
+{
+    return address && address->sa_family == AF_IB;
+}
+
 EXPORT int rdma_bind_addr(struct rdma_cm_id *id, struct sockaddr *addr)
 {
     struct sluice_cm_address_request request = {.handle = to_cm_id(id)->handle};
     struct sluice_cm_route_reply reply;
 
+    if (is_infiniband(addr))
+        return cm_result(id->route.addr.src_addr.sa_family ? EINVAL : ENODEV);
     if (!cm_address_length(addr))
         return cm_result(EINVAL);
     cm_address_to_abi(&request.src, addr);
@@ -129,7 +137,10 @@ EXPORT int rdma_resolve_addr(struct rdma_cm_id *id, struct sockaddr *src_addr, s
 {
     struct sluice_cm_address_request request = {.handle = to_cm_id(id)->handle, .timeout_ms = (uint32_t)timeout_ms};
     struct sluice_handle_reply reply;
+    bool bound = id->route.addr.src_addr.sa_family;
 
+    if (!bound && (is_infiniband(src_addr) || (is_infiniband(dst_addr) && !src_addr)))
+        return cm_result(ENODEV);
     if (!cm_address_length(dst_addr) || (src_addr && !cm_address_length(src_addr)))
         return cm_result(EINVAL);
     cm_address_to_abi(&request.src, src_addr);

@@ -162,7 +162,8 @@ EXPORT struct ibv_context *ibv_open_device(struct ibv_device *public)
     base->ops.post_send = shim_post_send;
     base->ops.post_recv = shim_post_recv;
     base->ops.post_srq_recv = shim_post_srq_recv;
-    base->cmd_fd = -1;
+    /* Applications duplicate it, pass it on, or mark it; what they ask of it is asked of nothing. */
+    base->cmd_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
     base->async_fd = async_fd;
     base->num_comp_vectors = COMP_VECTORS;
     pthread_mutex_init(&base->mutex, NULL);
@@ -180,6 +181,8 @@ EXPORT int ibv_close_device(struct ibv_context *public)
     srqs_forget_context(public);
     cqs_forget_context(public);
     close(public->async_fd);
+    if (public->cmd_fd >= 0)
+        close(public->cmd_fd);
     free(context);
     return 0;
 }

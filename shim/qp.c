@@ -55,8 +55,11 @@ static int check_objects(struct ibv_qp_init_attr *attr)
         attr->send_cq = attr->recv_cq = NULL;
         attr->srq = NULL;
         return 0;
-    default:
+    case IBV_QPT_RAW_PACKET:
+    case IBV_QPT_DRIVER:
         return EOPNOTSUPP;
+    default:
+        return EINVAL;
     }
 }
 
@@ -360,12 +363,20 @@ static void restart(struct shim_qp *qp)
     store_relaxed(&qp->rq.tail, qp->rq.producer);
 }
 
+/* Rate limits and what came after them are not of every device (rdma-core: libibverbs/cmd.c). */
+static bool is_lacking(int attr_mask)
+{
+    return attr_mask & ~(IBV_QP_RATE_LIMIT - 1);
+}
+
 EXPORT int ibv_modify_qp(struct ibv_qp *public, struct ibv_qp_attr *attr, int attr_mask)
 {
     struct shim_qp *qp = to_qp(public);
     struct sluice_modify_qp_request request = {.handle = qp->handle, .attr_mask = (uint32_t)attr_mask};
     struct sluice_qp_reply reply;
 
+    if (is_lacking(attr_mask))
+        return EOPNOTSUPP;
     attr_to_abi(&request.attr, attr);
     int error = is_stale(qp) ? EINVAL : session_call(SLUICE_OP_MODIFY_QP, &request, sizeof(request), &reply, sizeof(reply));
 
@@ -386,7 +397,9 @@ EXPORT int ibv_query_qp(struct ibv_qp *public, struct ibv_qp_attr *attr, int att
     struct sluice_handle_request request = {.handle = qp->handle};
     struct sluice_qp_reply reply;
 
-    (void)attr_mask; /* all attributes are given, as the manual page allows */
+    if (is_lacking(attr_mask))
+        return EOPNOTSUPP;
+    /* All others are given, as the manual page allows. */
     int error = is_stale(qp) ? EINVAL : session_call(SLUICE_OP_QUERY_QP, &request, sizeof(request), &reply, sizeof(reply));
 
     if (error)

@@ -383,6 +383,8 @@ class Verbs:
         if not address_fits(request.attr, device.gid_count) or request.attr.port_num != 1:
             raise OSError(errno.EINVAL, "an address handle needs a GID")
         gid = bytes(ffi.buffer(request.attr.dgid))
+        if not any(gid):
+            raise OSError(errno.EINVAL, "the unspecified address is nobody's")
         destination = address_of(gid)
         admitted = destination is not None and self._gate.admits(self._address, destination)
         by_nic = device.is_of_nic(request.attr.sgid_index)

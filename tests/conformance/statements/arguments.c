@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Arguments that can't be right: each is refused with the errno of its manual page, and nothing has changed after it. */
 #include <fcntl.h>
+#include <unistd.h>
 
 #include "suite.h"
 
@@ -88,6 +89,70 @@ TEST(modify_qp_unknown_mask, SOLO, "an attribute that there isn't is refused, an
     attr.qp_state = (enum ibv_qp_state)99;
     refused_as_unknown(e, "state 99", ERROR_OF(ibv_modify_qp(qp, &attr, mask)));
     EQUAL(state_of(e, qp), IBV_QPS_RESET);
+}
+
+TEST(rate_of_no_limit, SOLO, "attributes from IBV_QP_RATE_LIMIT on are neither modified nor queried where there are none", "rdma-core: libibverbs/cmd_qp.c: EOPNOTSUPP")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_INIT, .port_num = 1};
+    struct ibv_qp_init_attr init;
+
+    set_up(e, &plan);
+    struct ibv_qp *qp = create_qp(e, &plan);
+    const int unknown = 1 << 29;
+
+    EQUAL(ERROR_OF(ibv_modify_qp(qp, &attr, IBV_QP_STATE | unknown)), EOPNOTSUPP);
+    EQUAL(ERROR_OF(ibv_query_qp(qp, &attr, unknown, &init)), EOPNOTSUPP);
+}
+
+TEST(options_of_nobody, SOLO, "a device without options of enhanced connections has none to set, whosever they are", "rdma-core: libibverbs/dummy_ops.c: EOPNOTSUPP")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+    struct ibv_ece ece = {0};
+
+    set_up(e, &plan);
+    struct ibv_qp *qp = create_qp(e, &plan);
+
+    if (ibv_query_ece(qp, &ece) == 0)
+        SKIP("ibv_query_ece: the device has options");
+    EQUAL(ibv_query_ece(qp, &ece), EOPNOTSUPP);
+    for (ece.vendor_id = 0; ece.vendor_id < 2; ece.vendor_id++)
+        EQUAL(ibv_set_ece(qp, &ece), EOPNOTSUPP);
+}
+
+TEST(order_of_data, SOLO, "ibv_query_qp_data_in_order says the same with RETURN_CAPS as without, and 0 of flags that it doesn't know", "man ibv_query_qp_data_in_order")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    struct ibv_qp *qp = create_qp(e, &plan);
+    int plain = ibv_query_qp_data_in_order(qp, IBV_WR_RDMA_WRITE, 0);
+    /* rdma-core 44 and older know no flags: the answer is that of the device without them, or 0. */
+    int caps = ibv_query_qp_data_in_order(qp, IBV_WR_RDMA_WRITE, 1);
+
+    CHECK_THAT(caps == 0 || (caps & 1) == plain, "%d, with RETURN_CAPS %#x", plain, (unsigned)caps);
+    CHECK_THAT(!(caps & 1) || caps & 2, "whole messages in order, but not 128 bytes: %#x", (unsigned)caps);
+}
+
+TEST(import_of_nothing, SOLO, "ibv_import_device takes descriptors of RDMA devices; a driver that can't share contexts says so", "man ibv_import_device; rdma-core: libibverbs/device.c: EINVAL, ENODEV, EOPNOTSUPP")
+{
+    int zero = open("/dev/zero", O_RDWR | O_CLOEXEC);
+
+    CHECK(zero >= 0);
+    NO_OBJECT(ibv_import_device(-1), EINVAL);
+    NO_OBJECT(ibv_import_device(zero), ENODEV);
+    close(zero);
+    CHECK(e->context->cmd_fd >= 0);
+    errno = 0;
+    struct ibv_context *again = ibv_import_device(e->context->cmd_fd);
+
+    if (again) {
+        DO(ibv_close_device(again));
+        return;
+    }
+    EQUAL(errno, EOPNOTSUPP);
+    NO_OBJECT(ibv_import_pd(e->context, 1), EOPNOTSUPP);
+    NO_OBJECT(ibv_import_dm(e->context, 1), EOPNOTSUPP);
 }
 
 TEST(modify_srq_unknown_mask, SOLO, "an attribute of an SRQ that there isn't, or more receives than the device has, is refused", "man ibv_modify_srq: EINVAL")
@@ -209,6 +274,17 @@ TEST(address_from_nothing, SOLO, "no address is made from a completion that came
     if (ah)
         ibv_destroy_ah(ah);
     CHECK(!ah);
+}
+
+TEST(address_of_nobody, SOLO, "no address leads to the unspecified GID", "man ibv_create_ah: EINVAL; RFC 4291, 2.5.2")
+{
+    struct plan plan = plan_of(IBV_QPT_UD);
+    struct ibv_ah_attr attr = {.is_global = 1, .port_num = 1, .grh = {.sgid_index = (uint8_t)e->gid_index, .hop_limit = 64}};
+
+    set_up(e, &plan);
+    if (e->port.link_layer != IBV_LINK_LAYER_ETHERNET)
+        SKIP("InfiniBand: the LID leads there");
+    NO_OBJECT(ibv_create_ah(e->pd, &attr), EINVAL);
 }
 
 TEST(send_of_nothing_known, SOLO, "an opcode that there isn't is refused when it is posted, and its WR is named", "man ibv_post_send: EINVAL or EOPNOTSUPP")

@@ -74,6 +74,20 @@ static struct sockaddr *in_ipv6(void)
     return (struct sockaddr *)&address;
 }
 
+/* <infiniband/ib.h>, which C++ and older headers do without: struct sockaddr_ib. */
+static struct sockaddr *in_infiniband(void)
+{
+    static struct {
+        uint16_t family, pkey;
+        uint32_t flow;
+        uint8_t gid[16];
+        uint64_t service, mask, scope;
+    } address = {.family = AF_IB, .pkey = 0xffff, .gid = {[10] = 0xff, [11] = 0xff}, .mask = UINT64_MAX};
+
+    memcpy(address.gid + 12, &here, sizeof(here));
+    return (struct sockaddr *)&address;
+}
+
 /* 203.0.113.77 is documentation's: nobody has it. */
 static struct sockaddr *elsewhere(void)
 {
@@ -175,7 +189,10 @@ static void any_state(void)
     MUST(strcmp(rdma_event_str(RDMA_CM_EVENT_TIMEWAIT_EXIT), "RDMA_CM_EVENT_TIMEWAIT_EXIT") == 0);
     MUST(strcmp(rdma_event_str((enum rdma_cm_event_type)NOT_A_STATE), "UNKNOWN EVENT") == 0);
 
-    MUST(!rdma_getaddrinfo("127.0.0.1", "9", &hints, &found));
+    hints = (struct rdma_addrinfo){.ai_flags = RAI_FAMILY, .ai_family = AF_IB};
+    MUST(!rdma_getaddrinfo("127.0.0.1", "9", &hints, &found) && found->ai_family == AF_INET);
+    rdma_freeaddrinfo(found);
+    MUST(!rdma_getaddrinfo("127.0.0.1", "9", NULL, &found));
     found->ai_port_space = 0x7777;
     IS("-", rdma_create_ep(&id, found, NULL, NULL), EINVAL);
     rdma_freeaddrinfo(found);
@@ -234,9 +251,14 @@ static void addresses(void)
     IS("idle", rdma_resolve_addr(id, NULL, NULL, 1), EINVAL);
     IS("idle", rdma_resolve_addr(id, NULL, in_no_family(), 1), EINVAL);
     IS("idle", rdma_resolve_addr(id, in_no_family(), elsewhere(), 1), EINVAL);
+    IS("idle", rdma_bind_addr(id, in_infiniband()), ENODEV); /* RoCE */
+    IS("idle", rdma_resolve_addr(id, in_infiniband(), in_infiniband(), 1), ENODEV);
+    IS("idle", rdma_resolve_addr(id, in_infiniband(), at(9), 1), ENODEV);
     MUST(!rdma_bind_addr(id, at(0)));
     uint16_t port = rdma_get_src_port(id);
 
+    IS("bound", rdma_bind_addr(id, in_infiniband()), EINVAL);
+    IS("bound", rdma_resolve_addr(id, NULL, in_infiniband(), 1), EINVAL);
     IS("idle", rdma_bind_addr(second, at(port)), EADDRINUSE);
     IS("bound", rdma_bind_addr(id, at(0)), EINVAL);
     IS("bound", rdma_resolve_addr(id, NULL, in_ipv6(), 1), EINVAL);

@@ -262,6 +262,8 @@ static void test_refusals(void)
     CHECK(!ibv_create_qp(pd, &attr) && errno == EOPNOTSUPP, "raw packets: %s", strerror(errno));
     attr.qp_type = IBV_QPT_XRC_RECV;
     CHECK(!ibv_create_qp(pd, &attr) && errno == EINVAL, "XRC_RECV without a domain: %s", strerror(errno));
+    attr.qp_type = (enum ibv_qp_type)77;
+    CHECK(!ibv_create_qp(pd, &attr) && errno == EINVAL, "a type that there isn't: %s", strerror(errno));
     CHECK(!ibv_create_qp_ex(context, &extended) && errno == EOPNOTSUPP, "creation flags: %s", strerror(errno));
     extended.comp_mask = IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS;
     extended.send_ops_flags = IBV_QP_EX_WITH_RDMA_READ;
