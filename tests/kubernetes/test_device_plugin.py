@@ -21,7 +21,7 @@ def extended(plane: ControlPlane, worker: Worker) -> Iterator[Worker]:
     """The node, with a device plugin in place of the DRA driver."""
     worker.stop_router()
     worker.start_router(dra=False, device_plugin=True)
-    wait_until(lambda: allocatable(plane) == "50", "the kubelet to have 50 units")
+    wait_until(lambda: allocatable(plane) == "25", "the kubelet to offer one NIC's units")
     yield worker
     worker.stop_router()
     worker.start_router(dra=True, device_plugin=False)
@@ -50,12 +50,29 @@ def test_a_pod_gets_what_it_asks_for(plane: ControlPlane, extended: Worker) -> N
     plane.kubectl("annotate", "--overwrite", "pod", "one", "rdma.sluice.dev/max=15G")
     wait_until(lambda: next(iter(extended.tenants().values()))["max_bps"] == 15 * 10**9, "the new ceiling")
 
-    plane.apply(asking("too-much", 45))
-    plane.wait_for("pod/too-much", "condition=PodScheduled=False")
-    assert f"Insufficient {RESOURCE}" in plane.kubectl("describe", "pod", "too-much")
+
+def test_a_pod_waits_for_a_nic_that_has_room(plane: ControlPlane, extended: Worker) -> None:
+    """Free bandwidth that is scattered over the NICs is none: the scheduler knows, and no pod fails on the node."""
+
+    def used() -> list[int]:
+        return sorted(nic["used_bps"] // 10**9 for nic in extended.nic_states().values())
+
+    for name, units in (("one", 10), ("two", 20)):
+        plane.apply(asking(name, units))
+        plane.wait_for(f"pod/{name}", "condition=Ready")
+    assert used() == [10, 20]
+    wait_until(lambda: allocatable(plane) == "45", "what is in use, and the 15 that one NIC has left")
+    node = plane.get("node", "worker-1")["status"]
+    assert node["capacity"][RESOURCE] == "50"
+    plane.apply(asking("late", 18))
+    plane.wait_for("pod/late", "condition=PodScheduled=False")
+    assert f"Insufficient {RESOURCE}" in plane.kubectl("describe", "pod", "late")
     plane.kubectl("delete", "pod", "one", "--timeout=60s")
-    plane.wait_for("pod/too-much", "condition=Ready")
-    wait_until(lambda: len(extended.tenants()) == 1, "the first pod's to be returned")
+    plane.wait_for("pod/late", "condition=Ready")
+    wait_until(lambda: used() == [18, 20], "the first pod's to be returned")
+    plane.apply(asking("small", 5))
+    plane.wait_for("pod/small", "condition=Ready")
+    assert used() == [18, 25], "packed onto the fullest NIC that has room"
 
 
 def test_containers_of_a_pod_are_one_tenant(plane: ControlPlane, extended: Worker) -> None:
@@ -94,7 +111,7 @@ def test_the_kubelet_and_the_router_come_back(plane: ControlPlane, extended: Wor
     plane.wait_for("pod/one", "condition=Ready")
     extended.stop_router()
     extended.start_router()
-    wait_until(lambda: allocatable(plane) == "50", "the units again")
+    wait_until(lambda: allocatable(plane) == "35", "the units again")
     wait_until(lambda: len(extended.tenants()) == 1, "the tenant")
     assert "sluice0" in extended.output("one", "ibv_devinfo")
     extended.stop_router()

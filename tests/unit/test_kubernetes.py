@@ -7,13 +7,15 @@ import json
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("kubernetes.aio", reason="the kubernetes extra is not installed")
 
@@ -23,7 +25,7 @@ from sluice.kubernetes import protocol
 from sluice.kubernetes.attachments import Attachments, tenant_name
 from sluice.kubernetes.cdi import Injection, Specifications, userfaultfd
 from sluice.kubernetes.claim import ClaimError, Share, shares
-from sluice.kubernetes.device_plugin import Plugin, unit_ids
+from sluice.kubernetes.device_plugin import Plugin
 from sluice.kubernetes.devices import devices_of
 from sluice.kubernetes.inventory import Nic, discover, trouble
 from sluice.kubernetes.network_policy import End, Evaluation, NetworkPolicy
@@ -497,54 +499,160 @@ class Caller:
         raise Refused(details)
 
 
+def run(coroutine: Any) -> Any:
+    """Of what doesn't wait."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits")
+
+
+def request_for(units: list[str]) -> Any:
+    request = protocol.message("v1beta1.AllocateRequest")()
+    request.container_requests.add(devices_ids=units)
+    return request
+
+
+class Kubelet:
+    """Gives any units that it takes for free, as a kubelet does."""
+
+    def __init__(self, plugin: Plugin) -> None:
+        self._plugin = plugin
+        self._in_use: set[str] = set()
+
+    def offered(self) -> int:
+        """Units that are healthy: what the scheduler counts with."""
+        return sum(self._plugin.offered().values())
+
+    def free(self) -> int:
+        return self.offered() - len(self._in_use)
+
+    def allocate(self, size: int, again: Sequence[str] = ()) -> list[str]:
+        """again: what an init container had."""
+        free = sorted(unit for unit, fine in self._plugin.offered().items() if fine and unit not in self._in_use)
+        units = [*again, *reversed(free)][:size]
+        assert len(units) == size
+        run(self._plugin.Allocate(request_for(units), Caller()))
+        self._in_use |= set(units)
+        return units
+
+    def give_back(self, units: list[str]) -> None:
+        self._in_use -= set(units)
+
+
+def on_a_node_without_dra(root: Path, body: Callable[[Router, Attachments, Kubelet], None]) -> None:
+    def with_plugin(router: Router, attachments: Attachments) -> None:
+        settings = Settings("here", nics=NICS, dra=False, device_plugin=True)
+        body(router, attachments, Kubelet(Plugin(settings, attachments)))
+
+    on_a_node(root, with_plugin)
+
+
+def nic_of(attachments: Attachments, units: list[str]) -> str:
+    (found,) = [grant for grant in attachments.grants.values() if set(grant.devices) == set(units)]
+    (share,) = found.shares
+    assert share.bps == len(units) * GBPS
+    return share.nic
+
+
 def test_the_device_plugin_packs(root: Path) -> None:
-    """Onto the fullest NIC with room; what no NIC has free is refused, with what is free."""
+    """Onto the fullest NIC with room; and offers what the emptiest has room for, so that no pod comes in vain."""
 
-    def body(router: Router, attachments: Attachments) -> None:
-        settings = Settings("here", nics=NICS, dra=False, device_plugin=True)
-        plugin, free = Plugin(settings, attachments), unit_ids(settings)
+    def body(_router: Router, attachments: Attachments, kubelet: Kubelet) -> None:
+        assert (kubelet.offered(), kubelet.free()) == (10, 10), "20 in all, 10 for one pod"
+        first = nic_of(attachments, kubelet.allocate(4))
+        assert kubelet.free() == 10, "of the other NIC"
+        large = kubelet.allocate(7)
+        assert nic_of(attachments, large) != first
+        # 6 and 3 are left.
+        assert (kubelet.offered(), kubelet.free()) == (17, 6)
+        assert nic_of(attachments, kubelet.allocate(3)) == nic_of(attachments, large), "the fullest that has room"
+        assert kubelet.free() == 6
+        assert nic_of(attachments, kubelet.allocate(6)) == first
+        assert (kubelet.offered(), kubelet.free()) == (20, 0)
 
-        def run(coroutine: Any) -> Any:
-            """Nothing of the plugin waits."""
-            try:
-                coroutine.send(None)
-            except StopIteration as end:
-                return end.value
-            raise AssertionError("it waits")
-
-        def allocate(size: int) -> list[str]:
-            request = protocol.message("v1beta1.PreferredAllocationRequest")()
-            request.container_requests.add(available_deviceIDs=free, allocation_size=size)
-            (chosen,) = run(plugin.GetPreferredAllocation(request, None)).container_responses
-            asked = protocol.message("v1beta1.AllocateRequest")()
-            asked.container_requests.add(devices_ids=chosen.deviceIDs)
-            run(plugin.Allocate(asked, Caller()))
-            for device in chosen.deviceIDs:
-                free.remove(device)
-            return sorted({device.rpartition("-")[0] for device in chosen.deviceIDs})
-
-        (first,) = allocate(4)
-        (second,) = allocate(7)
-        assert first != second
-        with pytest.raises(Refused, match="no NIC of this node has 7G free: there are 6G of left, 3G of right"):
-            allocate(7)
-        assert allocate(3) == [second], "the fullest that has room"
-        assert allocate(6) == [first]
-
-    on_a_node(root, body)
+    on_a_node_without_dra(root, body)
 
 
-def test_more_than_any_nic_has_is_had_of_several(root: Path) -> None:
-    def body(router: Router, attachments: Attachments) -> None:
-        settings = Settings("here", nics=NICS, dra=False, device_plugin=True)
-        request = protocol.message("v1beta1.AllocateRequest")()
-        request.container_requests.add(devices_ids=unit_ids(settings)[:15])
-        with pytest.raises(StopIteration):
-            Plugin(settings, attachments).Allocate(request, Caller()).send(None)
-        (tenant,) = router.tenants
-        assert devices_in(router, tenant) == {"sluice0": ("left", 10 * GBPS, 0), "sluice1": ("right", 5 * GBPS, 0)}
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(1, 10), st.booleans()), max_size=30))
+def test_what_the_scheduler_places_fits(pods: list[tuple[int, bool]]) -> None:
+    """Pods come, several before the node has said what is left by now, and go."""
 
-    on_a_node(root, body)
+    def body(_router: Router, attachments: Attachments, kubelet: Kubelet) -> None:
+        running: list[list[str]] = []
+        known = kubelet.free()
+        for size, told in pods:
+            if told:
+                known = kubelet.free()
+            if size <= known:
+                running.append(kubelet.allocate(size))
+                known -= size
+            elif running:
+                ended = running.pop(0)
+                (grant,) = [one for one in attachments.grants.values() if set(one.devices) == set(ended)]
+                attachments.detach(grant.uid)
+                kubelet.give_back(ended)
+                known = kubelet.free()
+        used = sum(10 * GBPS - attachments.free_bps(nic.name) for nic in NICS)
+        assert used == sum(map(len, running)) * GBPS
+
+    folder = Path(tempfile.mkdtemp(prefix="sk-", dir="/tmp"))
+    try:
+        on_a_node_without_dra(folder, body)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_an_init_containers_units_are_the_next_ones(root: Path) -> None:
+    def body(router: Router, attachments: Attachments, kubelet: Kubelet) -> None:
+        first = kubelet.allocate(8)
+        main = kubelet.allocate(10, again=first)
+        assert nic_of(attachments, main) in {nic.name for nic in NICS}
+        assert len(attachments.grants) == len(router.tenants) == 1
+        fewer = kubelet.allocate(3, again=main)
+        assert (len(attachments.grants), nic_of(attachments, fewer)) == (1, "left")
+
+    on_a_node_without_dra(root, body)
+
+
+def test_a_nic_in_trouble_gives_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def body(_router: Router, attachments: Attachments, kubelet: Kubelet) -> None:
+        down = nic_of(attachments, kubelet.allocate(4))
+        monkeypatch.setattr("sluice.kubernetes.device_plugin.trouble", lambda nic: "is down" * (nic.name == down))
+        assert kubelet.offered() == 10, "the other's, and not those in use"
+
+    on_a_node_without_dra(root, body)
+
+
+def test_an_allocation_waits_for_what_has_just_ended(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is refused with what is free where nothing comes."""
+
+    async def body(attachments: Attachments) -> None:
+        plugin = Plugin(Settings("here", nics=NICS, dra=False, device_plugin=True), attachments)
+        whole = [request_for([f"unit-{nic}{number}" for number in range(10)]) for nic in range(3)]
+        for request in whole[:2]:
+            await plugin.Allocate(request, Caller())
+        waiting = asyncio.create_task(plugin.Allocate(whole[2], Caller()))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        attachments.detach(next(iter(attachments.grants)))
+        plugin.returned()
+        await waiting
+        monkeypatch.setattr("sluice.kubernetes.device_plugin.PATIENCE", 0.0)
+        with pytest.raises(Refused, match="no NIC of this node has 1G free: there are 0 of left, 0 of right"):
+            await plugin.Allocate(request_for(["unit-30"]), Caller())
+
+    async def on_this_node() -> None:
+        settings = Settings("here", nics=NICS, cdi_dir=root / "cdi", shim_dir=root / "shim")
+        router = Router(root / "state", devices=devices_of(NICS, [], {}))
+        try:
+            await body(Attachments(router, settings, lambda: None))
+        finally:
+            router.close()
+
+    asyncio.run(on_this_node())
 
 
 def test_the_routers_devices_are_the_settings_nics() -> None:

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The extended resource rdma.sluice.dev/bandwidth, for clusters without DRA: one of it is one unit of one NIC.
+"""The extended resource rdma.sluice.dev/bandwidth, for clusters without DRA.
 
 https://kubernetes.io/docs/concepts/extend-kubernetes/compute-storage-net/device-plugins/
+The scheduler knows one number for a node, and a container's bandwidth comes from one NIC. So the node offers what is
+in use and what its emptiest NIC could still give: whatever the scheduler places by that fits, also where several pods
+come before it hears of the first. Units therefore belong to no NIC: which one gives them is decided when it is known
+how many are wanted, and is the fullest that has room.
+
 The kubelet does not say for which pod it allocates. Its pod resources service tells a moment
 later, before the container starts; the pod's address and annotations are applied then.
 """
@@ -9,6 +14,7 @@ later, before the container starts; the pod's address and annotations are applie
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
@@ -30,6 +36,8 @@ RESOURCE_NAME = f"{DRIVER}/bandwidth"
 API = "v1beta1"
 UNHURRIED = 1.0
 """Seconds between two looks at whether the kubelet is another one."""
+PATIENCE = 2.0
+"""Seconds for which an allocation waits for room."""
 HASTE = 0.2
 """Seconds between two questions for the pod of an allocation."""
 
@@ -37,27 +45,19 @@ Identified = Callable[[Grant, str, str], None]
 
 
 def unit_ids(settings: Settings) -> list[str]:
-    """One device per unit, NIC by NIC."""
+    """As many as there are units in all NICs."""
     return [
-        f"{nic.name}-{number:05d}"
-        for nic in settings.nics
-        for number in range(capacity_bps(nic, settings) // settings.unit)
+        f"unit-{number:05d}"
+        for number in range(sum(capacity_bps(nic, settings) // settings.unit for nic in settings.nics))
     ]
 
 
-def nic_of(device: str) -> str:
-    return device.rpartition("-")[0]
-
-
-def grant_of(devices: list[str], settings: Settings) -> Grant:
-    """What these devices are worth; for nobody yet."""
+def grant_of(devices: list[str], nic: str, settings: Settings) -> Grant:
+    """So many units of a NIC; for nobody yet."""
     mark = hashlib.sha256(",".join(sorted(devices)).encode()).hexdigest()[:16]
-    amounts: dict[str, int] = {}
-    for device in devices:
-        amounts[nic_of(device)] = amounts.get(nic_of(device), 0) + settings.unit
-    shares = tuple(Share("", nic, bps) for nic, bps in sorted(amounts.items()))
     name = f"{DEVICES}{mark}"
-    return Grant(name, "", "", "", "", name, shares, tuple(sorted(devices)))
+    share = Share("", nic, len(devices) * settings.unit)
+    return Grant(name, "", "", "", "", name, (share,), tuple(sorted(devices)))
 
 
 class Plugin:
@@ -67,47 +67,53 @@ class Plugin:
         self._settings = settings
         self._attachments = attachments
         self.allocated = asyncio.Event()
+        self._changed = asyncio.Event()
 
     async def GetDevicePluginOptions(self, _request: Any, _context: Any) -> Any:
-        return protocol.message(f"{API}.DevicePluginOptions")(get_preferred_allocation_available=True)
+        return protocol.message(f"{API}.DevicePluginOptions")()
+
+    def returned(self) -> None:
+        """Something that was granted is free again."""
+        self._changed.set()
+
+    def offered(self) -> dict[str, bool]:
+        """All units, and which of them can be had or are in use."""
+        troubled = {nic.name for nic in self._settings.nics if trouble(nic)}
+        offered: dict[str, bool] = {}
+        for grant in self._attachments.grants.values():
+            fine = not any(share.nic in troubled for share in grant.shares)
+            offered |= dict.fromkeys(grant.devices, fine)
+        room = max(
+            (self._attachments.free_bps(nic.name) for nic in self._settings.nics if nic.name not in troubled), default=0
+        )
+        free = [unit for unit in unit_ids(self._settings) if unit not in offered]
+        units = max(room // self._settings.unit, 0)
+        return offered | dict.fromkeys(free[:units], True) | dict.fromkeys(free[units:], False)
 
     async def ListAndWatch(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
-        said: dict[str, str] = {}
+        said: dict[str, bool] = {}
         while True:
-            health = {nic.name: trouble(nic) for nic in self._settings.nics}
-            if health != said:
-                said = health
+            self._changed.clear()
+            offered = self.offered()
+            if offered != said:
+                said = offered
                 answer = protocol.message(f"{API}.ListAndWatchResponse")()
-                for device in unit_ids(self._settings):
-                    answer.devices.add(ID=device, health="Unhealthy" if health[nic_of(device)] else "Healthy")
+                for device, fine in sorted(offered.items()):
+                    answer.devices.add(ID=device, health="Healthy" if fine else "Unhealthy")
                 yield answer
-            await asyncio.sleep(UNHURRIED)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), UNHURRIED)
 
-    async def GetPreferredAllocation(self, request: Any, _context: Any) -> Any:
-        """All of one NIC, of the fullest that has room: bin packing."""
-        answer = protocol.message(f"{API}.PreferredAllocationResponse")()
-        for wanted in request.container_requests:
-            chosen = list(wanted.must_include_deviceIDs)
-            by_nic: dict[str, list[str]] = {}
-            for device in sorted(set(wanted.available_deviceIDs) - set(chosen)):
-                by_nic.setdefault(nic_of(device), []).append(device)
-            missing = wanted.allocation_size - len(chosen)
-            enough = [free for free in by_nic.values() if len(free) >= missing]
-            # Where no NIC has enough, the emptiest first: as few NICs as can be.
-            for free in [min(enough, key=len)] if enough else sorted(by_nic.values(), key=len, reverse=True):
-                chosen += free[:missing]
-                missing = wanted.allocation_size - len(chosen)
-            answer.container_responses.add(deviceIDs=chosen)
-        return answer
+    async def GetPreferredAllocation(self, _request: Any, _context: Any) -> Any:
+        """One unit is as good as another."""
+        return protocol.message(f"{API}.PreferredAllocationResponse")()
 
     async def Allocate(self, request: Any, context: Any) -> Any:
         answer = protocol.message(f"{API}.AllocateResponse")()
         done: list[str] = []
         try:
             for wanted in request.container_requests:
-                grant = grant_of(list(wanted.devices_ids), self._settings)
-                self._check_packed(grant)
-                grant = self._attach(grant)
+                grant = await self._attach(list(wanted.devices_ids))
                 done.append(grant.uid)
                 edits = self._attachments.injection(grant)
                 response = answer.container_responses.add(envs=edits.environment)
@@ -122,30 +128,48 @@ class Plugin:
             log.warning("allocating %s: %s", RESOURCE_NAME, error)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         self.allocated.set()
+        self._changed.set()
         return answer
 
-    def _check_packed(self, grant: Grant) -> None:
-        """ClaimError: what one NIC could give is scattered over several, since none has that much free."""
-        amount = sum(share.bps for share in grant.shares)
-        if len(grant.shares) < 2 or amount > max(capacity_bps(nic, self._settings) for nic in self._settings.nics):
-            return
-        free = ", ".join(
-            f"{format_quantity(self._attachments.free_bps(nic.name))} of {nic.name}" for nic in self._settings.nics
-        )
-        raise ClaimError(f"no NIC of this node has {format_quantity(amount)} free: there are {free}")
-
-    def _attach(self, grant: Grant) -> Grant:
-        before = [old for old in self._attachments.grants.values() if set(old.devices) & set(grant.devices)]
+    async def _attach(self, devices: list[str]) -> Grant:
+        """ClaimError, OSError."""
+        before = [old for old in self._attachments.grants.values() if set(old.devices) & set(devices)]
         # An init container's go to the pod's others, and its directory is needed first. Its pod is not known yet.
         mine = next((old for old in before if not old.pod_uid), None)
         for old in before:
             # The kubelet gives what it considers free: whoever had it is gone.
             if old is not mine:
                 self._attachments.detach(old.uid)
-        if mine is not None and mine.uid != grant.uid:
+        if mine is not None and set(mine.devices) == set(devices):
+            self._attachments.attach(mine)
+            return mine
+        grant = grant_of(devices, await self._choose(len(devices) * self._settings.unit, mine), self._settings)
+        if mine is not None:
             return self._attachments.succeed(mine, grant)
         self._attachments.attach(grant)
         return grant
+
+    async def _choose(self, bps: int, mine: Grant | None) -> str:
+        """The fullest NIC that has so much free, with what its own container had before: bin packing. ClaimError."""
+        had = {} if mine is None else {share.nic: share.bps for share in mine.shares}
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            wrong = {nic.name: trouble(nic) for nic in self._settings.nics}
+            free = {name: self._attachments.free_bps(name) + had.get(name, 0) for name in wrong}
+            enough = [name for name, room in free.items() if room >= bps and not wrong[name]]
+            if enough:
+                return min(enough, key=free.__getitem__)
+            # The kubelet knows that a pod has ended a moment before the API server tells us.
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), deadline - time.monotonic())
+            except TimeoutError:
+                break
+        there = ", ".join(
+            f"{format_quantity(max(room, 0))} of {name}" + (f" ({wrong[name]})" if wrong[name] else "")
+            for name, room in free.items()
+        )
+        raise ClaimError(f"no NIC of this node has {format_quantity(bps)} free: there are {there}")
 
     async def PreStartContainer(self, _request: Any, _context: Any) -> Any:
         return protocol.message(f"{API}.PreStartContainerResponse")()
@@ -164,6 +188,8 @@ class Server:
         self._identified = identified
         self._server: grpc.aio.Server | None = None
         self._registered = -1
+        self.missing = f"{RESOURCE_NAME} is not registered yet"
+        """Why the kubelet has no such resource; empty where it has."""
 
     async def run(self) -> None:
         """For ever; cancel it to end."""
@@ -182,13 +208,21 @@ class Server:
 
     async def _keep_registered(self) -> None:
         while True:
-            with suppress(OSError):
+            try:
                 inode = self._kubelet.stat().st_ino
                 # A kubelet that starts removes all sockets but its own.
                 if inode != self._registered or not self._socket.exists():
                     await self._register()
                     self._registered = inode
+                self._missing("")
+            except OSError as error:
+                self._missing(f"{self._kubelet}: {error.strerror or error}")
             await asyncio.sleep(UNHURRIED)
+
+    def _missing(self, why: str) -> None:
+        if why and why != self.missing:
+            log.warning("the kubelet does not know %s yet: %s", RESOURCE_NAME, why)
+        self.missing = why
 
     async def _register(self) -> None:
         await self._close()
@@ -200,7 +234,6 @@ class Server:
             version=API,
             endpoint=self._socket.name,
             resource_name=RESOURCE_NAME,
-            options={"get_preferred_allocation_available": True},
         )
         try:
             async with grpc.aio.insecure_channel(f"unix:{self._kubelet}") as channel:

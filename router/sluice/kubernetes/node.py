@@ -46,8 +46,8 @@ class KubernetesNode:
         self.claim_status = ClaimStatus(api, settings.node)
         self.plugin = dra.Plugin(api, settings, self.attachments, self.events, self.claim_status, self.refresh)
         self._server = dra.Server(settings, self.plugin, dra.Health(settings))
-        allocator = device_plugin.Plugin(settings, self.attachments)
-        self._device_server = device_plugin.Server(settings, allocator, self.attachments, self._identified)
+        self._allocator = device_plugin.Plugin(settings, self.attachments)
+        self._device_server = device_plugin.Server(settings, self._allocator, self.attachments, self._identified)
         self._tasks: list[asyncio.Task[None]] = []
         self._enforcing = False
 
@@ -98,6 +98,8 @@ class KubernetesNode:
         waiting = []
         if self.settings.dra and not self._server.registration.registered.is_set():
             waiting.append("the kubelet has not registered the driver")
+        if self.settings.device_plugin and self._device_server.missing:
+            waiting.append(self._device_server.missing)
         waiting += [f"{watch.path} is not read yet" for watch in self.directory.watches if not watch.synced.is_set()]
         return ", ".join(waiting)
 
@@ -124,6 +126,7 @@ class KubernetesNode:
 
     def _on_returned(self) -> None:
         """The next pod may have got the last one's address before that was returned here."""
+        self._allocator.returned()
         for grant in self.attachments.without_address():
             self.refresh(grant)
 
