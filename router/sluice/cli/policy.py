@@ -101,5 +101,5 @@ def run_load(options: argparse.Namespace) -> int:
     # Read here first: mistakes are told with the path as it was given.
     load_policies(options.file)
     loaded = ask(options.state_dir.absolute(), "policy-load", path=str(options.file.absolute()))
-    print(f"loaded {len(loaded['tenants'])} tenants: {', '.join(loaded['tenants'])}")
+    print(f"loaded: {', '.join(loaded['tenants']) or 'no tenants'}")
     return 0

@@ -317,7 +317,8 @@ class Router:
             for change in changes:
                 self.devices.change(change.device, change.try_out)
         except PolicyError as error:
-            raise PolicyError(f"{path}: {error}") from None
+            line = file.lines.get(error.field)
+            raise PolicyError(f"{path}{'' if line is None else f':{line}'}: {error}") from None
         moved = []
         for name in self._moving(path, file):
             had = {one.node.name: self.tenants[name].policy_on(one.node) for one in self.tenants[name].devices}

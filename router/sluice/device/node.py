@@ -110,11 +110,22 @@ class NodeDevices:
         for device in self._all:
             if device.name == name:
                 return device
-        raise PolicyError(f"there is no device {name!r}; there are: {', '.join(device.name for device in self._all)}")
+        known = ", ".join(device.name for device in self._all)
+        raise PolicyError(f"there is no device {name!r}; there are: {known}", f"devices.{name}")
 
     def explain(self, device: NodeDevice, error: PolicyError) -> PolicyError:
         """The error with its device, where there are several."""
-        return error if len(self._all) == 1 else PolicyError(f"device {device.name}: {error}")
+        if len(self._all) == 1:
+            return error
+        field = error.field
+        if device is not self.first:
+            # As a policy file names it.
+            of, _, name = field.rpartition(".")
+            if of == "device":
+                field = f"devices.{device.name}.capacity"
+            elif of.startswith("tenants."):
+                field = f"{of}.devices.{device.name}.{name}"
+        return PolicyError(f"device {device.name}: {error}", field)
 
     def change(self, device: NodeDevice, change: Callable[[Hierarchy], None]) -> None:
         """PolicyError names the device."""

@@ -51,7 +51,8 @@ class DevicePolicies:
 class PolicyFile:
     """What a file says. devices: by name, "" where none is named. addresses: by tenant.
 
-    lines: of each tenant, group and address, by the names of their fields.
+    lines: of each device, tenant, group and its own fields, by their names ("tenants.a.ip"). One that stands at several
+    places has the first.
     """
 
     devices: dict[str, DevicePolicies] = field(default_factory=dict)
@@ -76,6 +77,9 @@ class _Reader:
 
     def mistake(self, node: yaml.Node, text: str) -> PolicyError:
         return PolicyError(f"{self.path}:{node.start_mark.line + 1}: {text}")
+
+    def stands(self, field: str, node: yaml.Node) -> None:
+        self.lines.setdefault(field, node.start_mark.line + 1)
 
     def entries(self, node: yaml.Node, where: str) -> list[tuple[str, yaml.Node, yaml.Node]]:
         if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null" and where:
@@ -113,11 +117,12 @@ class _Reader:
             if len(named) < len(fields) or not fields:
                 unnamed = [entry for entry in fields if entry[0] != "devices"]
                 policies.setdefault("", {})[name] = self.policy(unnamed, f"{where}.{name}", none)
-            for device, _, of_device in self.entries(named[0][2], f"{where}.{name}.devices.") if named else []:
+            for device, place, of_device in self.entries(named[0][2], f"{where}.{name}.devices.") if named else []:
+                self.stands(f"devices.{device}", place)
                 here = f"{where}.{name}.devices.{device}"
                 found = self.policy(self.entries(of_device, f"{here}."), here, none)
                 policies.setdefault(device, {})[name] = found
-            self.lines[f"{where}.{name}"] = key.start_mark.line + 1
+            self.stands(f"{where}.{name}", key)
         return policies
 
     def address(self, tenant: str, fields: list[tuple[str, yaml.Node, yaml.Node]]) -> None:
@@ -133,12 +138,13 @@ class _Reader:
                     line = self.lines[f"tenants.{other}.ip"]
                     raise self.mistake(key, f"{where}: {address} is that of tenant {other!r} (line {line}) already")
             self.addresses[tenant] = address
-            self.lines[where] = key.start_mark.line + 1
+            self.stands(where, key)
 
     def policy(self, fields: list[tuple[str, yaml.Node, yaml.Node]], where: str, none: _Kind) -> _Kind:
         policy = none
         for name, key, value in fields:
             text = self.value(value, key, f"{where}.{name}")
+            self.stands(f"{where}.{name}", key)
             try:
                 policy = policy.changed({name: text})
             except PolicyError as error:
@@ -150,6 +156,7 @@ class _Reader:
         for name, key, value in self.entries(node, f"{where}."):
             if name != "capacity":
                 raise self.mistake(key, f"{where}.{name}: no such field; there is only capacity")
+            self.stands(f"{where}.capacity", key)
             try:
                 capacity = parse_rate(self.value(value, key, f"{where}.capacity"))
             except PolicyError:
@@ -182,7 +189,8 @@ def load_policies(path: Path) -> PolicyFile:
         if name == "device":
             capacities[""] = reader.capacity(value, "device")
         elif name == "devices":
-            for device, _, of_device in reader.entries(value, "devices."):
+            for device, place, of_device in reader.entries(value, "devices."):
+                reader.stands(f"devices.{device}", place)
                 capacities[device] = reader.capacity(of_device, f"devices.{device}")
         elif name == "groups":
             groups = reader.policies(value, "groups", GroupPolicy(), "group")

@@ -58,7 +58,8 @@ def _check_group(name: str, group: GroupPolicy, tenants: Mapping[str, Policy], d
         if limit and total > limit:
             raise PolicyError(
                 f"the guarantees in group {name!r} are more than the group's {what}, "
-                f"{DIRECTIONS[direction]}: {arithmetic} > {format_rate(limit)}"
+                f"{DIRECTIONS[direction]}: {arithmetic} > {format_rate(limit)}",
+                f"groups.{name}",
             )
     return max(own, total)
 
@@ -68,13 +69,17 @@ def check(capacity: Capacity, groups: Mapping[str, GroupPolicy], tenants: Mappin
     for name, policy in tenants.items():
         if policy.group and policy.group not in groups:
             known = ", ".join(sorted(groups)) or "none yet"
-            raise PolicyError(f"tenant {name!r}: there is no group {policy.group!r}; there are: {known}")
+            raise PolicyError(
+                f"tenant {name!r}: there is no group {policy.group!r}; there are: {known}", f"tenants.{name}.group"
+            )
     for direction, word in enumerate(DIRECTIONS):
         parts = {f"group {name}": _check_group(name, group, tenants, direction) for name, group in groups.items()}
         parts |= {name: policy.guarantees[direction] for name, policy in tenants.items() if not policy.group}
         total, arithmetic = _sum(parts)
         if total > capacity.bps:
-            raise PolicyError(f"guarantees are more than the device's capacity, {word}: {arithmetic} > {capacity}")
+            raise PolicyError(
+                f"guarantees are more than the device's capacity, {word}: {arithmetic} > {capacity}", "device.capacity"
+            )
 
 
 class Hierarchy:

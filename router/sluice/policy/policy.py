@@ -15,7 +15,14 @@ EGRESS, INGRESS = 0, 1
 
 
 class PolicyError(ValueError):
-    """What is wrong, where, and what would be right."""
+    """What is wrong, where, and what would be right.
+
+    field: as a policy file has it ("tenants.a.group"), where the text doesn't say it.
+    """
+
+    def __init__(self, text: str, field: str = "") -> None:
+        super().__init__(text)
+        self.field = field
 
 
 def check_name(name: str, what: str = "tenant") -> str:
