@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stock scheduler places pods by bandwidth; a real kubelet has their claims prepared; the rates hold."""
 
+import os
+import subprocess
 from typing import Any
 
 from cluster import claim, pod, template, write_bandwidth
@@ -145,3 +147,37 @@ def test_the_ceiling_holds(plane: ControlPlane, worker: Worker) -> None:
         plane.wait_for(f"pod/{name}", "condition=Ready")
     address = plane.pod("server")["status"]["podIP"]
     assert 0.5 < write_bandwidth(worker, "server", "client", address) < 1.1
+
+
+def test_nobody_is_placed_on_a_nic_without_a_link(plane: ControlPlane, worker: Worker) -> None:
+    """A link that goes down, is up again, and is taken out; on a node whose other NIC is fine."""
+
+    def described(*what: str) -> str:
+        return plane.kubectl("describe", *what)
+
+    def link(*command: str) -> None:
+        subprocess.run(["ip", "link", *command], check=True)
+
+    name, other = (f"sluice{end}{os.getpid() % 10**6}" for end in "no")
+    link("add", name, "type", "veth", "peer", "name", other)
+    for end in (name, other):
+        link("set", end, "up")
+    worker.stop_router()
+    worker.start_router(nics={name: "30G", "mlx5_1": "25G"})
+    try:
+        link("set", name, "down")
+        wait_until(lambda: f"{name} is down: pods are placed elsewhere" in described("node", "worker-1"), "the event")
+        plane.apply(template("thirty", "30G"), template("ten", "10G"), pod("large", "thirty"), pod("small", "ten"))
+        plane.wait_for("pod/small", "condition=Ready")
+        plane.wait_for("pod/large", "condition=PodScheduled=False")
+        assert {nic: state["used_bps"] for nic, state in worker.nic_states().items()} == {name: 0, "mlx5-1": 10**10}
+        link("set", name, "up")
+        plane.wait_for("pod/large", "condition=Ready")
+        link("del", name)
+        wait_until(lambda: f"{name} is gone" in described("node", "worker-1"), "the event")
+    finally:
+        subprocess.run(["ip", "link", "del", name], check=False, stderr=subprocess.DEVNULL)
+        plane.kubectl("delete", "pods", "--all", "--grace-period=1", "--timeout=90s")
+        worker.stop_router()
+        del worker.settings["nics"]
+        worker.start_router()

@@ -162,6 +162,25 @@ def test_with_nics_the_router_opens_devices(plane: ControlPlane, deployed: Worke
         plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, "--timeout=120s")
 
 
+def test_a_router_that_cannot_run_says_why(plane: ControlPlane, deployed: Worker) -> None:
+    """Where one looks first: in the description of its pod, with file, line, field and what would be right."""
+    settings = plane.get("configmap", "sluice-settings", *SYSTEM)
+    good = settings["data"]["settings.yaml"]
+    settings["data"]["settings.yaml"] = "# two lines\nover-commit: much\n"
+    settings["metadata"] = {"name": "sluice-settings", "namespace": "sluice-system"}
+    plane.apply(settings)
+    plane.kubectl("rollout", "restart", "daemonset/sluice-router", *SYSTEM)
+    try:
+        said = "sluice: /etc/sluice/settings.yaml:2: over-commit: 'much' is not a ratio: write a number from 1 to 100"
+        chosen = ("pod", *SYSTEM, "-l", "app.kubernetes.io/component=router")
+        wait_until(lambda: said in plane.kubectl("describe", *chosen), "the reason")
+    finally:
+        settings["data"]["settings.yaml"] = good
+        plane.apply(settings)
+        plane.kubectl("rollout", "restart", "daemonset/sluice-router", *SYSTEM)
+        plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, "--timeout=120s")
+
+
 def test_the_account_has_the_least_rights(plane: ControlPlane, deployed: Worker) -> None:
     account = plane.account_kubeconfig("sluice-system", "sluice-router", router_pod(plane))
     for verb, resource in (

@@ -3,6 +3,7 @@
 and what a node's router makes of grants."""
 
 import asyncio
+import copy
 import json
 import shutil
 import socket
@@ -22,18 +23,20 @@ pytest.importorskip("kubernetes.aio", reason="the kubernetes extra is not instal
 from sluice.control.router import Router
 from sluice.device.node import DeviceSpec
 from sluice.kubernetes import protocol
+from sluice.kubernetes.api import Api, ApiError
 from sluice.kubernetes.attachments import Attachments, tenant_name
 from sluice.kubernetes.cdi import Injection, Specifications, userfaultfd
 from sluice.kubernetes.claim import ClaimError, Share, shares
 from sluice.kubernetes.device_plugin import Plugin
 from sluice.kubernetes.devices import devices_of
-from sluice.kubernetes.inventory import Nic, discover, trouble
+from sluice.kubernetes.inventory import Nic, configured, discover, trouble
 from sluice.kubernetes.network_policy import End, Evaluation, NetworkPolicy
 from sluice.kubernetes.parameters import FieldError, Parameters, live_of, parse_annotations, parse_parameters
 from sluice.kubernetes.pod import Pod, selects
 from sluice.kubernetes.policy import policy_of
 from sluice.kubernetes.quantity import format_quantity, parse_quantity
 from sluice.kubernetes.settings import Settings, SettingsError, load_settings
+from sluice.kubernetes.slices import Publisher
 from sluice.kubernetes.state import Grant, State
 from sluice.kubernetes.twin import renew
 
@@ -136,15 +139,26 @@ def test_shares_add_up_to_one_policy() -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("nics: {eth0: fast}", "nics: eth0: 'fast' is not a bandwidth"),
-        ("over-commit: 0.5", "over-commit: 0.5 is not a ratio"),
-        ("request: {min: 1G, default: 500M}", "request: default: must be min"),
-        ("device-plugin: true", "device-plugin: only with dra: false"),
-        ("dra: maybe", "dra: 'maybe' is neither true nor false"),
-        ("cdi-dir: cdi", "cdi-dir: 'cdi' is not an absolute path"),
-        ("nic: {eth0: 1G}", "nic: no such field; there are node"),
-        ("- a", "a mapping belongs here"),
-        ("a: [", "while parsing"),
+        ("nics: {eth0: fast}", ":1: nics: eth0: 'fast' is not a bandwidth"),
+        ("port: 7471\nnics:\n  eth0: 1G\n  eth1: fast", ":4: nics: eth1: 'fast' is not a bandwidth"),
+        ("nics:\n  a_b: 1G\n  a-b: 1G", ":3: nics: a-b: a_b and this would both be device 'a-b' of the node"),
+        ("nics: {'-': 1G}", ":1: nics: -: '-' is not a NIC's name"),
+        ("nics:\n  eth0: 1G\n  eth0: 2G", ":3: nics.eth0: stands here twice, in line 2 too"),
+        ("over-commit: 0.5", ":1: over-commit: 0.5 is not a ratio"),
+        ("request: {min: 1G, default: 500M}", ":1: request: default: must be min"),
+        ("request:\n  default: 1G\n  max: 1G", ":3: request: max: no such field"),
+        ("device-plugin: true", ":1: device-plugin: only with dra: false"),
+        ("dra: maybe", ":1: dra: 'maybe' is neither true nor false"),
+        ("dra: true\ndra: false", ":2: dra: stands here twice, in line 1 too"),
+        ("cdi-dir: cdi", ":1: cdi-dir: 'cdi' is not an absolute path"),
+        ("\nnic: {eth0: 1G}", ":2: nic: no such field; there are node"),
+        ("nics: {eth0: 50M}", ": request: min: 100M is more than NIC eth0 has, 50M"),
+        (
+            "nics: {eth0: 1G, eth1: 2G}\ndra: false\ndevice-plugin: true\nunit: 10G",
+            ":4: unit: 10G is more than any NIC has: the most is 2G, of eth1",
+        ),
+        ("- a", ": a mapping belongs here"),
+        ("a: [", ":1: not YAML: expected the node content"),
     ],
 )
 def test_settings_name_file_and_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, error: str) -> None:
@@ -153,8 +167,7 @@ def test_settings_name_file_and_field(tmp_path: Path, monkeypatch: pytest.Monkey
     file.write_text(text)
     with pytest.raises(SettingsError) as raised:
         load_settings(file)
-    assert str(raised.value).startswith(f"{file}: ")
-    assert error in str(raised.value)
+    assert str(raised.value).startswith(f"{file}{error}")
 
 
 def test_the_kernel_tells_the_nics(tmp_path: Path) -> None:
@@ -190,6 +203,90 @@ def test_the_kernel_tells_what_is_wrong_with_a_nic(tmp_path: Path) -> None:
     operstate.write_text("lowerlayerdown\n")
     assert trouble(rdma, tmp_path) == "port 1 of mlx5_0 is DOWN"
     assert trouble(ethernet, tmp_path) == "eth0 is lowerlayerdown"
+    rdma, ethernet, unknown = (configured(name, 10**9, tmp_path) for name in ("mlx5_0", "eth0", "other"))
+    assert [(each.name, each.rdma) for each in (rdma, ethernet, unknown)] == [
+        ("mlx5-0", True),
+        ("eth0", False),
+        ("other", False),
+    ]
+    shutil.rmtree(tmp_path / "class")
+    assert [trouble(each, tmp_path) for each in (rdma, ethernet, unknown)] == ["mlx5_0 is gone", "eth0 is gone", ""]
+
+
+class ApiServer:
+    """Keeps one node and one slice. taints: whether it knows them."""
+
+    def __init__(self, taints: bool) -> None:
+        self.taints = taints
+        self.slice: dict[str, Any] | None = None
+        self.writes = 0
+
+    async def get(self, path: str) -> dict[str, Any]:
+        if path.startswith("/api/v1/nodes/"):
+            return {"metadata": {"uid": "node-uid"}}
+        if self.slice is None:
+            raise ApiError(404, "not found")
+        return self.slice
+
+    async def create(self, _path: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.writes += 1
+        self.slice = copy.deepcopy(body)
+        self.slice["metadata"]["resourceVersion"] = str(self.writes)
+        if not self.taints:
+            for each in self.slice["spec"]["devices"]:
+                each.pop("taints", None)
+        return self.slice
+
+    replace = create
+
+
+@pytest.mark.parametrize("knows_taints", [True, False])
+def test_nobody_is_placed_on_a_nic_without_a_link(monkeypatch: pytest.MonkeyPatch, knows_taints: bool) -> None:
+    wrong = {"right": ""}
+    monkeypatch.setattr("sluice.kubernetes.slices.trouble", lambda nic: wrong.get(nic.name, ""))
+    server, said = ApiServer(knows_taints), []
+
+    class Said:
+        def inform(self, _subject: Any, reason: str, _action: str, note: str) -> None:
+            said.append((reason, note))
+
+        warn = inform
+
+    async def body() -> None:
+        api: Any = server
+        events: Any = Said()
+        publisher = Publisher(api, Settings("here", nics=NICS), {}, events)
+        following = asyncio.create_task(publisher.follow())
+
+        async def published(count: int) -> list[Any]:
+            """The taints after so many writes, of which each is the last: nothing is asked for again."""
+            await asyncio.wait_for(publisher.disturbed(), 30)
+            await publisher.publish()
+            await publisher.publish()
+            assert server.writes == count
+            assert server.slice is not None
+            return [each.get("taints") for each in server.slice["spec"]["devices"]]
+
+        assert await published(1) == [None, None]
+        assert said == [("BandwidthPublished", "pods may have 10G of left, 10G of right")]
+        wrong["right"] = "right0 is gone"
+        tainted = [{"key": "rdma.sluice.dev/unusable", "effect": "NoSchedule"}]
+        assert await published(2) == [None, tainted if knows_taints else None]
+        assert said[-2:] == [
+            ("BandwidthPublished", "pods may have 10G of left"),
+            ("NICUnusable", "right0 is gone: pods are placed elsewhere until it is up"),
+        ]
+        wrong["right"] = ""
+        if knows_taints:
+            assert await published(3) == [None, None]
+        following.cancel()
+
+    asyncio.run(body())
+
+
+def test_a_kubeconfig_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="kubeconfig"):
+        asyncio.run(Api.connect(tmp_path / "kubeconfig"))
 
 
 def test_grants_survive(tmp_path: Path) -> None:

@@ -140,15 +140,16 @@ def _serve_http(router: Router, where: str, node: "KubernetesNode | None") -> Ht
         from sluice.kubernetes.metrics import collect
 
         metrics.add(lambda: collect(node))
-    return HttpServer(
-        *parse_address(where),
-        {
-            "/metrics": metrics_page(metrics.text),
-            "/nics": json_page(lambda: [] if node is None else node.attachments.nics()),
-            "/healthz": text_page(lambda: "" if node is None else node.healthy()),
-            "/readyz": text_page(lambda: "" if node is None else node.ready()),
-        },
-    )
+    pages = {
+        "/metrics": metrics_page(metrics.text),
+        "/nics": json_page(lambda: [] if node is None else node.attachments.nics()),
+        "/healthz": text_page(lambda: "" if node is None else node.healthy()),
+        "/readyz": text_page(lambda: "" if node is None else node.ready()),
+    }
+    try:
+        return HttpServer(*parse_address(where), pages)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"--http {where}") from None
 
 
 def reload(router: Router, config: Path) -> None:

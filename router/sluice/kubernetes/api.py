@@ -6,6 +6,7 @@ left out: they cost a millisecond per pod, and refuse fields that a newer server
 """
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
@@ -64,7 +65,10 @@ class Api:
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None) -> "Api":
-        """With a kubeconfig file, or, with None, as the pod that this process is. ApiError."""
+        """With a kubeconfig file, or, with None, as the pod that this process is. OSError."""
+        if kubeconfig is not None:
+            # Where it can't be read, the client says something else.
+            kubeconfig.read_bytes()
         configuration = client.Configuration()
         # We retry ourselves, with the state of the world read anew.
         configuration.retries = 0
@@ -78,7 +82,8 @@ class Api:
                     client_configuration=configuration
                 )
         except (config.ConfigException, OSError) as error:
-            raise ApiError(0, f"{kubeconfig or 'the service account of this pod'}: {error}") from None
+            where = str(kubeconfig or "no kubeconfig in the settings, and no service account of a pod")
+            raise OSError(errno.EINVAL, str(error), where) from None
         return cls(configuration)
 
     async def close(self) -> None:

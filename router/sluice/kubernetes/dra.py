@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 VERSIONS = ["v1.DRAPlugin", "v1beta1.DRAPlugin", "v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth"]
 BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
+REGISTRATION_SECONDS = 30
+"""A kubelet registers a driver within a second; who waits for so long waits for nothing."""
 HEALTH_SECONDS = 30
 """Between two words on the devices' health."""
 
@@ -227,8 +229,21 @@ class Server:
             path.unlink(missing_ok=True)
             server.add_insecure_port(f"unix:{path}")
             await server.start()
+        self._waiting = asyncio.create_task(self._tell_if_nobody_comes())
+
+    async def _tell_if_nobody_comes(self) -> None:
+        try:
+            await asyncio.wait_for(self.registration.registered.wait(), REGISTRATION_SECONDS)
+        except TimeoutError:
+            log.warning(
+                "no kubelet has registered %s for %d s: is %s in its directory? (kubelet-dir in the settings)",
+                DRIVER,
+                REGISTRATION_SECONDS,
+                self._registry,
+            )
 
     async def stop(self) -> None:
+        self._waiting.cancel()
         self._registry.unlink(missing_ok=True)
         for server in reversed(self._servers):
             await server.stop(grace=1)

@@ -11,7 +11,10 @@ _LABEL = re.compile(r"[^a-z0-9-]+")
 
 @dataclass(frozen=True)
 class Nic:
-    """name: a DNS label, the device's name in the cluster. interface: the kernel's name. Bits per second."""
+    """name: a DNS label, the device's name in the cluster. interface: the kernel's name. Bits per second.
+
+    known: the kernel had it when the router started.
+    """
 
     name: str
     bandwidth_bps: int
@@ -19,6 +22,7 @@ class Nic:
     kind: str = "ethernet"
     numa_node: int = -1
     rdma: bool = False
+    known: bool = False
 
 
 def _read(path: Path) -> str:
@@ -45,7 +49,9 @@ def rdma_nics(sysfs: Path = SYSFS) -> list[Nic]:
         if rate and "ACTIVE" in _read(device / "ports/1/state"):
             bps = int(float(rate.group(1)) * 10**9)
             kind = _read(device / "ports/1/link_layer").lower() or "ethernet"
-            found.append(Nic(_label(device.name), bps, device.name, kind, _numa(device / "device"), rdma=True))
+            found.append(
+                Nic(_label(device.name), bps, device.name, kind, _numa(device / "device"), rdma=True, known=True)
+            )
     return found
 
 
@@ -62,18 +68,34 @@ def ethernet_nics(sysfs: Path = SYSFS, proc: Path = Path("/proc")) -> list[Nic]:
         speed = _read(sysfs / "class/net" / name / "speed")
         if speed.isdigit() and int(speed) > 0:
             device = sysfs / "class/net" / name / "device"
-            found.append(Nic(_label(name), int(speed) * 10**6, name, numa_node=_numa(device)))
+            found.append(Nic(_label(name), int(speed) * 10**6, name, numa_node=_numa(device), known=True))
     return found
 
 
+def configured(interface: str, bandwidth_bps: int, sysfs: Path = SYSFS) -> Nic:
+    """A NIC whose bandwidth the operator says; what else there is to say of it, the kernel may know. ValueError."""
+    name = _label(interface)
+    if not name:
+        raise ValueError(f"{interface!r} is not a NIC's name: write it as the kernel does, for instance mlx5_0 or eth0")
+    device = sysfs / "class/infiniband" / interface
+    if device.exists():
+        kind = _read(device / "ports/1/link_layer").lower() or "ethernet"
+        return Nic(name, bandwidth_bps, interface, kind, _numa(device / "device"), rdma=True, known=True)
+    device = sysfs / "class/net" / interface
+    return Nic(name, bandwidth_bps, interface, numa_node=_numa(device / "device"), known=device.exists())
+
+
 def trouble(nic: Nic, sysfs: Path = SYSFS) -> str:
-    """Why a NIC can't be used now; empty where it can, or where the kernel doesn't know its name."""
+    """Why a NIC can't be used now; empty where it can, or where the kernel never knew its name."""
     port = sysfs / "class/infiniband" / nic.interface / "ports/1"
     if port.exists():
         # As in "4: ACTIVE".
         state = _read(port / "state").partition(": ")[2] or "unknown"
         return "" if state == "ACTIVE" else f"port 1 of {nic.interface} is {state}"
-    state = _read(sysfs / "class/net" / nic.interface / "operstate")
+    interface = sysfs / "class/net" / nic.interface
+    if nic.known and not interface.exists():
+        return f"{nic.interface} is gone"
+    state = _read(interface / "operstate")
     return f"{nic.interface} is {state}" if state in ("down", "lowerlayerdown", "notpresent") else ""
 
 

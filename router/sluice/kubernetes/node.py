@@ -97,7 +97,10 @@ class KubernetesNode:
         """Empty, or what the node waits for before pods can be prepared here."""
         waiting = []
         if self.settings.dra and not self._server.registration.registered.is_set():
-            waiting.append("the kubelet has not registered the driver")
+            refused = self._server.registration.error
+            waiting.append(
+                f"the kubelet {f'refuses the driver: {refused}' if refused else 'has not registered the driver'}"
+            )
         if self.settings.device_plugin and self._device_server.missing:
             waiting.append(self._device_server.missing)
         waiting += [f"{watch.path} is not read yet" for watch in self.directory.watches if not watch.synced.is_set()]

@@ -30,12 +30,21 @@ import yaml
 
 from sluice.cluster.file import DEFAULT_PORT
 from sluice.engine import lib
-from sluice.kubernetes.inventory import Nic, discover
+from sluice.kubernetes.inventory import Nic, configured, discover
 from sluice.kubernetes.parameters import parse_bandwidth
+from sluice.kubernetes.quantity import format_quantity
 
 
 class SettingsError(ValueError):
-    """File, field, and what would be right."""
+    """File, line, field, and what would be right."""
+
+
+class _EntryError(ValueError):
+    """In a field that is a mapping: in which of its entries."""
+
+    def __init__(self, entry: str, error: ValueError) -> None:
+        super().__init__(f"{entry}: {error}")
+        self.entry = entry
 
 
 @dataclass(frozen=True)
@@ -83,24 +92,28 @@ def _ratio(value: Any) -> float:
 
 
 def _nics(value: Any) -> tuple[Nic, ...]:
-    found = []
+    found: dict[str, Nic] = {}
     for name, bandwidth in _mapping(value).items():
         try:
-            found.append(Nic(name.lower().replace("_", "-"), parse_bandwidth(bandwidth), name))
+            nic = configured(name, parse_bandwidth(bandwidth))
+            if nic.name in found:
+                other = found[nic.name].interface
+                raise ValueError(f"{other} and this would both be device {nic.name!r} of the node")
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    return tuple(found)
+            raise _EntryError(name, error) from None
+        found[nic.name] = nic
+    return tuple(found.values())
 
 
 def _request(value: Any) -> RequestPolicy:
     values = {}
     for name, amount in _mapping(value).items():
-        if name not in ("default", "min", "step"):
-            raise ValueError(f"{name}: no such field; there are default, min, step")
         try:
+            if name not in ("default", "min", "step"):
+                raise ValueError("no such field; there are default, min, step")
             values[name] = parse_bandwidth(amount)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            raise _EntryError(name, error) from None
     policy = RequestPolicy(**values)
     if policy.default < policy.min or (policy.default - policy.min) % policy.step:
         raise ValueError("default: must be min, or min and a multiple of step")
@@ -144,36 +157,88 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def _lines(path: Path, root: yaml.Node) -> dict[str, int]:
+    """Where each field and each of its entries stands. SettingsError for one that stands twice."""
+    lines: dict[str, int] = {}
+
+    def read(node: yaml.Node, prefix: str) -> None:
+        if not isinstance(node, yaml.MappingNode):
+            return
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            line = key.start_mark.line + 1
+            if name in lines:
+                raise SettingsError(f"{path}:{line}: {name}: stands here twice, in line {lines[name]} too")
+            lines[name] = line
+            if not prefix:
+                read(value, f"{name}.")
+
+    read(root, "")
+    return lines
+
+
 def load_settings(path: Path) -> Settings:
     """SettingsError for the first mistake."""
     try:
-        written = _mapping(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines = {} if root is None else _lines(path, root)
+        written = _mapping({} if root is None else yaml.safe_load(text))
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: is not text in UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise SettingsError(f"{path}:{line}: not YAML: {error.problem}") from None
+    except SettingsError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
         raise SettingsError(f"{path}: {error}") from None
+
+    def mistake(field: str, error: object, entry: str = "") -> SettingsError:
+        line = lines.get(f"{field}.{entry}", lines.get(field))
+        return SettingsError(f"{path}{'' if line is None else f':{line}'}: {field}: {error}")
+
     values: dict[str, Any] = {}
     for name, value in written.items():
         if name not in _FIELDS:
-            raise SettingsError(f"{path}: {name}: no such field; there are {', '.join(_FIELDS)}")
+            raise mistake(name, f"no such field; there are {', '.join(_FIELDS)}")
         try:
             values[name.replace("-", "_")] = _FIELDS[name](value)
+        except _EntryError as error:
+            raise mistake(name, error, error.entry) from None
         except ValueError as error:
-            raise SettingsError(f"{path}: {name}: {error}") from None
+            raise mistake(name, error) from None
     if "address" not in values and os.environ.get("NODE_ADDRESS"):
         values["address"] = _address(os.environ["NODE_ADDRESS"])
     values.setdefault("node", os.environ.get("NODE_NAME", ""))
     if not values["node"]:
-        raise SettingsError(f"{path}: node: this node's name belongs here, or in the environment as NODE_NAME")
+        raise mistake("node", "this node's name belongs here, or in the environment as NODE_NAME")
     if values.get("dra", True) and values.get("device_plugin", False):
         # Each would give the whole of a NIC.
-        raise SettingsError(f"{path}: device-plugin: only with dra: false: the scheduler counts each for itself")
+        raise mistake("device-plugin", "only with dra: false: the scheduler counts each for itself")
     if not values.get("nics"):
         values["nics"] = tuple(discover())
     if len(values["nics"]) > lib.SLUICE_MAX_DEVICES:
-        raise SettingsError(f"{path}: nics: {len(values['nics'])} of them; a node has {lib.SLUICE_MAX_DEVICES} at most")
+        raise mistake("nics", f"{len(values['nics'])} of them; a node has {lib.SLUICE_MAX_DEVICES} at most")
     if not values["nics"]:
-        raise SettingsError(
-            f"{path}: nics: the kernel tells no NIC's bandwidth: write for instance nics: {{eth0: 10G}}"
+        raise mistake("nics", "the kernel tells no NIC's bandwidth: write for instance nics: {eth0: 10G}")
+    settings = Settings(**values)
+    offered = {nic: int(nic.bandwidth_bps * settings.over_commit) for nic in settings.nics}
+    least, most = min(offered, key=offered.__getitem__), max(offered, key=offered.__getitem__)
+    if settings.dra and settings.request.min > offered[least]:
+        # The API server takes no slice with a device like that.
+        raise mistake(
+            "request",
+            f"min: {format_quantity(settings.request.min)} is more than NIC {least.interface} has, "
+            f"{format_quantity(offered[least])}",
+            "min",
         )
-    return Settings(**values)
+    if settings.device_plugin and settings.unit > offered[most]:
+        raise mistake(
+            "unit",
+            f"{format_quantity(settings.unit)} is more than any NIC has: the most is "
+            f"{format_quantity(offered[most])}, of {most.interface}",
+        )
+    return settings
