@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=$1
 storage=${XDG_CACHE_HOME:-$HOME/.cache}/sluice/images
-base=${BASE:-localhost/sluice-base:bookworm}
+base=${BASE:-localhost/sluice-base:bookworm-slim}
 buildah=(buildah --root "$storage/root" --runroot "$storage/run" --storage-driver vfs)
 mkdir -p "$folder" "$storage"
 
@@ -19,7 +19,9 @@ if ! "${buildah[@]}" inspect --type image "$base" >/dev/null 2>&1 && [ -z "${BAS
     awk '$1 == "bookworm" && !site { site = $2 } END { print site }')
   rm -rf "$storage/base"
   debootstrap --variant=minbase bookworm "$storage/base" $mirror > "$storage/base.log" || { tail "$storage/base.log" >&2; exit 1; }
-  rm -rf "$storage/base"/var/cache/apt/archives/*.deb
+  # What Debian's own slim images leave out: package lists, documents, translations.
+  rm -rf "$storage/base"/var/{cache/apt,lib/apt/lists}/* "$storage/base"/usr/share/{man,info,locale}/*
+  find "$storage/base/usr/share/doc" -type f ! -name copyright -delete
   container=$("${buildah[@]}" from scratch)
   "${buildah[@]}" add -q "$container" "$storage/base" / >/dev/null
   "${buildah[@]}" commit -q --rm "$container" "$base" >/dev/null
