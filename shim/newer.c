@@ -5,6 +5,7 @@
  * <infiniband/verbs.h> stays out, since it may.
  */
 #include <errno.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -24,6 +25,7 @@ struct ibv_comp_cntr;
 
 /* An application holds it as a handle. */
 struct ibv_buf {
+    struct ibv_pd *pd;
     char *addr;
     size_t size;
 };
@@ -52,11 +54,20 @@ static void *refuse(int error)
     return NULL;
 }
 
+/* Bytes of a buffer (ibv_alloc_buf), asked for in the PD that it was made for. */
+static bool is_within(const struct ibv_buf *buf, const struct ibv_pd *pd, const char *addr, size_t length)
+{
+    return buf->pd == pd && addr >= buf->addr && length <= buf->size && (size_t)(addr - buf->addr) <= buf->size - length;
+}
+
 EXPORT struct ibv_mr *ibv_reg_mr_ex(struct ibv_pd *pd, struct ibv_mr_init_attr *attr)
 {
     uint64_t mask = attr->comp_mask;
     uint64_t iova = mask & MASK_IOVA ? attr->iova : (uintptr_t)attr->addr;
 
+    if ((mask & MASK_BUF) && (!(mask & MASK_ADDR) || (mask & (MASK_FD | MASK_FD_OFFSET)) ||
+                              !is_within(attr->buf, pd, attr->addr, attr->length)))
+        return refuse(EINVAL);
     if (mask & ~(uint64_t)(MASK_IOVA | MASK_ADDR | MASK_FD | MASK_FD_OFFSET | MASK_BUF))
         return refuse(EOPNOTSUPP);
     if (mask & MASK_FD) {
@@ -64,7 +75,7 @@ EXPORT struct ibv_mr *ibv_reg_mr_ex(struct ibv_pd *pd, struct ibv_mr_init_attr *
             return refuse(EINVAL);
         return ibv_reg_dmabuf_mr(pd, attr->fd_offset, attr->length, attr->iova, attr->fd, attr->access);
     }
-    if (!(mask & MASK_ADDR))
+    if (!(mask & MASK_ADDR) || (mask & MASK_FD_OFFSET))
         return refuse(EINVAL);
     return ibv_reg_mr_iova2(pd, attr->addr, attr->length, iova, (unsigned int)attr->access);
 }
@@ -81,8 +92,7 @@ EXPORT void *ibv_alloc_buf(struct ibv_pd *pd, size_t size, struct ibv_buf **out)
         free(buf);
         return refuse(error);
     }
-    buf->addr = addr;
-    buf->size = size;
+    *buf = (struct ibv_buf){.pd = pd, .addr = addr, .size = size};
     *out = buf;
     return addr;
 }
@@ -95,16 +105,14 @@ EXPORT void ibv_free_buf(struct ibv_buf *buf)
 
 EXPORT struct ibv_mr *ibv_reg_buf_mr(struct ibv_pd *pd, struct ibv_buf *buf, void *addr, size_t length, int access)
 {
-    char *start = addr;
-
-    if (start < buf->addr || length > buf->size || (size_t)(start - buf->addr) > buf->size - length)
+    if (!is_within(buf, pd, addr, length))
         return refuse(EINVAL);
     return ibv_reg_mr_iova2(pd, addr, length, (uintptr_t)addr, (unsigned int)access);
 }
 
 EXPORT int ibv_export_buf_dmabuf_fd(struct ibv_buf *buf)
 {
-    errno = EOPNOTSUPP;
+    errno = ENODATA; /* none stands behind it */
     return -1;
 }
 

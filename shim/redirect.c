@@ -11,11 +11,15 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
+#ifdef __GLIBC__
+#include <glob.h>
+#endif
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "atomic.h"
@@ -31,12 +35,12 @@
 
 static struct {
     void *open, *openat, *stat, *lstat, *fstatat, *access, *faccessat, *readlink, *readlinkat, *chdir;
-    void *fopen, *opendir, *scandir, *realpath;
+    void *fopen, *opendir, *scandir, *realpath, *getxattr, *lgetxattr, *listxattr, *llistxattr;
 #ifdef __GLIBC__
     void *open64, *openat64, *__open_2, *__open64_2, *__openat_2, *__openat64_2;
     void *stat64, *lstat64, *fstatat64, *statx, *__xstat, *__xstat64, *__lxstat, *__lxstat64, *__fxstatat, *__fxstatat64;
     void *__readlink_chk, *__readlinkat_chk;
-    void *fopen64, *scandir64, *__realpath_chk, *euidaccess;
+    void *fopen64, *scandir64, *__realpath_chk, *euidaccess, *glob, *glob64;
 #endif
 } next;
 
@@ -202,6 +206,26 @@ EXPORT ssize_t readlinkat(int directory, const char *path, char *out, size_t siz
     return NEXT(readlinkat)(directory, sysfs_where(directory, path, buffer), out, size);
 }
 
+/* ls -l and cp -a ask for access lists. */
+#define GETXATTR(name)                                                                   \
+    EXPORT ssize_t name(const char *path, const char *attribute, void *out, size_t size) \
+    {                                                                                    \
+        char buffer[PATH_MAX];                                                           \
+        return NEXT(name)(sysfs_where(AT_FDCWD, path, buffer), attribute, out, size);    \
+    }
+
+#define LISTXATTR(name)                                                       \
+    EXPORT ssize_t name(const char *path, char *out, size_t size)             \
+    {                                                                         \
+        char buffer[PATH_MAX];                                                \
+        return NEXT(name)(sysfs_where(AT_FDCWD, path, buffer), out, size);    \
+    }
+
+GETXATTR(getxattr)
+GETXATTR(lgetxattr)
+LISTXATTR(listxattr)
+LISTXATTR(llistxattr)
+
 EXPORT char *realpath(const char *path, char *out)
 {
     char buffer[PATH_MAX];
@@ -346,5 +370,45 @@ EXPORT char *canonicalize_file_name(const char *path)
 {
     return realpath(path, NULL);
 }
+
+/* ---- patterns: libc's own calls of the functions above don't reach us -- */
+
+static struct dirent *next_entry(void *directory)
+{
+    return readdir(directory);
+}
+
+static struct dirent64 *next_entry64(void *directory)
+{
+    return readdir64(directory);
+}
+
+static void *begin_directory(const char *path)
+{
+    return opendir(path);
+}
+
+static void end_directory(void *directory)
+{
+    closedir(directory);
+}
+
+#define GLOB(name, type, entry, state, link_state)                                                  \
+    EXPORT int name(const char *pattern, int flags, int (*on_error)(const char *, int), type *found) \
+    {                                                                                               \
+        char buffer[PATH_MAX];                                                                      \
+        if (!(flags & GLOB_ALTDIRFUNC) && sysfs_where(AT_FDCWD, pattern, buffer) == buffer) {       \
+            flags |= GLOB_ALTDIRFUNC;                                                               \
+            found->gl_opendir = begin_directory;                                                    \
+            found->gl_readdir = entry;                                                              \
+            found->gl_closedir = end_directory;                                                     \
+            found->gl_stat = state;                                                                 \
+            found->gl_lstat = link_state;                                                           \
+        }                                                                                           \
+        return NEXT(name)(pattern, flags, on_error, found);                                         \
+    }
+
+GLOB(glob, glob_t, next_entry, stat, lstat)
+GLOB(glob64, glob64_t, next_entry64, stat64, lstat64)
 
 #endif

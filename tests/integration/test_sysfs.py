@@ -44,7 +44,10 @@ def test_the_device_as_sysfs_shows_it(router: RunningRouter) -> None:
 
 def test_directories(router: RunningRouter) -> None:
     assert output_of(router.run("a", "ls", "/sys/class/infiniband")).split() == ["sluice0"]
-    assert "uverbs0" in output_of(router.run("a", "ls", "/dev/infiniband")).split()
+    assert output_of(router.run("a", "ls", "/dev/infiniband")).split() == ["rdma_cm", "uverbs0"]
+    # With its access lists; nothing that ls could not read.
+    assert "cannot" not in (text := output_of(router.run("a", "ls", "-lR", DEVICE, "/dev/infiniband"))), text
+    assert "No such file" not in text, text
     script = f"import os; print(os.listdir('{PORT}/gids'), os.path.realpath('{DEVICE}/device'))"
     assert output_of(router.run("a", "/usr/bin/python3", "-c", script)).strip() == f"['0'] {DEVICE}/device"
 

@@ -139,6 +139,7 @@ def files(device: VirtualDevice) -> dict[str, str]:
         "sys/class/misc/rdma_cm/abi_version": "4",
         # Applications look whether there is a character device that they may read and write, and do neither.
         f"dev/infiniband/{verbs}": NULL_DEVICE,
+        "dev/infiniband/rdma_cm": NULL_DEVICE,
     }
 
 

@@ -5,6 +5,7 @@
  * meanwhile. a's QP writes into memory that b's PD knows.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -296,6 +297,77 @@ static void test_memory_that_goes(void)
     }
 }
 
+/* ---- rdma-core 61 and newer: by name, since the headers may not have it - */
+
+struct buffer;
+
+/* struct ibv_mr_init_attr */
+struct region {
+    size_t length;
+    int access;
+    uint64_t comp_mask, iova;
+    void *addr;
+    int fd;
+    uint64_t fd_offset;
+    void *dmah;
+    struct buffer *buf;
+};
+
+enum { OF_IOVA = 1, OF_ADDR = 2, OF_FD = 4, OF_FD_OFFSET = 8, OF_BUF = 32, OF_NOTHING = 1 << 20 };
+
+static struct ibv_mr *(*reg_mr_ex)(struct ibv_pd *pd, struct region *attr);
+
+static void refused_region(struct ibv_pd *pd, uint64_t mask, struct region region, int expected)
+{
+    region.comp_mask = mask;
+    errno = 0;
+    CHECK(!reg_mr_ex(pd, &region) && errno == expected, "ibv_reg_mr_ex, mask %#lx: %d", (long)mask, errno);
+}
+
+static void test_newer(void)
+{
+    void *(*alloc_buf)(struct ibv_pd *, size_t, struct buffer **) = (__typeof__(alloc_buf))dlsym(RTLD_DEFAULT, "ibv_alloc_buf");
+    void (*free_buf)(struct buffer *) = (__typeof__(free_buf))dlsym(RTLD_DEFAULT, "ibv_free_buf");
+    struct ibv_mr *(*reg_buf_mr)(struct ibv_pd *, struct buffer *, void *, size_t, int) =
+        (__typeof__(reg_buf_mr))dlsym(RTLD_DEFAULT, "ibv_reg_buf_mr");
+    int (*export_buf)(struct buffer *) = (__typeof__(export_buf))dlsym(RTLD_DEFAULT, "ibv_export_buf_dmabuf_fd");
+    struct buffer *buf;
+
+    reg_mr_ex = (__typeof__(reg_mr_ex))dlsym(RTLD_DEFAULT, "ibv_reg_mr_ex");
+    CHECK(alloc_buf && free_buf && reg_buf_mr && export_buf && reg_mr_ex, "dlsym");
+    set_up();
+    uint8_t *memory = alloc_buf(b.pd, SIZE, &buf);
+    struct region region = {.length = SIZE, .access = ALL, .iova = 1 << 30, .addr = memory, .fd = -1, .buf = buf};
+
+    CHECK(memory, "ibv_alloc_buf");
+    region.comp_mask = OF_ADDR | OF_IOVA | OF_BUF;
+    struct ibv_mr *mr = reg_mr_ex(b.pd, &region);
+
+    CHECK(mr, "ibv_reg_mr_ex: %d", errno);
+    source[0] = 42;
+    CHECK(write_to(1 << 30, 1, mr->rkey) == IBV_WC_SUCCESS && memory[0] == 42, "a WRITE to it");
+    CHECK(mr->addr == memory && mr->length == SIZE && mr->pd == b.pd && !ibv_dereg_mr(mr), "what it says of itself");
+    mr = reg_buf_mr(b.pd, buf, memory + 8, SIZE - 8, ALL);
+    CHECK(mr && !ibv_dereg_mr(mr), "ibv_reg_buf_mr: %d", errno);
+
+    CHECK(!reg_buf_mr(a.pd, buf, memory, SIZE, ALL) && errno == EINVAL, "a buffer of another PD");
+    CHECK(!reg_buf_mr(b.pd, buf, memory + 1, SIZE, ALL) && errno == EINVAL, "beyond the buffer");
+    CHECK(!reg_buf_mr(b.pd, buf, memory - 1, SIZE, ALL) && errno == EINVAL, "before the buffer");
+    CHECK(export_buf(buf) == -1 && errno == ENODATA, "ibv_export_buf_dmabuf_fd: %d", errno);
+    refused_region(b.pd, OF_BUF, region, EINVAL);
+    refused_region(a.pd, OF_BUF | OF_ADDR, region, EINVAL);
+    refused_region(b.pd, OF_BUF | OF_ADDR | OF_FD, region, EINVAL);
+    refused_region(b.pd, 0, region, EINVAL);
+    refused_region(b.pd, OF_ADDR | OF_FD_OFFSET, region, EINVAL);
+    refused_region(b.pd, OF_FD | OF_IOVA, region, EINVAL);
+    refused_region(b.pd, OF_ADDR | OF_NOTHING, region, EOPNOTSUPP);
+    refused_region(b.pd, OF_FD | OF_FD_OFFSET | OF_IOVA, region, EOPNOTSUPP);
+    region.length = SIZE + 1;
+    refused_region(b.pd, OF_BUF | OF_ADDR, region, EINVAL);
+    free_buf(buf);
+    tear_down();
+}
+
 /* ---- growth ------------------------------------------------------------ */
 
 /* Bytes of the file that registered memory lies in; found by its name, as an operator would. */
@@ -350,6 +422,7 @@ int main(void)
     test_addresses();
     test_rereg();
     test_memory_that_goes();
+    test_newer();
     test_growth();
     CHECK(!ibv_close_device(context), "ibv_close_device");
     printf("memory regions as they should\n");

@@ -10,11 +10,13 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 int __open_2(const char *path, int flags);
@@ -81,6 +83,10 @@ int main(int argc, char **argv)
     CHECK(access(path, R_OK) == 0 && faccessat(AT_FDCWD, path, R_OK, 0) == 0);
     CHECK(readlink(path, link, sizeof(link)) == -1 && errno == EINVAL);
     CHECK(realpath(path, resolved) && strcmp(resolved, path) == 0);
+    CHECK(getxattr(path, "user.none", link, sizeof(link)) == -1 && errno != ENOENT);
+    CHECK(lgetxattr(path, "user.none", link, sizeof(link)) == -1 && errno != ENOENT);
+    CHECK(listxattr(path, NULL, 0) >= 0 || errno != ENOENT);
+    CHECK(llistxattr(path, NULL, 0) >= 0 || errno != ENOENT);
 
     /* From a directory that is open, or the one that the process is in; from the root too, as hwloc does it. */
     const char *name = strrchr(path, '/') + 1;
@@ -100,6 +106,22 @@ int main(int argc, char **argv)
     close(root);
     close(class);
     close(there);
+
+#ifdef __GLIBC__
+    char pattern[PATH_MAX + 2];
+    glob_t matches;
+    glob64_t matches64;
+
+    snprintf(pattern, sizeof(pattern), "%s*", path);
+    CHECK(glob(pattern, 0, NULL, &matches) == 0 && matches.gl_pathc == 1 && strcmp(matches.gl_pathv[0], path) == 0);
+    globfree(&matches);
+    CHECK(glob64("/sys/class/infiniband/sluice*/ports/*", GLOB_MARK, NULL, &matches64) == 0 && matches64.gl_pathc == 1);
+    CHECK(strcmp(matches64.gl_pathv[0], "/sys/class/infiniband/sluice0/ports/1/") == 0);
+    globfree64(&matches64);
+    CHECK(glob("/sys/class/infiniband/none*", 0, NULL, &matches) == GLOB_NOMATCH);
+    CHECK(glob("/sys/class/n[e]t", 0, NULL, &matches) == 0 && matches.gl_pathc == 1);
+    globfree(&matches);
+#endif
 
     DIR *open_directory = opendir(directory);
     int count = scandir(directory, &list, NULL, alphasort);
