@@ -173,7 +173,8 @@ def test_a_router_that_cannot_run_says_why(plane: ControlPlane, deployed: Worker
     try:
         said = "sluice: /etc/sluice/settings.yaml:2: over-commit: 'much' is not a ratio: write a number from 1 to 100"
         chosen = ("pod", *SYSTEM, "-l", "app.kubernetes.io/component=router")
-        wait_until(lambda: said in plane.kubectl("describe", *chosen), "the reason")
+        # A pod may end between the list and its description.
+        wait_until(lambda: said in plane.try_kubectl("describe", *chosen).stdout, "the reason")
     finally:
         settings["data"]["settings.yaml"] = good
         plane.apply(settings)
