@@ -36,8 +36,9 @@ static bool may_bind(const struct mr *region, const struct sluice_bind *bind, ui
 static bool bind_window(struct qp *qp, struct mr *window, uint32_t new_key, uint32_t lkey, uint64_t addr,
                         const struct sluice_bind *bind)
 {
-    const uint32_t known =
-        IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC | IBV_ACCESS_ZERO_BASED;
+    const uint32_t granted = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC;
+    /* Applications write LOCAL_WRITE as they do for regions: there is nothing local about a window, it grants nothing. */
+    const uint32_t known = granted | IBV_ACCESS_ZERO_BASED | IBV_ACCESS_LOCAL_WRITE;
     bool type_2 = window->kind == MR_WINDOW_TYPE_2;
     bool zero_based = bind->access & IBV_ACCESS_ZERO_BASED;
 
@@ -58,7 +59,7 @@ static bool bind_window(struct qp *qp, struct mr *window, uint32_t new_key, uint
         window->length = bind->length;
         window->offset = addr + region->offset - window->iova;
         window->memory = region->memory;
-        window->access = (bind->access & ~(uint32_t)IBV_ACCESS_ZERO_BASED) | (region->access & MR_BY_PROCESS);
+        window->access = (bind->access & granted) | (region->access & MR_BY_PROCESS);
         window->zero_based = zero_based;
         if (type_2) {
             window->qp = qp;

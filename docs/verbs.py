@@ -180,6 +180,8 @@ builds it alone.
   it isn't theirs, and answer EOPNOTSUPP (`mlx5dv_is_supported`: false).
 - setuid programs, RTLD_DEEPBIND and programs without a dynamic linker escape preloading.
 - Linked statically, the program's own `open` stays its own: sysfs is then read with `ibv_read_sysfs_file` only.
+- What makes system calls without libc doesn't find sysfs's files either: Go's package `os`, also in programs whose verbs come by cgo,
+  which work.
 - rdma_cm takes IPv4 and IPv6 addresses, as on every RoCE device: those of InfiniBand's own kind (AF_IB) are answered with ENODEV.
 - In a UD completion, `sl` is 10 (bit 3: UDP, 2: IPv4), as hardware reports the header in front of the data; UCX needs it.
 """

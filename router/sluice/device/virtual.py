@@ -15,6 +15,9 @@ def device_name(number: int) -> str:
     return f"sluice{number}"
 
 
+NO_VENDOR = 0xFFFFFF
+"""Instead of a vendor's OUI, as other devices in software have it (rxe); 0 counts as not filled in."""
+
 # Numbers of rdma-core's enums (infiniband/verbs.h).
 GID_TYPE_ROCE_V2 = 2
 PORT_ACTIVE = 4
@@ -70,6 +73,7 @@ class VirtualDevice:
         reply.sys_image_guid = guid
         reply.max_mr_size = 1 << lib.SLUICE_ARENA_SHIFT
         reply.page_size_cap = 0xFFFFF000
+        reply.vendor_id = NO_VENDOR
         reply.max_qp = lib.SLUICE_SESSION_QPS
         reply.max_qp_wr = lib.SLUICE_MAX_WR
         reply.max_sge = lib.SLUICE_MAX_SGE

@@ -103,6 +103,11 @@ TEST(gid_out_of_range, SOLO, "a GID index beyond the table is refused", "man ibv
     CHECK(ibv_query_gid_ex(e->context, 1, (uint32_t)e->port.gid_tbl_len, &entry, 0) != 0);
 }
 
+TEST(vendor, SOLO, "a device says whose it is, were it nobody's", "rdma-core: tests/test_device.py")
+{
+    CHECK(e->device.vendor_id != 0);
+}
+
 TEST(pkeys, SOLO, "the P_Key table has the default key, whose index can be found", "man ibv_query_pkey, ibv_get_pkey_index; IBTA 10.9.1.2")
 {
     uint16_t pkey;

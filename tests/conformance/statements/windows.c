@@ -290,6 +290,29 @@ TEST(more_than_the_region, BOTH, "a window beyond its region: MW_BIND_ERR", "IBT
     bind_refused(e, ALL_ACCESS | IBV_ACCESS_MW_BIND, IBV_ACCESS_REMOTE_WRITE, MEMORY - 4096, 4097);
 }
 
+TEST(local_right_of_a_window, BOTH, "LOCAL_WRITE among a window's rights is no error, and grants nothing", "rdma-core: tests/test_mr.py, tests/test_qpex.py")
+{
+    needs_windows(e, true);
+    connect_bindable(e);
+    if (!e->first) {
+        struct ibv_mw *mw = window(e, IBV_MW_TYPE_2);
+        uint32_t key = ibv_inc_rkey(mw->rkey);
+
+        DO(bind_2(e, mw, key, 5, info(e, 0, 4096, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ)));
+        EXPECT(5, IBV_WC_SUCCESS);
+        give_key(e, key);
+    } else {
+        give_key(e, 0);
+        ASK(.opcode = IBV_WR_RDMA_READ, .wr_id = 1, .length = 64);
+        EXPECT(1, IBV_WC_SUCCESS);
+        ASK(.opcode = IBV_WR_RDMA_WRITE, .wr_id = 2, .length = 64);
+        EXPECT(2, IBV_WC_REM_ACCESS_ERR);
+    }
+    meet(e);
+    if (!e->first)
+        UNTOUCHED(0, MEMORY);
+}
+
 TEST(write_through_read_only, BOTH, "a window with REMOTE_WRITE on a region without LOCAL_WRITE: MW_BIND_ERR", "IBTA 10.6.7.2; man ibv_bind_mw")
 {
     needs_windows(e, true);
