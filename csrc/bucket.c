@@ -17,7 +17,7 @@ static const struct {
     uint32_t least, smooth, most;
 } kinds[] = {
     [BUCKET_BYTES] = {8, BUCKET_BYTES_LEAST, 65536, BUCKET_BYTES_MOST},
-    [BUCKET_OPERATIONS] = {1, 1, 64, 64},
+    [BUCKET_OPERATIONS] = {1, 1, 64, 256},
     [BUCKET_TIME] = {1, 1000, 50000, 50000},
 };
 

@@ -73,8 +73,11 @@ static inline uint8_t *arena_at(struct arena *arena, uint64_t address)
  */
 extern bool windows_moved;
 
-/* This thread's last copies met a page that could not be had. Set by a signal handler: hence volatile. */
-extern _Thread_local volatile bool window_fault;
+/*
+ * This thread's last copies met a page that could not be had. Set by a signal handler: hence volatile. Looked at after
+ * each copy: a byte of the static TLS, which takes no call to find in a module that Python opens late, either.
+ */
+extern _Thread_local volatile bool window_fault __attribute__((tls_model("initial-exec")));
 
 /* Makes faulted windows whole again; call when window_fault is set, which it clears. */
 void windows_repair(void);
