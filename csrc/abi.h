@@ -31,7 +31,7 @@
 #endif
 
 enum {
-    SLUICE_ABI_VERSION = 5,
+    SLUICE_ABI_VERSION = 6,
 
     SLUICE_SEGMENT_SHIFT = 32,  /* log2 of a session's segment, bytes */
     SLUICE_ARENA_SHIFT = 47,    /* log2 of the arena, bytes: user addresses */
@@ -669,7 +669,7 @@ enum sluice_command_state {
 struct sluice_command {
     uint32_t state;  /* futex word */
     uint32_t op;
-    uint32_t pd;     /* REG_MR, REREG_MR, ALLOC_MW */
+    uint32_t pd;     /* its own, on whose device the key is; REREG_MR with a new one: that */
     uint32_t access; /* REG_MR, REREG_MR: enum ibv_access_flags */
     uint64_t addr;   /* REG_MR, REREG_MR: the application's address; in a FILE the offset */
     uint64_t length; /* REG_MR, REREG_MR: bytes */

@@ -90,7 +90,7 @@ int ah_create(struct session *session, const struct sluice_create_ah_request *re
 
 int ah_by_nic(struct ah *ah, bool own_node)
 {
-    struct nic *nic = ah->pd->session->engine->nic;
+    struct nic *nic = nic_of_pd(ah->pd);
     struct ibv_ah_attr attr;
 
     if (!nic || !ah->pd->nic || ah->attr.sgid_index >= nic->gids)
@@ -108,7 +108,7 @@ int ah_by_nic(struct ah *ah, bool own_node)
 void ah_lose_nic(struct ah *ah)
 {
     if (ah->nic)
-        ah->pd->session->engine->nic->call.ibv_destroy_ah(ah->nic);
+        nic_of_pd(ah->pd)->call.ibv_destroy_ah(ah->nic);
     ah->nic = NULL;
 }
 

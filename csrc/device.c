@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "account.h"
+#include "nic.h"
 #include "tenant.h"
 
 /* Engine time by which a device that rested comes behind the others. */
@@ -20,7 +21,6 @@ int device_add(struct sluice_engine *engine)
         return -ENOMEM;
     device->engine = engine;
     device->number = engine->device_count;
-    device->has_nic = device->number == 0;
     int error = account_init(&device->account, device, NULL);
 
     if (error) {
@@ -32,8 +32,15 @@ int device_add(struct sluice_engine *engine)
     return (int)device->number;
 }
 
+struct device *device_find(struct sluice_engine *engine, uint32_t number)
+{
+    return number < engine->device_count ? engine->devices[number] : NULL;
+}
+
 void device_free(struct device *device)
 {
+    nic_close(device);
+    nic_keys_free(device);
     account_free(&device->account);
     free(device);
 }

@@ -17,12 +17,15 @@ struct device {
     uint32_t number;
     uint64_t capacity; /* bits per second, each direction */
     uint64_t used_ns;  /* of the engine, by who wasn't due */
-    bool has_nic;      /* the engine's NIC is behind it, when there is one */
+    struct nic *nic;   /* behind it; or NULL */
+    uint32_t *nic_keys; /* NIC_NUMBERS, by a key's index: entries of mrs whose key is the NIC's; or NULL */
 };
 
 /* Returns its number or a negative errno. -EAGAIN: there are as many as may be. */
 int device_add(struct sluice_engine *engine);
 void device_free(struct device *device);
+/* By its number, or NULL. */
+struct device *device_find(struct sluice_engine *engine, uint32_t number);
 void device_set(struct device *device, uint64_t capacity, bool wire);
 /* What tenants keep of the ceilings above them. */
 void tenants_refresh(struct sluice_engine *engine);

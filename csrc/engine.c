@@ -108,6 +108,7 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
     engine->now = clock_now();
     list_init(&engine->watched);
     list_init(&engine->notify);
+    list_init(&engine->nics);
     engine->tenants = sparse(SLUICE_MAX_TENANTS * sizeof(*engine->tenants));
     engine->tenant_groups = sparse(SLUICE_MAX_GROUPS * sizeof(*engine->tenant_groups));
     engine->sessions = sparse(SLUICE_MAX_SESSIONS * sizeof(*engine->sessions));
@@ -186,7 +187,6 @@ void sluice_engine_close(struct sluice_engine *engine)
             tenant_group_free(engine->tenant_groups[i]);
     while (engine->device_count)
         device_free(engine->devices[--engine->device_count]);
-    nic_close(engine);
     port_close(engine);
     trunks_free(engine);
     net_close(engine);
@@ -200,7 +200,7 @@ void sluice_engine_close(struct sluice_engine *engine)
     unmap(engine->qp_free, SLUICE_MAX_QPS * sizeof(*engine->qp_free));
     unmap(engine->srqs, (SLUICE_MAX_SRQN + 1) * sizeof(*engine->srqs));
     unmap(engine->groups, GROUP_BUCKETS * sizeof(*engine->groups));
-    unmap(engine->nic_keys, NIC_NUMBERS * sizeof(*engine->nic_keys));
+    unmap(engine->nic_qps, NIC_NUMBERS * sizeof(*engine->nic_qps));
     unmap(engine->trunks, SLUICE_MAX_NODES * sizeof(*engine->trunks));
     unmap(engine->mrs, MR_MAX * sizeof(*engine->mrs));
     unmap(engine->events.ring, ENGINE_EVENTS * sizeof(*engine->events.ring));

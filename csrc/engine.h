@@ -207,7 +207,7 @@ int sluice_engine_event_fd(struct sluice_engine *engine);
 /* 1: *event is the oldest waiting event; 0: none waits. */
 int sluice_engine_next_event(struct sluice_engine *engine, struct sluice_engine_event *event);
 
-/* The node's RDMA NIC, one port of it. */
+/* A device's RDMA NIC, one port of it. */
 struct sluice_nic {
     char fw_ver[SLUICE_NAME];
     uint64_t node_guid; /* big-endian bytes, as ibv_get_device_guid */
@@ -222,29 +222,28 @@ struct sluice_nic {
 };
 
 /*
- * Opens a device. What was made before has no part in it. port: from 1. -ELIBACC: libibverbs can't be loaded, -ELIBBAD: it is
- * older than 1.11, -ENODEV: no such device or port, -EBUSY: there is one.
+ * Opens the NIC behind a device (sluice_device_add). What was made before has no part in it, nor what is made on other devices.
+ * port: from 1. -ELIBACC: libibverbs can't be loaded, -ELIBBAD: it is older than 1.11, -ENODEV: no such device, NIC or port,
+ * -EBUSY: there is one.
  */
-int sluice_nic_open(struct sluice_engine *engine, const char *name, uint32_t port);
-/* Which device the NIC is behind: what is made on the others has no part in it. 0 where nothing is said. -ENODEV. */
-int sluice_nic_assign(struct sluice_engine *engine, uint32_t device);
+int sluice_nic_open(struct sluice_engine *engine, uint32_t device, const char *name, uint32_t port);
 /*
- * The device is gone, or is to go: QPs that have a part of it go to the error state, what was posted completes. Another may
+ * The NIC is gone, or is to go: QPs that have a part of it go to the error state, what was posted completes. Another may
  * be opened after that, for what is made then. Not while somebody is in sluice_nic_reach.
  */
-void sluice_nic_close(struct sluice_engine *engine);
+void sluice_nic_close(struct sluice_engine *engine, uint32_t device);
 /* What it is now; QPs use the GIDs that were told last. -ENODEV: none is open. */
-int sluice_nic_query(struct sluice_engine *engine, struct sluice_nic *out);
+int sluice_nic_query(struct sluice_engine *engine, uint32_t device, struct sluice_nic *out);
 /* Readable while there are async events. */
-int sluice_nic_async_fd(struct sluice_engine *engine);
-/* 1: *event_type (enum ibv_event_type) is the oldest; those of QPs are passed on already. 0: there is none. */
-int sluice_nic_next_event(struct sluice_engine *engine, uint32_t *event_type);
+int sluice_nic_async_fd(struct sluice_engine *engine, uint32_t device);
+/* 1: *event_type (enum ibv_event_type) is the oldest of its port; those of QPs are passed on already. 0: there is none. */
+int sluice_nic_next_event(struct sluice_engine *engine, uint32_t device, uint32_t *event_type);
 
 /*
  * Has the kernel find the way to a GID by the NIC, which may take it a second or more: not under the worker's eyes, and so
  * before an address handle or a connection is made. gid_index: of those that were told last. -errno: there is none.
  */
-int sluice_nic_reach(struct sluice_engine *engine, uint32_t gid_index, const uint8_t *dgid);
+int sluice_nic_reach(struct sluice_engine *engine, uint32_t device, uint32_t gid_index, const uint8_t *dgid);
 
 /*
  * A tenant on a device. of: the number of the same tenant on its first device, which stands for the
@@ -373,7 +372,7 @@ int sluice_trunk_accept(struct sluice_engine *engine, uint32_t trunk, int fd);
 /* The number of the tenant as a whole whose QP has this number. -ENOENT: nobody's. */
 int sluice_qp_tenant(struct sluice_engine *engine, uint32_t qp_num);
 /*
- * 1: the QP and this node's QP with that number are joined by the NIC, where they name each other by its GID, since one
+ * 1: the QP and this node's QP with that number are joined by the NIC that both are on, where they name each other by its GID, since one
  * of them has an SRQ (csrc/nic_srq.h). 0: by the engine, as all others.
  */
 int sluice_qp_shares_receives(struct sluice_engine *engine, uint32_t session, uint32_t handle, uint32_t peer_num);

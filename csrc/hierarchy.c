@@ -17,15 +17,10 @@
 
 /* ---- tenants ----------------------------------------------------------- */
 
-static struct device *find_device(struct sluice_engine *engine, uint32_t number)
-{
-    return number < engine->device_count ? engine->devices[number] : NULL;
-}
-
 int sluice_tenant_add(struct sluice_engine *engine, uint32_t number, int32_t of, const struct sluice_shape *shape)
 {
     worker_enter(engine);
-    struct device *device = find_device(engine, number);
+    struct device *device = device_find(engine, number);
     struct tenant *first = of < 0 ? NULL : tenant_find(engine, (uint32_t)of);
     int result = -EINVAL;
 
@@ -102,7 +97,7 @@ int64_t sluice_tenant_verb(struct sluice_engine *engine, uint32_t number)
 int sluice_group_add(struct sluice_engine *engine, uint32_t number, const struct sluice_share *share)
 {
     worker_enter(engine);
-    struct device *device = find_device(engine, number);
+    struct device *device = device_find(engine, number);
     int result = device ? tenant_group_add(device, share) : -ENODEV;
 
     worker_leave(engine);
@@ -146,23 +141,12 @@ int sluice_device_add(struct sluice_engine *engine)
     return result;
 }
 
-int sluice_nic_assign(struct sluice_engine *engine, uint32_t number)
-{
-    worker_enter(engine);
-    struct device *device = find_device(engine, number);
-
-    for (uint32_t i = 0; device && i < engine->device_count; i++)
-        engine->devices[i]->has_nic = engine->devices[i] == device;
-    worker_leave(engine);
-    return device ? 0 : -ENODEV;
-}
-
 int sluice_device_shape(struct sluice_engine *engine, uint32_t number, uint64_t capacity_bps, uint32_t wire)
 {
     if (capacity_bps == 0)
         return -EINVAL;
     worker_enter(engine);
-    struct device *device = find_device(engine, number);
+    struct device *device = device_find(engine, number);
 
     if (device)
         device_set(device, capacity_bps, wire != 0);

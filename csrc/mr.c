@@ -125,17 +125,21 @@ static int reg_mr(struct session *session, struct sluice_command *command)
     return register_on_nic(mr, pd, command->access, NULL, command);
 }
 
-/* The session's own region or window behind a key, or NULL. */
-static struct mr *find(struct session *session, uint32_t key, bool window)
+/*
+ * The session's own region that a command names, which is of the PD that it names, or to be of it: keys are those of the
+ * PD's device. NULL: there is none.
+ */
+static struct mr *find_region(struct session *session, const struct sluice_command *command, bool moves)
 {
-    struct mr *mr = mr_at(session->engine, key);
+    struct pd *pd = pd_find(session, command->pd);
+    struct mr *mr = pd ? mr_at(pd, command->key) : NULL;
 
-    return mr && mr->pd->session == session && (mr->kind != MR_REGION) == window ? mr : NULL;
+    return mr && mr->pd->session == session && mr->kind == MR_REGION && (moves || mr->pd == pd) ? mr : NULL;
 }
 
-static int dereg_mr(struct session *session, uint32_t key)
+static int dereg_mr(struct session *session, const struct sluice_command *command)
 {
-    struct mr *mr = find(session, key, false);
+    struct mr *mr = find_region(session, command, false);
 
     if (!mr)
         return EINVAL;
@@ -168,11 +172,11 @@ void mr_move(struct mr *mr, struct pd *pd)
 /* All or nothing: what is refused leaves the region as it was. A region with a twin on the NIC gets another key. */
 static int rereg_mr(struct session *session, struct sluice_command *command)
 {
-    struct mr *mr = find(session, command->key, false);
     uint32_t flags = command->flags;
-    struct pd *pd = mr && (flags & IBV_REREG_MR_CHANGE_PD) ? pd_find(session, command->pd) : mr ? mr->pd : NULL;
+    struct mr *mr = find_region(session, command, flags & IBV_REREG_MR_CHANGE_PD);
+    struct pd *pd = pd_find(session, command->pd);
 
-    if (!pd || flags == 0 || (flags & ~(uint32_t)IBV_REREG_MR_FLAGS_SUPPORTED) ||
+    if (!mr || flags == 0 || (flags & ~(uint32_t)IBV_REREG_MR_FLAGS_SUPPORTED) ||
         pd->context->tenant != mr->pd->context->tenant)
         return EINVAL;
     uint32_t old_access = (mr->access & ~(uint32_t)(MR_LOCAL | MR_BY_PROCESS)) | (mr->zero_based ? IBV_ACCESS_ZERO_BASED : 0);
@@ -221,12 +225,17 @@ static int alloc_mw(struct session *session, struct sluice_command *command)
     return 0;
 }
 
-static int dealloc_mw(struct session *session, uint32_t key)
+static int dealloc_mw(struct session *session, const struct sluice_command *command)
 {
-    struct mr *mr = mr_entry_but_tag(session->engine, key);
+    struct pd *pd = pd_find(session, command->pd);
+    uint32_t key = command->key;
+
+    if (!pd)
+        return EINVAL;
+    struct mr *mr = mr_entry_but_tag(pd, key);
 
     /* The tag may have been changed by a bind that is under way. */
-    if (mr->key == 0 || mr->kind == MR_REGION || ((mr->key ^ key) & ~(uint32_t)MR_TAG) || mr->pd->session != session)
+    if (mr->key == 0 || mr->kind == MR_REGION || ((mr->key ^ key) & ~(uint32_t)MR_TAG) || mr->pd != pd)
         return EINVAL;
     mr_free(session->engine, mr);
     return 0;
@@ -264,7 +273,7 @@ bool mr_command(struct session *session, struct sluice_command *command)
         command->status = reg_mr(session, command);
         break;
     case SLUICE_COMMAND_DEREG_MR:
-        command->status = dereg_mr(session, command->key);
+        command->status = dereg_mr(session, command);
         break;
     case SLUICE_COMMAND_REREG_MR:
         command->status = rereg_mr(session, command);
@@ -273,7 +282,7 @@ bool mr_command(struct session *session, struct sluice_command *command)
         command->status = alloc_mw(session, command);
         break;
     case SLUICE_COMMAND_DEALLOC_MW:
-        command->status = dealloc_mw(session, command->key);
+        command->status = dealloc_mw(session, command);
         break;
     default:
         command->status = EINVAL;

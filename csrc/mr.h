@@ -67,11 +67,11 @@ void mr_move(struct mr *mr, struct pd *pd);
 /* Also with windows bound to it: only at the end of a session. */
 void mr_free(struct sluice_engine *engine, struct mr *mr);
 
-/* The entry that has this key, if any has. */
-static inline struct mr *mr_entry(const struct sluice_engine *engine, uint32_t key)
+/* The entry that has this key, if any has. nic_keys: of the device that it is meant on (device.h), or NULL. */
+static inline struct mr *mr_entry(const struct sluice_engine *engine, const uint32_t *nic_keys, uint32_t key)
 {
-    if (__builtin_expect(engine->nic_keys != NULL, 0)) {
-        struct mr *mr = &engine->mrs[engine->nic_keys[key >> 8]];
+    if (__builtin_expect(nic_keys != NULL, 0)) {
+        struct mr *mr = &engine->mrs[nic_keys[key >> 8]];
 
         if (mr->key == key)
             return mr;
@@ -80,10 +80,12 @@ static inline struct mr *mr_entry(const struct sluice_engine *engine, uint32_t k
 }
 
 /* The entry that has this key, whatever its tag is, if any has. */
-static inline struct mr *mr_entry_but_tag(const struct sluice_engine *engine, uint32_t key)
+static inline struct mr *mr_entry_but_tag(const struct pd *pd, uint32_t key)
 {
-    if (engine->nic_keys) {
-        struct mr *mr = &engine->mrs[engine->nic_keys[key >> 8]];
+    const struct sluice_engine *engine = pd->session->engine;
+
+    if (pd->nic_keys) {
+        struct mr *mr = &engine->mrs[pd->nic_keys[key >> 8]];
 
         if (((mr->key ^ key) & ~(uint32_t)MR_TAG) == 0)
             return mr;
@@ -91,10 +93,10 @@ static inline struct mr *mr_entry_but_tag(const struct sluice_engine *engine, ui
     return &engine->mrs[key >> MR_VARIANT_BITS];
 }
 
-/* The region or window that has this key, or NULL. */
-static inline struct mr *mr_at(const struct sluice_engine *engine, uint32_t key)
+/* The region or window that has this key on the PD's device, or NULL. */
+static inline struct mr *mr_at(const struct pd *pd, uint32_t key)
 {
-    struct mr *mr = mr_entry(engine, key);
+    struct mr *mr = mr_entry(pd->session->engine, pd->nic_keys, key);
 
     return key && mr->key == key ? mr : NULL;
 }
@@ -106,7 +108,7 @@ static inline struct mr *mr_at(const struct sluice_engine *engine, uint32_t key)
 static inline const struct mr *mr_find(const struct sluice_engine *engine, uint32_t key, const struct pd *pd,
                                        uint64_t address, uint64_t length, uint32_t access)
 {
-    const struct mr *mr = mr_entry(engine, key);
+    const struct mr *mr = mr_entry(engine, pd->nic_keys, key);
 
     if (mr->key != key || key == 0 || mr->pd != pd || (mr->access & access) != access ||
         address < mr->iova || length > mr->length || address - mr->iova > mr->length - length)

@@ -48,7 +48,7 @@ static bool bind_window(struct qp *qp, struct mr *window, uint32_t new_key, uint
     if (type_2 ? window->region != NULL || bind->length == 0 : zero_based)
         return false;
     if (bind->length) {
-        struct mr *region = mr_at(qp->session->engine, lkey);
+        struct mr *region = mr_at(qp->pd, lkey);
 
         if (!region || region->kind != MR_REGION || region->pd != qp->pd || !may_bind(region, bind, addr))
             return false;
@@ -74,7 +74,7 @@ static bool bind_window(struct qp *qp, struct mr *window, uint32_t new_key, uint
 
 bool mw_invalidate(struct qp *qp, uint32_t key)
 {
-    struct mr *window = mr_at(qp->session->engine, key);
+    struct mr *window = qp->pd ? mr_at(qp->pd, key) : NULL;
 
     if (!window || window->kind != MR_WINDOW_TYPE_2 || window->pd != qp->pd || (window->qp && window->qp != qp))
         return false;
@@ -85,7 +85,7 @@ bool mw_invalidate(struct qp *qp, uint32_t key)
 struct mr *mw_named(struct qp *qp)
 {
     uint32_t key = qp->message.wqe->rkey;
-    struct mr *window = mr_entry_but_tag(qp->session->engine, key);
+    struct mr *window = mr_entry_but_tag(qp->pd, key);
 
     /* All but the tag is the window's own. */
     if (window->key == 0 || window->kind == MR_REGION || ((window->key ^ key) & ~(uint32_t)MR_TAG))

@@ -86,8 +86,7 @@ static int set_up(struct nic *nic, const char *name, uint32_t port)
     nic->pd = nic->call.ibv_alloc_pd(nic->context);
     if (!nic->pd)
         return errno ? -errno : -ENOMEM;
-    nic->qps = sparse(NIC_NUMBERS * sizeof(*nic->qps));
-    return nic->qps ? 0 : -ENOMEM;
+    return 0;
 }
 
 static void tear_down(struct nic *nic)
@@ -104,19 +103,41 @@ static void tear_down(struct nic *nic)
         nic->call.ibv_dealloc_pd(nic->pd);
     if (nic->context)
         nic->call.ibv_close_device(nic->context);
-    if (nic->qps)
-        munmap(nic->qps, NIC_NUMBERS * sizeof(*nic->qps));
     if (nic->library)
         dlclose(nic->library);
     free(nic);
 }
 
-int sluice_nic_open(struct sluice_engine *engine, const char *name, uint32_t port)
+/* Kept when the NIC goes: what had its keys is still looked for there, and not found. */
+static bool take_tables(struct device *device)
 {
+    struct sluice_engine *engine = device->engine;
+
+    if (!engine->nic_qps)
+        engine->nic_qps = sparse(NIC_NUMBERS * sizeof(*engine->nic_qps));
+    if (!device->nic_keys)
+        device->nic_keys = sparse(NIC_NUMBERS * sizeof(*device->nic_keys));
+    return engine->nic_qps && device->nic_keys;
+}
+
+void nic_keys_free(struct device *device)
+{
+    if (device->nic_keys)
+        munmap(device->nic_keys, NIC_NUMBERS * sizeof(*device->nic_keys));
+}
+
+int sluice_nic_open(struct sluice_engine *engine, uint32_t number, const char *name, uint32_t port)
+{
+    struct device *device = device_find(engine, number);
+
+    if (!device)
+        return -ENODEV;
     struct nic *nic = calloc(1, sizeof(*nic));
 
     if (!nic)
         return -ENOMEM;
+    nic->device = device;
+    list_init(&nic->link);
     list_init(&nic->cqs);
     list_init(&nic->blocked);
     list_init(&nic->ending);
@@ -128,17 +149,15 @@ int sluice_nic_open(struct sluice_engine *engine, const char *name, uint32_t por
         return error;
     }
     worker_enter(engine);
-    /* Kept when the device goes: what had its keys is still looked for there, and not found. */
-    if (!engine->nic_keys)
-        engine->nic_keys = sparse(NIC_NUMBERS * sizeof(*engine->nic_keys));
-    if (engine->nic)
+    if (device->nic)
         error = -EBUSY;
-    else if (!engine->nic_keys)
+    else if (!take_tables(device))
         error = -ENOMEM;
     else
         error = net_watch(engine, nic->channel->fd);
     if (!error) {
-        engine->nic = nic;
+        device->nic = nic;
+        list_append(&engine->nics, &nic->link);
         store_relaxed(&engine->page->pins, 1);
     }
     worker_leave(engine);
@@ -147,14 +166,24 @@ int sluice_nic_open(struct sluice_engine *engine, const char *name, uint32_t por
     return error;
 }
 
-void nic_close(struct sluice_engine *engine)
+void nic_close(struct device *device)
 {
-    if (!engine->nic)
+    struct nic *nic = device->nic;
+
+    if (!nic)
         return;
-    registrar_close(engine);
-    tear_down(engine->nic);
-    engine->nic = NULL;
-    store_relaxed(&engine->page->pins, 0);
+    registrar_close(nic);
+    list_remove(&nic->link);
+    tear_down(nic);
+    device->nic = NULL;
+    store_relaxed(&device->engine->page->pins, !list_empty(&device->engine->nics));
+}
+
+static struct nic *find(struct sluice_engine *engine, uint32_t number)
+{
+    struct device *device = device_find(engine, number);
+
+    return device ? device->nic : NULL;
 }
 
 /* RoCE v2 over IPv4: the GIDs that are addresses, by which others are found. */
@@ -165,9 +194,9 @@ static bool serves(const struct ibv_gid_entry *entry)
     return entry->gid_type == IBV_GID_TYPE_ROCE_V2 && memcmp(entry->gid.raw, prefix, sizeof(prefix)) == 0;
 }
 
-int sluice_nic_query(struct sluice_engine *engine, struct sluice_nic *out)
+int sluice_nic_query(struct sluice_engine *engine, uint32_t device, struct sluice_nic *out)
 {
-    struct nic *nic = engine->nic;
+    struct nic *nic = find(engine, device);
     struct ibv_port_attr port = {0};
 
     if (!nic)
@@ -217,9 +246,9 @@ int sluice_nic_query(struct sluice_engine *engine, struct sluice_nic *out)
     return 0;
 }
 
-int sluice_nic_reach(struct sluice_engine *engine, uint32_t gid_index, const uint8_t *dgid)
+int sluice_nic_reach(struct sluice_engine *engine, uint32_t device, uint32_t gid_index, const uint8_t *dgid)
 {
-    struct nic *nic = engine->nic;
+    struct nic *nic = find(engine, device);
     struct sluice_ah_attr to = {.is_global = 1, .sgid_index = gid_index, .port_num = 1};
     struct ibv_ah_attr attr;
 
@@ -236,9 +265,11 @@ int sluice_nic_reach(struct sluice_engine *engine, uint32_t gid_index, const uin
     return 0;
 }
 
-int sluice_nic_async_fd(struct sluice_engine *engine)
+int sluice_nic_async_fd(struct sluice_engine *engine, uint32_t device)
 {
-    return engine->nic ? engine->nic->context->async_fd : -ENODEV;
+    struct nic *nic = find(engine, device);
+
+    return nic ? nic->context->async_fd : -ENODEV;
 }
 
 static void tell_qp(struct sluice_engine *engine, uint32_t number, uint32_t type)
@@ -256,14 +287,37 @@ static void tell_qp(struct sluice_engine *engine, uint32_t number, uint32_t type
         qp_async_event(qp, type);
 }
 
-int sluice_nic_next_event(struct sluice_engine *engine, uint32_t *event_type)
+/* The oldest that isn't of another port. False: there is none. */
+static bool take_event(struct nic *nic, struct ibv_async_event *event)
 {
-    struct nic *nic = engine->nic;
+    while (nic->call.ibv_get_async_event(nic->context, event) == 0) {
+        switch (event->event_type) {
+        case IBV_EVENT_PORT_ACTIVE:
+        case IBV_EVENT_PORT_ERR:
+        case IBV_EVENT_LID_CHANGE:
+        case IBV_EVENT_PKEY_CHANGE:
+        case IBV_EVENT_SM_CHANGE:
+        case IBV_EVENT_CLIENT_REREGISTER:
+        case IBV_EVENT_GID_CHANGE:
+            if (event->element.port_num == nic->port)
+                return true;
+            nic->call.ibv_ack_async_event(event);
+            break;
+        default:
+            return true;
+        }
+    }
+    return false;
+}
+
+int sluice_nic_next_event(struct sluice_engine *engine, uint32_t device, uint32_t *event_type)
+{
+    struct nic *nic = find(engine, device);
     struct ibv_async_event event;
     uint32_t number = 0;
     bool of_qp = false;
 
-    if (!nic || nic->call.ibv_get_async_event(nic->context, &event))
+    if (!nic || !take_event(nic, &event))
         return 0;
     switch (event.event_type) {
     case IBV_EVENT_QP_FATAL:
@@ -292,10 +346,11 @@ int sluice_nic_next_event(struct sluice_engine *engine, uint32_t *event_type)
 
 int nic_alloc_pd(struct pd *pd)
 {
-    struct nic *nic = pd->session->engine->nic;
+    struct nic *nic = nic_of_pd(pd);
 
-    if (!nic || !pd->context->tenant->account.device->has_nic)
+    if (!nic)
         return 0;
+    pd->nic_keys = nic->device->nic_keys;
     pd->nic = nic->call.ibv_alloc_pd(nic->context);
     return pd->nic ? 0 : -ENOMEM;
 }
@@ -303,6 +358,6 @@ int nic_alloc_pd(struct pd *pd)
 void nic_dealloc_pd(struct pd *pd)
 {
     if (pd->nic)
-        pd->session->engine->nic->call.ibv_dealloc_pd(pd->nic);
+        nic_of_pd(pd)->call.ibv_dealloc_pd(pd->nic);
     pd->nic = NULL;
 }

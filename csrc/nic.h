@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The node's RDMA NIC: opened by name through libibverbs, which is loaded when a
- * device is asked for, so that a router without one needs no library.
+ * A device's RDMA NIC, one port of it: opened by name through libibverbs, which is loaded when one
+ * is asked for, so that a router without needs no library. NICs share no object, and the loss of one leaves
+ * the others alone; QP numbers are the node's, so no two of them have the same one (transport/nic_twin.c).
  *
  * What tenants make has its twin on the NIC: a PD for each PD, an MR for each MR
  * that lies in a file (the arena is one), a QP for each QP. Keys and QP numbers that
@@ -13,6 +14,8 @@
 
 #include <infiniband/verbs.h>
 
+#include "context.h"
+#include "device.h"
 #include "node.h"
 #include "registration.h"
 
@@ -71,6 +74,8 @@ struct nic_cq {
 };
 
 struct nic {
+    struct device *device; /* that it is behind */
+    struct list link;      /* in engine->nics */
     void *library;
     struct {
 #define NIC_MEMBER(name) __typeof__(name) *name;
@@ -86,7 +91,6 @@ struct nic {
     uint32_t mtu;                      /* bytes: the longest datagram */
     struct ibv_comp_channel *channel;
     struct list cqs;
-    struct qp **qps;  /* NIC_NUMBERS, by number */
     uint64_t tags;    /* of QPs' connections, so far */
     uint32_t flying;  /* bytes posted and not completed */
     struct list blocked; /* struct nic_qp: wait for this to be less */
@@ -100,10 +104,18 @@ struct nic {
     bool woken;       /* the worker slept: the channel may hold events */
 };
 
-/* All that tenants had there is gone (nic_loss.c). */
-void nic_close(struct sluice_engine *engine);
+/* The one behind what the PD is of, or NULL. */
+static inline struct nic *nic_of_pd(const struct pd *pd)
+{
+    return pd->context->tenant->account.device->nic;
+}
 
-/* A PD's twin: 0 or -errno. Harmless where there is no NIC. */
+/* Of a device that may have one. All that tenants had there is gone (nic_loss.c). */
+void nic_close(struct device *device);
+/* No PD of the device is left. */
+void nic_keys_free(struct device *device);
+
+/* A PD's twin: 0 or -errno. Harmless where its device has no NIC. */
 int nic_alloc_pd(struct pd *pd);
 void nic_dealloc_pd(struct pd *pd);
 
@@ -123,14 +135,18 @@ void nic_give_cq(struct nic *nic, struct nic_cq *cq, uint32_t completions);
 /* One that nobody shares; give it back with all its entries. */
 struct nic_cq *nic_make_cq(struct nic *nic, uint32_t completions);
 
-/* Has completions announced by the channel, for the worker that wants to sleep. False: there are some now. */
+/* Of all NICs. Has completions announced by channels, for the worker that wants to sleep. False: there are some now. */
 bool nic_arm(struct sluice_engine *engine);
+/* The worker slept: channels may hold events. */
+void nic_woken(struct sluice_engine *engine);
+/* Whether a registration is done. */
+bool nic_rung(const struct sluice_engine *engine);
 
-/* Handles completions (transport/nic_completion.c). Returns how many. */
+/* Of all NICs: handles completions (transport/nic_completion.c). Returns how many. */
 uint32_t nic_serve(struct sluice_engine *engine);
 /* Handles what a CQ holds now. Returns how many. */
 uint32_t nic_poll_cq(struct nic *nic, struct nic_cq *cq);
-/* Whether its completions are worth waiting for awake, where a core is free. */
+/* Whether completions of any are worth waiting for awake, where a core is free. */
 bool nic_lingers(const struct sluice_engine *engine);
 
 #endif

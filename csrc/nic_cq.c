@@ -69,15 +69,27 @@ void nic_give_cq(struct nic *nic, struct nic_cq *cq, uint32_t completions)
     free(cq);
 }
 
-bool nic_arm(struct sluice_engine *engine)
+static bool arm(struct nic *nic)
 {
-    struct nic *nic = engine->nic;
-
-    if (list_empty(&nic->cqs) || nic->armed)
-        return true;
     for (struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next)
         if (ibv_req_notify_cq(list_entry(link, struct nic_cq, link)->cq, 0))
             return false;
     nic->armed = true;
-    return nic_serve(engine) == 0;
+    return true;
+}
+
+bool nic_arm(struct sluice_engine *engine)
+{
+    bool now = false;
+
+    for (struct list *link = engine->nics.next; link != &engine->nics; link = link->next) {
+        struct nic *nic = list_entry(link, struct nic, link);
+
+        if (list_empty(&nic->cqs) || nic->armed)
+            continue;
+        if (!arm(nic))
+            return false;
+        now = true;
+    }
+    return !now || nic_serve(engine) == 0;
 }

@@ -5,26 +5,24 @@
 #include "mr.h"
 #include "nic.h"
 
-static uint32_t *key_entry(struct sluice_engine *engine, uint32_t key)
+static uint32_t *key_entry(const struct pd *pd, uint32_t key)
 {
-    return &engine->nic_keys[key >> NIC_KEY_TAG];
+    return &pd->nic_keys[key >> NIC_KEY_TAG];
 }
 
 static void take_key(struct mr *mr, uint32_t key)
 {
     mr->key = key;
-    *key_entry(mr->pd->session->engine, key) = (uint32_t)(mr - mr->pd->session->engine->mrs);
+    *key_entry(mr->pd, key) = (uint32_t)(mr - mr->pd->session->engine->mrs);
 }
 
 int nic_adopt_mr(struct mr *mr, struct ibv_mr *twin)
 {
-    struct sluice_engine *engine = mr->pd->session->engine;
-
     if (!twin)
         return 0;
     /* One key for both uses, as all devices known have it; else peers could not be told of it. */
-    if ((twin->rkey && twin->rkey != twin->lkey) || *key_entry(engine, twin->lkey)) {
-        engine->nic->call.ibv_dereg_mr(twin);
+    if ((twin->rkey && twin->rkey != twin->lkey) || *key_entry(mr->pd, twin->lkey)) {
+        nic_of_pd(mr->pd)->call.ibv_dereg_mr(twin);
         return -EOPNOTSUPP;
     }
     nic_dereg_mr(mr);
@@ -35,19 +33,15 @@ int nic_adopt_mr(struct mr *mr, struct ibv_mr *twin)
 
 void nic_dereg_mr(struct mr *mr)
 {
-    struct sluice_engine *engine = mr->pd->session->engine;
-
     if (!mr->nic)
         return;
-    *key_entry(engine, mr->nic->lkey) = 0;
-    engine->nic->call.ibv_dereg_mr(mr->nic);
+    *key_entry(mr->pd, mr->nic->lkey) = 0;
+    nic_of_pd(mr->pd)->call.ibv_dereg_mr(mr->nic);
     mr->nic = NULL;
 }
 
 int nic_alloc_mw(struct mr *window)
 {
-    struct sluice_engine *engine = window->pd->session->engine;
-
     if (!window->pd->nic)
         return 0;
     errno = 0;
@@ -56,7 +50,7 @@ int nic_alloc_mw(struct mr *window)
 
     if (!twin)
         return errno == ENOMEM || errno == EAGAIN ? -errno : 0;
-    if (*key_entry(engine, twin->rkey)) {
+    if (*key_entry(window->pd, twin->rkey)) {
         ibv_dealloc_mw(twin);
         return -ENOMEM;
     }
@@ -69,7 +63,7 @@ void nic_dealloc_mw(struct mr *window)
 {
     if (!window->nic_window)
         return;
-    *key_entry(window->pd->session->engine, window->key) = 0;
+    *key_entry(window->pd, window->key) = 0;
     ibv_dealloc_mw(window->nic_window);
     window->nic_window = NULL;
 }

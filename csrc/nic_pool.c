@@ -50,7 +50,7 @@ static int create(struct nic *nic, struct pd *pd, struct nic_pool *pool)
 
 int nic_pool_join(struct pd *pd)
 {
-    struct nic *nic = pd->session->engine->nic;
+    struct nic *nic = nic_of_pd(pd);
 
     if (!pd->pool) {
         struct nic_pool *pool = calloc(1, sizeof(*pool));
@@ -71,6 +71,6 @@ void nic_pool_leave(struct pd *pd)
 {
     if (!pd->pool || --pd->pool->users)
         return;
-    release(pd->session->engine->nic, pd->pool);
+    release(nic_of_pd(pd), pd->pool);
     pd->pool = NULL;
 }

@@ -59,7 +59,7 @@ static int create(struct nic *nic, struct srq *srq, struct nic_srq *of)
 
 int nic_srq_join(struct srq *srq)
 {
-    struct nic *nic = srq->session->engine->nic;
+    struct nic *nic = nic_of_pd(srq->pd);
 
     if (!srq->nic) {
         struct nic_srq *of = calloc(1, sizeof(*of));
@@ -102,7 +102,7 @@ static void give_back(struct nic_srq *of)
 
 void nic_srq_leave(struct srq *srq)
 {
-    struct nic *nic = srq->session->engine->nic;
+    struct nic *nic = nic_of_pd(srq->pd);
     struct nic_srq *of = srq->nic;
 
     if (!of || --of->users)

@@ -4,7 +4,7 @@
  *
  *   engine ── tenants ── sessions ── contexts, PDs, channels, CQs, QPs, SRQs, AHs, MRs, memory
  *          │         └── XRC domains, which sessions of one tenant share
- *          ├── devices
+ *          ├── devices ── NICs, one of each at most
  *          └── multicast groups
  *
  * A tenant that has several devices is a struct tenant on each of them, metered and shaped there by
@@ -98,7 +98,7 @@ struct tenant {
     uint32_t memberships; /* of its QPs in multicast groups */
     struct neighbours *neighbours; /* neighbours.h; NULL: nothing was asked */
     struct list asking;            /* its QPs that wait for an answer */
-    uint32_t registrations;        /* that threads carry out: registration.h */
+    uint32_t registrations;        /* that threads carry out, on this device: registration.h */
     struct sluice_tenant_counters *counters;
 };
 
@@ -107,7 +107,8 @@ struct pd {
     struct context *context;
     uint32_t handle;
     uint32_t users; /* QPs, SRQs, AHs, MRs and windows */
-    struct ibv_pd *nic; /* its twin; NULL: the node has no NIC, or had another when it was made */
+    struct ibv_pd *nic; /* its twin; NULL: its device has no NIC, or had another when it was made */
+    uint32_t *nic_keys; /* its device's (device.h); NULL: none of its keys is a NIC's */
     struct nic_pool *pool; /* for datagrams that come by the NIC; NULL: no QP hears any */
     struct list link;
 };
@@ -164,8 +165,8 @@ struct sluice_engine {
     struct worker *worker;
     struct net *net;    /* sockets of the tcp transport */
     struct trunk **trunks; /* SLUICE_MAX_NODES */
-    struct nic *nic;    /* or NULL */
-    uint32_t *nic_keys; /* NIC_NUMBERS, by a key's index: entries of mrs whose key is the NIC's; or NULL */
+    struct list nics;   /* struct nic, of some devices */
+    struct qp **nic_qps; /* NIC_NUMBERS, by number: QPs that have it from a NIC; or NULL */
     uint64_t now; /* ns; read once a round of work */
     bool delivered; /* something, to an application, since the worker last looked for an answer */
     uint64_t commanded; /* ns; when the last command of a mailbox was carried out */

@@ -21,6 +21,8 @@
 #include "transport/transport.h"
 #include "xrc.h"
 
+enum { GENERATIONS = 63 };
+
 static uint32_t larger(uint32_t a, uint32_t b)
 {
     return a > b ? a : b;
@@ -81,11 +83,15 @@ static bool take_number(struct qp *qp)
     qp->slot = engine->qp_free[engine->qp_free_head];
     engine->qp_free_head = (engine->qp_free_head + 1) % SLUICE_MAX_QPS;
     engine->qp_free_count--;
-    /* 24 bits: a generation of 1..63 above the slot, so that 0 and 1 stay the special QPs. */
-    uint8_t generation = (uint8_t)(engine->qp_generations[qp->slot] % 63 + 1);
+    /* 24 bits: a generation of 1..63 above the slot, so that 0 and 1 stay the special QPs. One that a NIC gave is left out. */
+    for (uint32_t tries = 0; tries < GENERATIONS; tries++) {
+        uint8_t generation = (uint8_t)(engine->qp_generations[qp->slot] % GENERATIONS + 1);
 
-    engine->qp_generations[qp->slot] = generation;
-    qp->qp_num = (uint32_t)generation << 18 | qp->slot;
+        engine->qp_generations[qp->slot] = generation;
+        qp->qp_num = (uint32_t)generation << 18 | qp->slot;
+        if (!engine->nic_qps || !engine->nic_qps[qp->qp_num])
+            break;
+    }
     engine->qps[qp->slot] = qp;
     return true;
 }
@@ -162,10 +168,12 @@ static void lay_out(struct qp *qp, const struct sluice_qp_cap *asked)
 /* What a NIC has, of the types that there are. */
 static bool has_twin(const struct qp *qp)
 {
-    const struct nic *nic = qp->session->engine->nic;
-
     /* Made while there was none, a PD has no part in it. */
-    if (!nic || nic->lost || !qp->pd || !qp->pd->nic)
+    if (!qp->pd || !qp->pd->nic)
+        return false;
+    const struct nic *nic = nic_of_pd(qp->pd);
+
+    if (nic->lost)
         return false;
     if (qp->type == IBV_QPT_UD)
         return nic->attr.max_srq > 0;
@@ -335,8 +343,8 @@ int qp_close(struct session *session, uint32_t handle)
 
 struct qp *qp_lookup(struct sluice_engine *engine, uint32_t qp_num)
 {
-    if (engine->nic && engine->nic->qps[qp_num & (NIC_NUMBERS - 1)])
-        return engine->nic->qps[qp_num & (NIC_NUMBERS - 1)];
+    if (engine->nic_qps && engine->nic_qps[qp_num & (NIC_NUMBERS - 1)])
+        return engine->nic_qps[qp_num & (NIC_NUMBERS - 1)];
     struct qp *qp = engine->qps[qp_num & (SLUICE_MAX_QPS - 1)];
 
     return qp && qp->qp_num == qp_num ? qp : NULL;

@@ -96,6 +96,7 @@ struct qp {
     uint64_t offset, size; /* in the segment */
 };
 
+/* -EAGAIN: its NIC gives numbers that other NICs gave; later it will give others. */
 int qp_create(struct session *session, const struct sluice_create_qp_request *request,
               struct sluice_create_qp_reply *reply);
 void qp_free(struct qp *qp);

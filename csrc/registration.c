@@ -142,14 +142,9 @@ static void finish(struct registration *one)
     free(one);
 }
 
-bool registrar_rung(const struct sluice_engine *engine)
+void registrar_collect(struct nic *nic)
 {
-    return load_relaxed(&engine->nic->registrar.rung);
-}
-
-void registrar_collect(struct sluice_engine *engine)
-{
-    struct registrar *registrar = &engine->nic->registrar;
+    struct registrar *registrar = &nic->registrar;
     struct list done, waiting;
 
     list_init(&done);
@@ -165,22 +160,22 @@ void registrar_collect(struct sluice_engine *engine)
         session_queue_command(list_entry(list_take(&waiting), struct session, command));
 }
 
-void registrar_wait(struct sluice_engine *engine)
+void registrar_wait(struct nic *nic)
 {
-    struct registrar *registrar = &engine->nic->registrar;
+    struct registrar *registrar = &nic->registrar;
 
     pthread_mutex_lock(&registrar->lock);
     while (registrar->running)
         pthread_cond_wait(&registrar->changed, &registrar->lock);
     pthread_mutex_unlock(&registrar->lock);
-    registrar_collect(engine);
+    registrar_collect(nic);
 }
 
-void registrar_close(struct sluice_engine *engine)
+void registrar_close(struct nic *nic)
 {
-    struct registrar *registrar = &engine->nic->registrar;
+    struct registrar *registrar = &nic->registrar;
 
-    registrar_wait(engine);
+    registrar_wait(nic);
     pthread_cond_destroy(&registrar->changed);
     pthread_mutex_destroy(&registrar->lock);
 }
@@ -210,7 +205,7 @@ enum registered registration_begin(struct mr *mr, struct pd *pd, uint32_t access
                                    const struct sluice_command *command, int *error)
 {
     struct session *session = pd->session;
-    struct tenant *tenant = session->tenant;
+    struct tenant *tenant = pd->context->tenant;
     struct ibv_mr *twin = NULL;
 
     *error = 0;
@@ -220,7 +215,7 @@ enum registered registration_begin(struct mr *mr, struct pd *pd, uint32_t access
         return REGISTERED_NOW;
     }
     struct pin pin = {
-        .nic = session->engine->nic,
+        .nic = nic_of_pd(pd),
         .pd = pd->nic,
         .fd = mr->memory->view.fd,
         .read_only = mr->memory->view.read_only,
@@ -241,7 +236,7 @@ enum registered registration_begin(struct mr *mr, struct pd *pd, uint32_t access
             mr_put_back(mr, before);
         else
             mr_free(session->engine, mr);
-        list_append(&session->engine->nic->registrar.waiting, &session->command);
+        list_append(&pin.nic->registrar.waiting, &session->command);
         return REGISTERED_WAITS;
     }
     struct registration *one = calloc(1, sizeof(*one));

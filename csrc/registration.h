@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Registering memory on the NIC, away from the worker: the kernel pins page by page, which takes it some 100 us for a
- * mebibyte. A range beyond REGISTRATION_AT_ONCE has a thread of its own for the time, of which a tenant has a few;
+ * mebibyte. A range beyond REGISTRATION_AT_ONCE has a thread of its own for the time, of which a tenant has a few on each device;
  * the session's mailbox is answered when it is done.
  */
 #ifndef SLUICE_REGISTRATION_H
@@ -39,7 +39,7 @@ struct registrar {
 struct registration {
     struct list link;
     struct session *session; /* NULL: abandoned */
-    struct tenant *tenant;
+    struct tenant *tenant;   /* on the NIC's device */
     struct mr *mr;
     struct pd *pd;           /* that the region is to be of */
     bool again;              /* ibv_rereg_mr; then before is what the region was */
@@ -55,11 +55,10 @@ enum registered { REGISTERED_NOW, REGISTERED_LATER, REGISTERED_WAITS };
 
 void registrar_open(struct registrar *registrar, struct sluice_engine *engine);
 /* Waits for all threads, and answers. */
-void registrar_wait(struct sluice_engine *engine);
-void registrar_close(struct sluice_engine *engine);
-bool registrar_rung(const struct sluice_engine *engine);
+void registrar_wait(struct nic *nic);
+void registrar_close(struct nic *nic);
 /* Answers the mailboxes of what is done. */
-void registrar_collect(struct sluice_engine *engine);
+void registrar_collect(struct nic *nic);
 
 /* Pins: 0 or -errno. In any thread. */
 int registration_pin(const struct pin *pin, struct ibv_mr **twin);

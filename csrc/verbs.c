@@ -29,6 +29,9 @@
 #include "worker.h"
 #include "xrc.h"
 
+/* How often to go on past QP numbers that other NICs gave (transport/nic_twin.c). */
+enum { NUMBER_TRIES = 64 };
+
 int sluice_session_open(struct sluice_engine *engine, uint32_t number, struct sluice_session_files *files)
 {
     worker_enter(engine);
@@ -242,14 +245,17 @@ int sluice_memory_close(struct sluice_engine *engine, uint32_t number, uint32_t 
 int sluice_qp_create(struct sluice_engine *engine, uint32_t number, const struct sluice_create_qp_request *request,
                      struct sluice_create_qp_reply *reply)
 {
-    struct session *session = enter_session(engine, number);
+    int result = -EAGAIN;
 
-    if (!session)
-        return -EINVAL;
-    int result = session->broken ? -EIO : qp_create(session, request, reply);
+    for (uint32_t tries = 0; result == -EAGAIN && tries < NUMBER_TRIES; tries++) {
+        struct session *session = enter_session(engine, number);
 
-    worker_leave_for(engine, session->tenant);
-    return result;
+        if (!session)
+            return -EINVAL;
+        result = session->broken ? -EIO : qp_create(session, request, reply);
+        worker_leave_for(engine, session->tenant);
+    }
+    return result == -EAGAIN ? -ENOMEM : result;
 }
 
 int sluice_qp_open(struct sluice_engine *engine, uint32_t number, const struct sluice_open_qp_request *request,
@@ -584,7 +590,7 @@ int sluice_qp_shares_receives(struct sluice_engine *engine, uint32_t number, uin
     if (!qp)
         return -EINVAL;
     const struct qp *peer = qp_lookup(engine, peer_num);
-    int result = peer && qp->twin && peer->twin && (qp->srq || peer->srq);
+    int result = peer && qp->twin && peer->twin && nic_of(qp) == nic_of(peer) && (qp->srq || peer->srq);
 
     worker_leave(engine);
     return result;

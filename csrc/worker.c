@@ -168,7 +168,7 @@ static bool rung(const struct sluice_engine *engine)
     for (uint32_t i = 0; i < engine->live_count; i++)
         if (session_rung(engine->live[i]))
             return true;
-    return port_rung(engine) || (engine->nic && registrar_rung(engine));
+    return port_rung(engine) || nic_rung(engine);
 }
 
 bool worker_called(const struct sluice_engine *engine)
@@ -239,7 +239,7 @@ static uint64_t park(struct sluice_engine *engine)
             keep_core(worker);
         bool naps = net_prepare(engine, &engine->page->parked);
 
-        if (engine->nic && !naps && !nic_arm(engine)) {
+        if (!naps && !nic_arm(engine)) {
             store_relaxed(&engine->page->parked, 0);
             return 0;
         }
@@ -249,8 +249,7 @@ static uint64_t park(struct sluice_engine *engine)
         pthread_mutex_lock(&worker->lock);
         engine->now = clock_now();
         slept = engine->now - start;
-        if (engine->nic)
-            engine->nic->woken = true;
+        nic_woken(engine);
     }
     store_relaxed(&engine->page->parked, 0);
     return slept;
@@ -307,13 +306,12 @@ static void *work(void *argument)
         timers_run(&engine->timers, start);
         look_around(engine);
         net_serve(engine);
-        if (engine->nic)
-            nic_serve(engine);
+        nic_serve(engine);
         engine->now = clock_now();
         bool more = serve(engine, engine->now - start);
 
         cq_notify_all(engine);
-        if (more || (engine->nic && nic_lingers(engine)) || !list_empty(&engine->watched) || !list_empty(&engine->net->ready))
+        if (more || nic_lingers(engine) || !list_empty(&engine->watched) || !list_empty(&engine->net->ready))
             ask_for_cores(engine);
         else if (awaits_command(engine))
             sched_yield();

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "context.h"
+#include "device.h"
 #include "qp.h"
 #include "srq.h"
 
@@ -138,9 +139,9 @@ bool xrc_responder(const struct qp *qp, uint32_t srqn, uint32_t rkey, bool takes
     }
     if (takes_receive)
         return false;
-    const struct mr *mr = mr_at(engine, rkey);
+    const struct mr *mr = mr_entry(engine, qp->tenant->account.device->nic_keys, rkey);
 
-    if (mr && xrcd_is_open_in(qp->xrcd, mr->pd->session))
+    if (rkey && mr->key == rkey && xrcd_is_open_in(qp->xrcd, mr->pd->session))
         *pd = mr->pd;
     return true;
 }

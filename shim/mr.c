@@ -104,6 +104,7 @@ static struct ibv_mr *register_located(struct ibv_pd *pd, void *addr, struct slu
         .lkey = command->key,
         .rkey = command->key,
     };
+    mr->pd = command->pd;
     mr->access = command->access;
     mr->memory = command->memory;
     mr->iova = command->iova;
@@ -149,7 +150,8 @@ EXPORT struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t len
 
 EXPORT int ibv_dereg_mr(struct ibv_mr *mr)
 {
-    struct sluice_command command = {.op = SLUICE_COMMAND_DEREG_MR, .key = mr->lkey};
+    struct sluice_command command = {
+        .op = SLUICE_COMMAND_DEREG_MR, .pd = ((struct shim_mr *)mr)->pd, .key = mr->lkey};
     int error = session_command(&command);
 
     if (error)
@@ -165,6 +167,7 @@ EXPORT int ibv_rereg_mr(struct ibv_mr *public, int flags, struct ibv_pd *pd, voi
     unsigned wanted = flags & IBV_REREG_MR_CHANGE_ACCESS ? (unsigned)access : mr->access;
     struct sluice_command command = {
         .op = SLUICE_COMMAND_REREG_MR,
+        .pd = mr->pd,
         .key = public->lkey,
         .flags = (uint32_t)flags,
         .access = wanted & ~(unsigned)HINTS,
@@ -203,6 +206,7 @@ EXPORT int ibv_rereg_mr(struct ibv_mr *public, int flags, struct ibv_pd *pd, voi
     public->lkey = public->rkey = command.key;
     if (flags & IBV_REREG_MR_CHANGE_PD)
         public->pd = pd;
+    mr->pd = command.pd;
     if (located) {
         leave(mr->memory, public->addr, public->length);
         mr->memory = command.memory;

@@ -13,7 +13,7 @@ struct ibv_mw *shim_alloc_mw(struct ibv_pd *pd, enum ibv_mw_type type)
 {
     struct sluice_command command = {
         .op = SLUICE_COMMAND_ALLOC_MW, .pd = ((struct shim_pd *)pd)->handle, .flags = type};
-    struct ibv_mw *mw = calloc(1, sizeof(*mw));
+    struct shim_mw *mw = calloc(1, sizeof(*mw));
 
     if (!mw)
         return NULL;
@@ -24,14 +24,16 @@ struct ibv_mw *shim_alloc_mw(struct ibv_pd *pd, enum ibv_mw_type type)
         errno = error;
         return NULL;
     }
-    *mw = (struct ibv_mw){
+    mw->pd = command.pd;
+    mw->mw = (struct ibv_mw){
         .context = pd->context, .pd = pd, .rkey = command.key, .handle = command.key, .type = type};
-    return mw;
+    return &mw->mw;
 }
 
 int shim_dealloc_mw(struct ibv_mw *mw)
 {
-    struct sluice_command command = {.op = SLUICE_COMMAND_DEALLOC_MW, .key = mw->handle};
+    struct sluice_command command = {
+        .op = SLUICE_COMMAND_DEALLOC_MW, .pd = ((struct shim_mw *)mw)->pd, .key = mw->handle};
     int error = session_command(&command);
 
     if (!error)

@@ -63,9 +63,15 @@ struct shim_channel {
 
 struct shim_mr {
     struct ibv_mr mr;
+    uint32_t pd; /* handle: a parent domain that it was made with may be gone */
     unsigned access;
     uint32_t memory; /* handle; 0: the arena */
     uint64_t iova;
+};
+
+struct shim_mw {
+    struct ibv_mw mw;
+    uint32_t pd; /* handle */
 };
 
 struct shim_cq {

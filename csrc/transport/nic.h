@@ -55,7 +55,7 @@ struct nic_qp {
 
 static inline struct nic *nic_of(const struct qp *qp)
 {
-    return qp->session->engine->nic;
+    return qp->tenant->account.device->nic;
 }
 
 /* The twin of a QP that is being made: gives it its number. -errno of the device's. */

@@ -2,6 +2,7 @@
 /* Completions of the NIC become those of tenants. */
 #include <errno.h>
 
+#include "../atomic.h"
 #include "../cq.h"
 #include "../mw.h"
 #include "../nic_pool.h"
@@ -106,9 +107,17 @@ static void follow(struct qp *qp, const struct ibv_wc *wc)
         list_append(&nic_of(qp)->ending, &qp->twin->ending);
 }
 
+/* Whose it is; NULL: nobody's any more. */
+static struct qp *qp_of(const struct nic *nic, const struct ibv_wc *wc)
+{
+    struct qp *qp = nic->device->engine->nic_qps[wc->qp_num & (NIC_NUMBERS - 1)];
+
+    return qp && nic_of(qp) == nic ? qp : NULL;
+}
+
 static void handle(struct nic *nic, const struct ibv_wc *wc)
 {
-    struct qp *qp = nic->qps[wc->qp_num & (NIC_NUMBERS - 1)];
+    struct qp *qp = qp_of(nic, wc);
     struct nic_qp *twin = qp ? qp->twin : NULL;
 
     if (!twin || !twin->connected || wc->wr_id >> NIC_TAG_SHIFT != twin->tag || qp->session->broken)
@@ -123,7 +132,7 @@ static void handle(struct nic *nic, const struct ibv_wc *wc)
 /* A receive of an SRQ: the SRQ knows whose it was. */
 static void handle_shared(struct nic *nic, struct nic_srq *of, const struct ibv_wc *wc)
 {
-    struct qp *qp = nic->qps[wc->qp_num & (NIC_NUMBERS - 1)];
+    struct qp *qp = qp_of(nic, wc);
     struct srq *srq = of->owner;
     uint64_t wr_id;
 
@@ -146,7 +155,7 @@ static void handle_shared(struct nic *nic, struct nic_srq *of, const struct ibv_
 
 static void handle_datagram(struct nic *nic, struct nic_pool *pool, const struct ibv_wc *wc)
 {
-    struct qp *qp = nic->qps[wc->qp_num & (NIC_NUMBERS - 1)];
+    struct qp *qp = qp_of(nic, wc);
 
     if (wc->wr_id >= POOL_DATAGRAMS)
         return;
@@ -191,28 +200,54 @@ static void take_events(struct nic *nic)
     }
 }
 
-uint32_t nic_serve(struct sluice_engine *engine)
+static uint32_t serve(struct nic *nic)
 {
-    struct nic *nic = engine->nic;
     uint32_t found = 0;
 
-    if (registrar_rung(engine))
-        registrar_collect(engine);
+    if (load_relaxed(&nic->registrar.rung))
+        registrar_collect(nic);
     for (struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next)
         found += nic_poll_cq(nic, list_entry(link, struct nic_cq, link));
     if (nic->armed && (found || nic->woken))
         take_events(nic);
     nic->woken = false;
     if (found) {
-        nic->heard = engine->now;
+        nic->heard = nic->device->engine->now;
         nic_wake_blocked(nic);
     }
     return found;
 }
 
+uint32_t nic_serve(struct sluice_engine *engine)
+{
+    uint32_t found = 0;
+
+    for (struct list *link = engine->nics.next; link != &engine->nics; link = link->next)
+        found += serve(list_entry(link, struct nic, link));
+    return found;
+}
+
+void nic_woken(struct sluice_engine *engine)
+{
+    for (struct list *link = engine->nics.next; link != &engine->nics; link = link->next)
+        list_entry(link, struct nic, link)->woken = true;
+}
+
+bool nic_rung(const struct sluice_engine *engine)
+{
+    for (const struct list *link = engine->nics.next; link != &engine->nics; link = link->next)
+        if (load_relaxed(&list_entry(link, struct nic, link)->registrar.rung))
+            return true;
+    return false;
+}
+
 bool nic_lingers(const struct sluice_engine *engine)
 {
-    const struct nic *nic = engine->nic;
+    for (const struct list *link = engine->nics.next; engine->linger && link != &engine->nics; link = link->next) {
+        const struct nic *nic = list_entry(link, struct nic, link);
 
-    return engine->linger && nic->connected && engine->now - nic->heard < engine->linger;
+        if (nic->connected && engine->now - nic->heard < engine->linger)
+            return true;
+    }
+    return false;
 }

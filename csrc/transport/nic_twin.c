@@ -15,20 +15,10 @@
 #define DRAIN_NS (2 * NS_PER_SECOND)
 /* How often to ask whether an empty send queue is drained, which it is at once. */
 enum { DRAIN_LOOKS = 1000 };
+/* How many QP numbers that other NICs gave as well are passed over at a stretch. */
+enum { NUMBERS_AT_ONCE = 64 };
 
 /* ---- made and destroyed ----------------------------------------------------- */
-
-static int number(struct nic *nic, struct qp *qp, struct nic_qp *twin)
-{
-    uint32_t qp_num = twin->qp->qp_num & (NIC_NUMBERS - 1);
-
-    /* One of those without a twin has it: 24 bits for both. */
-    if (nic->qps[qp_num])
-        return -ENOMEM;
-    nic->qps[qp_num] = qp;
-    qp->qp_num = qp_num;
-    return 0;
-}
 
 /* Where its receives are: on the twin itself, on that of its SRQ, or, for datagrams, with the engine. */
 static int take_receives(struct nic *nic, struct qp *qp, struct nic_qp *twin, struct ibv_qp_init_attr *attr)
@@ -61,6 +51,41 @@ static int take_receives(struct nic *nic, struct qp *qp, struct nic_qp *twin, st
     return 0;
 }
 
+static void take_number(struct qp *qp, struct nic_qp *twin)
+{
+    qp->qp_num = twin->qp->qp_num & (NIC_NUMBERS - 1);
+    qp->session->engine->nic_qps[qp->qp_num] = qp;
+}
+
+/*
+ * NICs number their QPs each for itself, and all from the same numbers on; a node's are told apart by number. One that is taken
+ * is kept from being given again until another is found; NICs give numbers in turn, and go on where they were. -EAGAIN: after
+ * many in vain, for the worker to see to others meanwhile.
+ */
+static int create(struct nic *nic, struct qp *qp, struct nic_qp *twin, struct ibv_qp_init_attr *attr)
+{
+    struct ibv_qp *taken[NUMBERS_AT_ONCE];
+    uint32_t count = 0;
+    int error = 0;
+
+    while (!twin->qp && !error) {
+        errno = 0;
+        struct ibv_qp *one = nic->call.ibv_create_qp(qp->pd->nic, attr);
+
+        if (!one) {
+            error = errno ? -errno : -ENOMEM;
+        } else if (!qp_lookup(qp->session->engine, one->qp_num & (NIC_NUMBERS - 1))) {
+            twin->qp = one;
+        } else {
+            taken[count++] = one;
+            error = count == NUMBERS_AT_ONCE ? -EAGAIN : 0;
+        }
+    }
+    while (count)
+        nic->call.ibv_destroy_qp(taken[--count]);
+    return error;
+}
+
 static int make(struct nic *nic, struct qp *qp, struct nic_qp *twin)
 {
     struct ibv_qp_init_attr attr = {
@@ -89,11 +114,10 @@ static int make(struct nic *nic, struct qp *qp, struct nic_qp *twin)
 
     if (error)
         return error;
-    errno = 0;
-    twin->qp = nic->call.ibv_create_qp(qp->pd->nic, &attr);
-    if (!twin->qp)
-        return errno ? -errno : -ENOMEM;
-    return number(nic, qp, twin);
+    error = create(nic, qp, twin, &attr);
+    if (!error)
+        take_number(qp, twin);
+    return error;
 }
 
 /* Destroying a QP, or resetting it, drops completions that nobody has taken: receives of its SRQ would be lost. */
@@ -139,10 +163,10 @@ int nic_qp_create(struct qp *qp)
     twin->timer.fire = on_timer;
     list_init(&twin->blocked);
     list_init(&twin->ending);
-    error = make(engine->nic, qp, twin);
+    error = make(nic_of(qp), qp, twin);
     if (error) {
         timers_release(&engine->timers);
-        unmake(engine->nic, qp, twin);
+        unmake(nic_of(qp), qp, twin);
         return error;
     }
     qp->twin = twin;
@@ -156,12 +180,12 @@ void nic_qp_destroy(struct qp *qp)
 
     if (!twin)
         return;
-    engine->nic->qps[qp->qp_num] = NULL;
+    engine->nic_qps[qp->qp_num] = NULL;
     timer_cancel(&engine->timers, &twin->timer);
     timers_release(&engine->timers);
     list_remove(&twin->blocked);
     list_remove(&twin->ending);
-    unmake(engine->nic, qp, twin);
+    unmake(nic_of(qp), qp, twin);
     qp->twin = NULL;
 }
 
@@ -304,17 +328,18 @@ bool nic_drained(const struct qp *qp)
 bool nic_drain(struct qp *qp)
 {
     struct sluice_engine *engine = qp->session->engine;
+    struct nic *nic = nic_of(qp);
     struct nic_qp *twin = qp->twin;
     struct ibv_qp_attr attr = {.qp_state = IBV_QPS_ERR};
 
-    if (!twin->connected || engine->nic->lost || engine->nic->call.ibv_modify_qp(twin->qp, &attr, IBV_QP_STATE))
+    if (!twin->connected || nic->lost || nic->call.ibv_modify_qp(twin->qp, &attr, IBV_QP_STATE))
         return false;
-    if (nic_drained(qp) && (twin->recv_cq || !engine->nic->polling))
+    if (nic_drained(qp) && (twin->recv_cq || !nic->polling))
         return false;
     twin->draining = true;
     store_relaxed(&qp->shared->prompt, 0);
     if (nic_drained(qp))
-        list_append(&engine->nic->ending, &twin->ending);
+        list_append(&nic->ending, &twin->ending);
     timer_set(&engine->timers, &twin->timer, engine->now + DRAIN_NS);
     return true;
 }

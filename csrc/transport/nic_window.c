@@ -14,7 +14,7 @@ bool nic_describe_bind(struct qp *qp, struct ibv_send_wr *wr)
     const struct sluice_wqe *wqe = qp->message.wqe;
     const struct sluice_bind *bind = qp->message.bind;
     static struct ibv_mr nothing; /* what a bind of no bytes is to, whose mr libraries read all the same */
-    struct mr *window = mw_named(qp), *region = mr_at(qp->session->engine, wqe->imm_data);
+    struct mr *window = mw_named(qp), *region = mr_at(qp->pd, wqe->imm_data);
 
     if (!window || !window->nic_window || window->pd != qp->pd || (bind->length && (!region || !region->nic)))
         return false;

@@ -13,7 +13,7 @@
 #include "futex.h"
 
 struct sluice_engine *engine;
-uint32_t tenant;
+uint32_t tenant, device;
 
 void wake(void)
 {
@@ -71,7 +71,7 @@ void open_client_of(struct client *client, uint32_t qp_type)
                (off_t)(uintptr_t)client->memory) == client->memory);
     /* As its shim does for a NIC. */
     memset(client->memory, 0, MEMORY);
-    int async_events, context = sluice_context_open(engine, client->session, 0, &async_events);
+    int async_events, context = sluice_context_open(engine, client->session, device, &async_events);
     int pd = sluice_pd_alloc(engine, client->session, (uint32_t)context);
 
     cq_request.context = (uint32_t)context;

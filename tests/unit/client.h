@@ -13,6 +13,8 @@ enum { ENTRIES = 64, MEMORY = 1 << 20 };
 
 extern struct sluice_engine *engine;
 extern uint32_t tenant;
+/* Of the tenant's, the one on which open_client opens its context. */
+extern uint32_t device;
 
 /* One session with one QP, and memory that lies in its arena. */
 struct client {

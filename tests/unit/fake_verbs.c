@@ -14,7 +14,7 @@
 #undef ibv_reg_mr
 #undef ibv_query_port
 
-enum { QPS = 64, RECEIVES = 1024, KINDS = 7, FIRST_QP = 17, MAX_CQE = 1 << 15 };
+enum { DEVICES = 2, QPS = 128, RECEIVES = 1024, KINDS = 7, FIRST_QP = 17, MAX_CQE = 1 << 15 };
 
 struct cq {
     struct ibv_cq cq;
@@ -42,14 +42,24 @@ struct qp {
 
 static const char *const kinds[KINDS] = {"qp", "mr", "srq", "ah", "mw", "cq", "pd"};
 static int refused[KINDS];
-static uint32_t objects, keys;
+static uint32_t objects;
 static uint64_t posted;
 static bool hold;
-static struct qp *qps[QPS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int async_pipe[2];
-static struct ibv_device device = {.name = "fake0"};
-static struct ibv_device *list[] = {&device, NULL};
+/* Each numbers its own, from the same numbers on. */
+static struct device {
+    struct ibv_device device;
+    struct qp *qps[QPS];
+    uint32_t next; /* place: numbers are given in turn */
+    uint32_t keys;
+    int async_pipe[2];
+} devices[DEVICES] = {{.device = {.name = "fake0"}}, {.device = {.name = "fake1"}}};
+static struct ibv_device *list[] = {&devices[0].device, &devices[1].device, NULL};
+
+static struct device *device_of(struct ibv_context *context)
+{
+    return (struct device *)context->device;
+}
 
 static int refusal(const char *what)
 {
@@ -181,9 +191,9 @@ void fake_hold(int on)
 {
     pthread_mutex_lock(&lock);
     hold = on;
-    for (int i = 0; i < QPS && !on; i++)
-        if (qps[i])
-            let_go(qps[i], IBV_WC_SUCCESS);
+    for (int i = 0; i < DEVICES * QPS && !on; i++)
+        if (devices[i / QPS].qps[i % QPS])
+            let_go(devices[i / QPS].qps[i % QPS], IBV_WC_SUCCESS);
     pthread_mutex_unlock(&lock);
 }
 
@@ -209,7 +219,9 @@ static int post_srq_recv(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv
 
 static struct qp *find(uint32_t qp_num)
 {
-    return qps[(qp_num - FIRST_QP) % QPS];
+    uint32_t place = (qp_num - FIRST_QP) % QPS;
+
+    return devices[0].qps[place] ? devices[0].qps[place] : devices[1].qps[place];
 }
 
 static struct receives *receives_of(struct qp *qp)
@@ -250,13 +262,13 @@ uint32_t fake_receives(uint32_t qp_num)
 struct ibv_device **ibv_get_device_list(int *count)
 {
     if (count)
-        *count = 1;
+        *count = DEVICES;
     return list;
 }
 
-void ibv_free_device_list(struct ibv_device **devices)
+void ibv_free_device_list(struct ibv_device **of)
 {
-    (void)devices;
+    (void)of;
 }
 
 const char *ibv_get_device_name(struct ibv_device *of)
@@ -264,12 +276,17 @@ const char *ibv_get_device_name(struct ibv_device *of)
     return of->name;
 }
 
+static uint32_t new_key(struct ibv_context *context)
+{
+    return __atomic_add_fetch(&device_of(context)->keys, 1, __ATOMIC_SEQ_CST) << 8;
+}
+
 static struct ibv_mw *alloc_mw(struct ibv_pd *pd, enum ibv_mw_type type)
 {
     struct ibv_mw *mw = made("mw", sizeof(*mw));
 
     if (mw)
-        *mw = (struct ibv_mw){.context = pd->context, .pd = pd, .type = type, .rkey = ++keys << 8};
+        *mw = (struct ibv_mw){.context = pd->context, .pd = pd, .type = type, .rkey = new_key(pd->context)};
     return mw;
 }
 
@@ -286,23 +303,24 @@ struct ibv_context *ibv_open_device(struct ibv_device *of)
                                                           .post_send = post_send, .post_recv = post_recv,
                                                           .post_srq_recv = post_srq_recv, .alloc_mw = alloc_mw,
                                                           .dealloc_mw = dealloc_mw}};
-    if (pipe2(async_pipe, O_CLOEXEC))
+    device_of(context)->next = device_of(context)->keys = 0;
+    if (pipe2(device_of(context)->async_pipe, O_CLOEXEC))
         abort();
-    context->async_fd = async_pipe[0];
+    context->async_fd = device_of(context)->async_pipe[0];
     return context;
 }
 
 int ibv_close_device(struct ibv_context *context)
 {
-    close(async_pipe[0]);
-    close(async_pipe[1]);
+    close(device_of(context)->async_pipe[0]);
+    close(device_of(context)->async_pipe[1]);
     return gone(context);
 }
 
 int ibv_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 {
     (void)context;
-    *attr = (struct ibv_device_attr){.phys_port_cnt = 1, .max_qp = QPS, .max_qp_wr = 1024, .max_sge = 16,
+    *attr = (struct ibv_device_attr){.phys_port_cnt = 2, .max_qp = QPS, .max_qp_wr = 1024, .max_sge = 16,
                                      .max_cqe = MAX_CQE, .max_mr = 1024, .max_pd = 1024, .max_ah = 1024,
                                      .max_srq = 1024, .max_srq_wr = RECEIVES, .max_srq_sge = 16,
                                      .max_qp_rd_atom = 16, .max_mr_size = 1ull << 40};
@@ -322,29 +340,28 @@ int ibv_query_port(struct ibv_context *context, uint8_t port, struct _compat_ibv
 int _ibv_query_gid_ex(struct ibv_context *context, uint32_t port, uint32_t index, struct ibv_gid_entry *entry,
                       uint32_t flags, size_t size)
 {
-    (void)context;
     (void)port;
     (void)flags;
     memset(entry, 0, size);
     entry->gid_index = index;
     entry->gid_type = IBV_GID_TYPE_ROCE_V2;
-    memcpy(entry->gid.raw, (uint8_t[16]){[10] = 0xff, 0xff, 10, 0, 0, 1}, 16);
+    memcpy(entry->gid.raw, (uint8_t[16]){[10] = 0xff, 0xff, 10, 0, 0, (uint8_t)(device_of(context) - devices + 1)}, 16);
     return 0;
 }
 
-void fake_event(int type)
+void fake_event(uint32_t device, int port, int type)
 {
-    if (write(async_pipe[1], &type, sizeof(type)) < 0)
+    if (write(devices[device].async_pipe[1], (int[]){type, port}, 2 * sizeof(int)) < 0)
         abort();
 }
 
 int ibv_get_async_event(struct ibv_context *context, struct ibv_async_event *event)
 {
-    int type;
+    int said[2];
 
-    if (read(context->async_fd, &type, sizeof(type)) != sizeof(type))
+    if (read(context->async_fd, said, sizeof(said)) != sizeof(said))
         return -1;
-    *event = (struct ibv_async_event){.event_type = (enum ibv_event_type)type};
+    *event = (struct ibv_async_event){.event_type = (enum ibv_event_type)said[0], .element.port_num = said[1]};
     return 0;
 }
 
@@ -378,7 +395,7 @@ struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t length, ui
     if (!mr)
         return NULL;
     *mr = (struct ibv_mr){.context = pd->context, .pd = pd, .addr = addr, .length = length};
-    mr->lkey = mr->rkey = __atomic_add_fetch(&keys, 1, __ATOMIC_SEQ_CST) << 8;
+    mr->lkey = mr->rkey = new_key(pd->context);
     return mr;
 }
 
@@ -461,10 +478,14 @@ struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 
     if (!qp)
         return NULL;
-    for (uint32_t i = 0; i < QPS; i++) {
-        if (qps[i])
+    struct device *of = device_of(pd->context);
+
+    for (uint32_t tried = 0; tried < QPS; tried++) {
+        uint32_t i = of->next++ % QPS;
+
+        if (of->qps[i])
             continue;
-        qps[i] = qp;
+        of->qps[i] = qp;
         qp->qp = (struct ibv_qp){.context = pd->context, .pd = pd, .send_cq = attr->send_cq, .recv_cq = attr->recv_cq,
                                  .srq = attr->srq, .qp_num = FIRST_QP + i, .qp_type = attr->qp_type};
         return &qp->qp;
@@ -476,7 +497,7 @@ struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 
 int ibv_destroy_qp(struct ibv_qp *qp)
 {
-    qps[(qp->qp_num - FIRST_QP) % QPS] = NULL;
+    device_of(qp->context)->qps[(qp->qp_num - FIRST_QP) % QPS] = NULL;
     free(((struct qp *)qp)->held);
     return gone(qp);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A device that carries nothing: a library in libibverbs' place, whose one device "fake0" completes each request as soon
- * as it is posted, or when it is told to. It refuses what it is told to refuse, and counts what there is.
+ * Devices that carry nothing: a library in libibverbs' place, whose devices "fake0" and "fake1" complete each request as soon
+ * as it is posted, or when they are told to. They refuse what they are told to refuse, and count what there is. Both give the same
+ * QP numbers and keys.
  */
 #ifndef SLUICE_TEST_FAKE_VERBS_H
 #define SLUICE_TEST_FAKE_VERBS_H
@@ -20,7 +21,7 @@ int fake_receive(uint32_t qp_num, uint32_t bytes);
 uint32_t fake_receives(uint32_t qp_num);
 /* Requests that were posted so far. */
 uint64_t fake_posted(void);
-/* An async event of the device. */
-void fake_event(int type);
+/* An async event of a device: 0 or 1. */
+void fake_event(uint32_t device, int port, int type);
 
 #endif

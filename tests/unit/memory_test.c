@@ -46,8 +46,8 @@ static void an_old_key_never_fits(void)
         CHECK(key != before && (!before || key >> MR_VARIANT_BITS == before >> MR_VARIANT_BITS));
         before = key;
         seen[key >> 8 & 15]++;
-        command(&a, (struct sluice_command){.op = SLUICE_COMMAND_DEREG_MR, .key = key});
-        struct sluice_command again = {.op = SLUICE_COMMAND_DEREG_MR, .key = key};
+        command(&a, (struct sluice_command){.op = SLUICE_COMMAND_DEREG_MR, .pd = a.pd, .key = key});
+        struct sluice_command again = {.op = SLUICE_COMMAND_DEREG_MR, .pd = a.pd, .key = key};
 
         CHECK(try_command(&a, &again) == EINVAL);
     }
@@ -119,19 +119,20 @@ static void windows_end_with_what_they_hang_on(void)
         post_bind(&a, window ^ 1, region, (uintptr_t)a.memory, MEMORY, IBV_ACCESS_REMOTE_WRITE);
         publish(&a);
         CHECK(wait_cqe(&a).status == IBV_WC_SUCCESS);
-        struct sluice_command dereg = {.op = SLUICE_COMMAND_DEREG_MR, .key = region};
+        struct sluice_command dereg = {.op = SLUICE_COMMAND_DEREG_MR, .pd = a.pd, .key = region};
 
         CHECK(try_command(&a, &dereg) == EBUSY);
         /* The window, its QP, the session; or another session that knows the keys. */
         if (how == 0)
-            command(&a, (struct sluice_command){.op = SLUICE_COMMAND_DEALLOC_MW, .key = window});
+            command(&a, (struct sluice_command){.op = SLUICE_COMMAND_DEALLOC_MW, .pd = a.pd, .key = window});
         if (how == 1)
             CHECK(sluice_qp_destroy(engine, a.session, a.qp) == 0);
         if (how == 3) {
-            struct sluice_command theft = {.op = SLUICE_COMMAND_DEALLOC_MW, .key = window};
+            struct sluice_command theft = {.op = SLUICE_COMMAND_DEALLOC_MW, .pd = b.pd, .key = window};
 
             CHECK(try_command(&b, &theft) == EINVAL);
             theft = dereg;
+            theft.pd = b.pd;
             CHECK(try_command(&b, &theft) == EINVAL);
             post_bind(&b, window ^ 2, region, (uintptr_t)a.memory, 8, IBV_ACCESS_REMOTE_WRITE);
             publish(&b);
@@ -327,12 +328,12 @@ static void only_files_in_memory(void)
     CHECK(try_command(&a, &what) == EINVAL);
     what.access = IBV_ACCESS_REMOTE_READ | IBV_ACCESS_MW_BIND;
     CHECK(try_command(&a, &what) == 0);
-    struct sluice_command more = {.op = SLUICE_COMMAND_REREG_MR, .key = what.key, .flags = IBV_REREG_MR_CHANGE_ACCESS,
+    struct sluice_command more = {.op = SLUICE_COMMAND_REREG_MR, .pd = a.pd, .key = what.key, .flags = IBV_REREG_MR_CHANGE_ACCESS,
                                   .access = ALL};
 
     CHECK(try_command(&a, &more) == EINVAL);
     CHECK(sluice_memory_close(engine, a.session, (uint32_t)handle) == -EBUSY);
-    command(&a, (struct sluice_command){.op = SLUICE_COMMAND_DEREG_MR, .key = what.key});
+    command(&a, (struct sluice_command){.op = SLUICE_COMMAND_DEREG_MR, .pd = a.pd, .key = what.key});
     CHECK(sluice_memory_close(engine, a.session, (uint32_t)handle) == 0);
     CHECK(sluice_memory_close(engine, a.session, (uint32_t)handle) == -EINVAL);
     CHECK(sluice_memory_close(engine, a.session, 0) == -EINVAL);

@@ -26,8 +26,8 @@ static void open_engine(void)
     struct sluice_nic nic;
 
     CHECK(sluice_engine_open(NULL, &engine) == 0);
-    CHECK(sluice_nic_open(engine, "fake0", 1) == 0);
-    CHECK(sluice_nic_query(engine, &nic) == 0 && nic.gid_count == 1);
+    CHECK(sluice_nic_open(engine, 0, "fake0", 1) == 0);
+    CHECK(sluice_nic_query(engine, 0, &nic) == 0 && nic.gid_count == 1);
     tenant = (uint32_t)sluice_tenant_add(engine, 0, -1, &shape);
 }
 
@@ -107,33 +107,11 @@ static void test_windows_have_the_nics_keys(void)
         CHECK(cqe.wr_id == tag && cqe.status == IBV_WC_SUCCESS && cqe.opcode == IBV_WC_BIND_MW);
     }
     /* A region with a window on it stays; the window is found by the tag that it was made with. */
-    struct sluice_command dereg = {.op = SLUICE_COMMAND_DEREG_MR, .key = bindable};
+    struct sluice_command dereg = {.op = SLUICE_COMMAND_DEREG_MR, .pd = client.pd, .key = bindable};
 
     CHECK(try_command(&client, &dereg) == EBUSY);
-    command(&client, (struct sluice_command){.op = SLUICE_COMMAND_DEALLOC_MW, .key = key});
+    command(&client, (struct sluice_command){.op = SLUICE_COMMAND_DEALLOC_MW, .pd = client.pd, .key = key});
     CHECK(try_command(&client, &dereg) == 0);
-    close_client(&client);
-    close_engine();
-}
-
-/* The NIC is behind one device: what is made on another has no part in it. */
-static void test_another_device_has_no_nic(void)
-{
-    struct client client;
-
-    open_engine();
-    CHECK(sluice_nic_assign(engine, 1) == -ENODEV && sluice_device_add(engine) == 1);
-    CHECK(sluice_nic_assign(engine, 1) == 0);
-    uint64_t before = fake_objects();
-
-    open_client(&client);
-    CHECK(fake_objects() == before);
-    move(&client, IBV_QPS_INIT, 0);
-    CHECK(modify(&client, client.qp, IBV_QPS_RTR) == -EOPNOTSUPP);
-    CHECK(sluice_nic_assign(engine, 0) == 0);
-    close_client(&client);
-    open_client(&client);
-    CHECK(fake_objects() > before);
     close_client(&client);
     close_engine();
 }
@@ -153,7 +131,7 @@ static void test_registering_anew_gives_another_key(void)
     fake_refuse("mr", 0);
     again.key = client.key;
     CHECK(try_command(&client, &again) == 0 && again.key != client.key && fake_objects() == before);
-    struct sluice_command old = {.op = SLUICE_COMMAND_DEREG_MR, .key = client.key};
+    struct sluice_command old = {.op = SLUICE_COMMAND_DEREG_MR, .pd = client.pd, .key = client.key};
 
     CHECK(try_command(&client, &old) == EINVAL);
     close_client(&client);
@@ -435,7 +413,7 @@ static void test_a_device_that_is_removed(void)
     while (fake_posted() != before + 10)
         sched_yield();
     write_some(&client, 10);
-    sluice_nic_close(engine);
+    sluice_nic_close(engine, 0);
     CHECK(fake_objects() == 0);
     for (uint64_t i = 0; i < 20; i++) {
         struct sluice_cqe cqe = wait_cqe(&client);
@@ -447,7 +425,7 @@ static void test_a_device_that_is_removed(void)
     move(&client, IBV_QPS_INIT, 0);
     CHECK(modify(&client, client.qp, IBV_QPS_RTR) == -EOPNOTSUPP);
     fake_hold(0);
-    CHECK(sluice_nic_open(engine, "fake0", 1) == 0);
+    CHECK(sluice_nic_open(engine, 0, "fake0", 1) == 0);
     CHECK(modify(&client, client.qp, IBV_QPS_RTR) == -EOPNOTSUPP);
     open_client(&later);
     connect(&later, later.qp);
@@ -455,6 +433,167 @@ static void test_a_device_that_is_removed(void)
     CHECK(wait_cqe(&later).status == IBV_WC_SUCCESS);
     close_client(&client);
     close_client(&later);
+    close_engine();
+}
+
+/* ---- several ------------------------------------------------------------ */
+
+/* A second device with its NIC, and a part of it for the tenant. */
+static void open_second(void)
+{
+    struct sluice_shape shape = {0};
+    struct sluice_nic nic;
+
+    CHECK(sluice_nic_open(engine, 1, "fake1", 1) == -ENODEV && sluice_device_add(engine) == 1);
+    CHECK(sluice_nic_open(engine, 1, "fake1", 3) == -ENODEV);
+    CHECK(sluice_nic_open(engine, 0, "fake1", 1) == -EBUSY && sluice_nic_open(engine, 1, "fake1", 1) == 0);
+    CHECK(sluice_nic_query(engine, 1, &nic) == 0 && nic.gids[0].raw[15] == 2);
+    CHECK(sluice_tenant_add(engine, 1, (int32_t)tenant, &shape) > 0);
+}
+
+static void open_client_on(struct client *client, uint32_t number)
+{
+    device = number;
+    open_client(client);
+    device = 0;
+}
+
+static void test_each_device_has_its_nic(void)
+{
+    struct client one, other;
+
+    open_engine();
+    CHECK(sluice_device_add(engine) == 1);
+    struct sluice_shape shape = {0};
+
+    CHECK(sluice_tenant_add(engine, 1, (int32_t)tenant, &shape) > 0);
+    uint32_t before = fake_objects();
+
+    /* It has none: what is made there has no part in the first one's. */
+    open_client_on(&other, 1);
+    CHECK(fake_objects() == before);
+    move(&other, IBV_QPS_INIT, 0);
+    CHECK(modify(&other, other.qp, IBV_QPS_RTR) == -EOPNOTSUPP);
+    close_client(&other);
+    CHECK(sluice_nic_open(engine, 1, "fake1", 2) == 0);
+    open_client(&one);
+    open_client_on(&other, 1);
+    CHECK(fake_objects() > before);
+    connect(&one, one.qp);
+    connect(&other, other.qp);
+    write_some(&one, 3);
+    write_some(&other, 3);
+    for (uint64_t i = 0; i < 3; i++)
+        CHECK(wait_cqe(&one).status == IBV_WC_SUCCESS && wait_cqe(&other).status == IBV_WC_SUCCESS);
+    close_client(&one);
+    close_client(&other);
+    close_engine();
+}
+
+/* NICs give the same numbers and keys; a node has each number once, a device each key. */
+static void test_numbers_and_keys_of_two_nics(void)
+{
+    struct client one, other;
+    struct sluice_create_qp_reply reply, second;
+    int events;
+
+    open_engine();
+    open_second();
+    open_client(&one);
+    open_client_on(&other, 1);
+    CHECK(one.key == other.key && one.qp_num != other.qp_num);
+    struct sluice_create_qp_request request = {.pd = one.pd, .send_cq = one.cq_handle, .recv_cq = one.cq_handle,
+                                               .qp_type = IBV_QPT_RC, .cap = {.max_send_wr = 1, .max_recv_wr = 1}};
+
+    for (uint32_t i = 0; i < 100; i++)
+        CHECK(sluice_qp_create(engine, one.session, &request, &reply) == 0);
+    request = (struct sluice_create_qp_request){.pd = other.pd, .send_cq = other.cq_handle, .recv_cq = other.cq_handle,
+                                                .qp_type = IBV_QPT_RC, .cap = {.max_send_wr = 1, .max_recv_wr = 1}};
+    uint32_t before = fake_objects();
+
+    /* Past all that the other one has now. */
+    CHECK(sluice_qp_create(engine, other.session, &request, &second) == 0 && second.qp_num > reply.qp_num);
+    CHECK(fake_objects() == before + 1);
+    CHECK(sluice_qp_destroy(engine, other.session, second.handle) == 0);
+    /* One session on both devices: a key is the PD's device's. */
+    int context = sluice_context_open(engine, one.session, 1, &events);
+    uint32_t pd = (uint32_t)sluice_pd_alloc(engine, one.session, (uint32_t)context);
+    struct sluice_command region = {.op = SLUICE_COMMAND_REG_MR, .pd = pd, .length = 4096, .addr = (uintptr_t)one.memory,
+                                    .iova = (uintptr_t)one.memory, .access = IBV_ACCESS_LOCAL_WRITE};
+    uint32_t here = command(&one, region);
+
+    region.pd = one.pd;
+    uint32_t there = command(&one, region);
+
+    CHECK(here == there);
+    struct sluice_command dereg = {.op = SLUICE_COMMAND_DEREG_MR, .pd = pd, .key = here};
+
+    CHECK(try_command(&one, &dereg) == 0 && try_command(&one, &dereg) == EINVAL);
+    dereg.pd = one.pd;
+    CHECK(try_command(&one, &dereg) == 0 && try_command(&one, &dereg) == EINVAL);
+    close(events);
+    close_client(&one);
+    close_client(&other);
+    close_engine();
+}
+
+static void test_one_is_removed_and_the_other_goes_on(void)
+{
+    struct client stays, goes, later;
+
+    open_engine();
+    open_second();
+    open_client(&stays);
+    open_client_on(&goes, 1);
+    connect(&stays, stays.qp);
+    connect(&goes, goes.qp);
+    fake_hold(1);
+    uint64_t before = fake_posted();
+
+    write_some(&stays, 10);
+    write_some(&goes, 10);
+    while (fake_posted() != before + 20)
+        sched_yield();
+    uint32_t both = fake_objects();
+
+    sluice_nic_close(engine, 1);
+    for (uint64_t i = 0; i < 10; i++)
+        CHECK(wait_cqe(&goes).status == IBV_WC_WR_FLUSH_ERR);
+    CHECK(fake_objects() < both && sluice_nic_async_fd(engine, 1) == -ENODEV && sluice_nic_async_fd(engine, 0) >= 0);
+    CHECK(load_relaxed(&engine->page->pins) == 1);
+    write_some(&stays, 5);
+    fake_hold(0);
+    for (uint64_t i = 0; i < 15; i++)
+        CHECK(wait_cqe(&stays).status == IBV_WC_SUCCESS);
+    CHECK(sluice_nic_open(engine, 1, "fake1", 1) == 0);
+    open_client_on(&later, 1);
+    connect(&later, later.qp);
+    write_some(&later, 1);
+    CHECK(wait_cqe(&later).status == IBV_WC_SUCCESS);
+    sluice_nic_close(engine, 0);
+    sluice_nic_close(engine, 1);
+    CHECK(fake_objects() == 0 && load_relaxed(&engine->page->pins) == 0);
+    close_client(&stays);
+    close_client(&goes);
+    close_client(&later);
+    close_engine();
+}
+
+static void test_events_are_those_of_the_port(void)
+{
+    uint32_t type = 0;
+
+    open_engine();
+    open_second();
+    fake_event(1, 2, IBV_EVENT_PORT_ERR);
+    CHECK(sluice_nic_next_event(engine, 1, &type) == 0);
+    fake_event(1, 2, IBV_EVENT_PORT_ACTIVE);
+    fake_event(1, 1, IBV_EVENT_PORT_ERR);
+    fake_event(1, 0, IBV_EVENT_DEVICE_FATAL);
+    CHECK(sluice_nic_next_event(engine, 0, &type) == 0);
+    CHECK(sluice_nic_next_event(engine, 1, &type) == 1 && type == IBV_EVENT_PORT_ERR);
+    CHECK(sluice_nic_next_event(engine, 1, &type) == 1 && type == IBV_EVENT_DEVICE_FATAL);
+    CHECK(sluice_nic_next_event(engine, 1, &type) == 0);
     close_engine();
 }
 
@@ -484,7 +623,6 @@ int main(int argc, char **argv)
     }
     RUN(test_requests_complete);
     RUN(test_windows_have_the_nics_keys);
-    RUN(test_another_device_has_no_nic);
     RUN(test_registering_anew_gives_another_key);
     RUN(test_receives_of_an_srq_come_and_go);
     RUN(test_datagrams_go_by_the_nic);
@@ -492,5 +630,9 @@ int main(int argc, char **argv)
     RUN(test_a_full_device);
     RUN(test_memory_that_was_never_touched);
     RUN(test_a_device_that_is_removed);
+    RUN(test_each_device_has_its_nic);
+    RUN(test_numbers_and_keys_of_two_nics);
+    RUN(test_one_is_removed_and_the_other_goes_on);
+    RUN(test_events_are_those_of_the_port);
     return 0;
 }

@@ -188,6 +188,15 @@ def test_the_kernel_tells_the_nics(tmp_path: Path) -> None:
     (port / "state").write_text("4: ACTIVE\n")
     (nic,) = discover(tmp_path / "sys", tmp_path / "proc")
     assert (nic.name, nic.interface, nic.bandwidth_bps, nic.rdma) == ("mlx5-0", "mlx5_0", 10**11, True)
+    # Each port is one.
+    second = tmp_path / "sys/class/infiniband/mlx5_0/ports/2"
+    second.mkdir()
+    for file in port.iterdir():
+        (second / file.name).write_text(file.read_text())
+    found = discover(tmp_path / "sys", tmp_path / "proc")
+    assert [(nic.name, nic.interface) for nic in found] == [("mlx5-0", "mlx5_0"), ("mlx5-0-2", "mlx5_0:2")]
+    (second / "state").write_text("1: DOWN\n")
+    assert trouble(found[1], tmp_path / "sys") == "port 2 of mlx5_0 is DOWN" and not trouble(found[0], tmp_path / "sys")
 
 
 def test_the_kernel_tells_what_is_wrong_with_a_nic(tmp_path: Path) -> None:
@@ -762,5 +771,10 @@ def test_the_routers_devices_are_the_settings_nics() -> None:
     ]
     # The RDMA device of the only interface.
     assert devices_of(NICS[:1], [DeviceSpec("rxe0", "rxe0")], {})[0].nic == "rxe0"
+    # Each of them has its own; what auto finds beside them is left alone.
+    auto = [DeviceSpec(name, name, found=True) for name in ("left0", "other0", "right0")]
+    assert [spec.nic for spec in devices_of(NICS, auto, {})] == ["left0", "right0"]
+    assert [spec.nic for spec in devices_of(NICS[:1], auto, {})] == ["left0"]
+    assert [spec.nic for spec in devices_of(NICS[:1], auto[1:], {})] == ["other0"]
     with pytest.raises(ValueError, match="--device rxe0: is none of the settings' nics, which are left0, right0"):
         devices_of(NICS, [DeviceSpec("rxe0", "rxe0")], {})

@@ -3,10 +3,11 @@
 
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from sluice.device import nic
-from sluice.device.nic import Nic, NicError
+from sluice.device.nic import Nic, NicError, device_and_port
 from sluice.device.node import DeviceSpec, NodeDevices, find_devices, with_capacities
 from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, ffi
@@ -15,13 +16,14 @@ from sluice.policy.policy import PolicyError
 
 @pytest.fixture
 def sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A node with three devices: one down, one of InfiniBand, one of RoCE that is active."""
-    for name, state, layer in (
-        ("mlx5_0", "1: DOWN", "Ethernet"),
-        ("mlx5_1", "4: ACTIVE", "InfiniBand"),
-        ("rxe7", "4: ACTIVE", "Ethernet"),
+    """A node with three devices: one with a port that is down and one that is up, one of InfiniBand, one of RoCE."""
+    for name, number, state, layer in (
+        ("mlx5_0", 1, "1: DOWN", "Ethernet"),
+        ("mlx5_0", 2, "4: ACTIVE", "Ethernet"),
+        ("mlx5_1", 1, "4: ACTIVE", "InfiniBand"),
+        ("rxe7", 1, "4: ACTIVE", "Ethernet"),
     ):
-        port = tmp_path / name / "ports" / "1"
+        port = tmp_path / name / "ports" / str(number)
         port.mkdir(parents=True)
         (port / "state").write_text(f"{state}\n")
         (port / "link_layer").write_text(f"{layer}\n")
@@ -33,8 +35,11 @@ def test_none_looks_for_nothing(sysfs: Path) -> None:
     assert find_devices(["none"]) == find_devices([]) == [DeviceSpec("sluice0")]
 
 
-def test_auto_takes_the_first_active_one_with_roce(sysfs: Path) -> None:
-    assert find_devices(["auto"]) == [DeviceSpec("rxe7", "rxe7")]
+def test_auto_takes_all_active_ports_with_roce(sysfs: Path) -> None:
+    assert find_devices(["auto"]) == [
+        DeviceSpec("mlx5_0:2", "mlx5_0:2", found=True),
+        DeviceSpec("rxe7", "rxe7", found=True),
+    ]
 
 
 def test_without_devices_there_is_one_in_software(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,10 +51,18 @@ def test_a_name_may_be_of_any_state(sysfs: Path) -> None:
     assert find_devices(["mlx5_0", "software:rail"]) == [DeviceSpec("mlx5_0", "mlx5_0"), DeviceSpec("rail")]
 
 
+def test_a_port_is_named_as_ucx_does(sysfs: Path) -> None:
+    assert find_devices(["mlx5_0:2", "rxe7:1"]) == [DeviceSpec("mlx5_0:2", "mlx5_0:2"), DeviceSpec("rxe7", "rxe7")]
+    assert [device_and_port(name) for name in ("mlx5_0:2", "rxe7")] == [("mlx5_0", 2), ("rxe7", 1)]
+
+
 @pytest.mark.parametrize(
     ("wanted", "error"),
     [
         (["mlx5_9"], r"--device mlx5_9: .*mlx5_0, mlx5_1, rxe7"),
+        (["mlx5_0:3"], r"--device mlx5_0:3: mlx5_0 has no such port; it has: 1, 2"),
+        (["rxe7:"], r"--device rxe7:: rxe7 has no such port; it has: 1"),
+        (["rxe7:1", "rxe7"], r"--device rxe7: stands there twice"),
         (["rxe7", "auto"], r"--device rxe7: stands there twice"),
         (["software:a/b"], r"'a/b' is not a device's name"),
         (["software:"], r"'' is not a device's name"),
@@ -85,13 +98,55 @@ def test_the_device_of_verbs_is_found_beside_what_else_is_there(
 
 def test_a_device_that_libibverbs_does_not_list() -> None:
     with Engine() as engine, pytest.raises(NicError, match="--device nosuch0: "):
-        Nic(engine, "nosuch0")
+        Nic(engine, 0, "nosuch0")
 
 
-def test_the_router_opens_one_nic() -> None:
-    specs = [DeviceSpec(name, name) for name in ("rxe0", "rxe1")]
-    with Engine() as engine, pytest.raises(NicError, match="--device rxe1: the router opens one NIC, rxe0"):
-        NodeDevices(engine, specs)
+class Devices(Engine):
+    """An engine whose NICs are what `ports` says: a list of GIDs by device and port."""
+
+    ports: ClassVar[dict[tuple[str, int], list[bytes]]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: dict[int, tuple[str, int]] = {}
+
+    def open_nic(self, device: int, name: str, port: int) -> None:
+        self.open[device] = (name, port)
+
+    def close_nic(self, device: int) -> None:
+        del self.open[device]
+
+    def query_nic(self, device: int) -> Any:
+        gids = self.ports[self.open[device]]
+        found = ffi.new("struct sluice_nic *", {"gid_count": len(gids), "port_state": 4})
+        for entry, gid in zip(found.gids, gids, strict=False):
+            ffi.memmove(entry.raw, gid, 16)
+        return found
+
+
+def gid_of(last: int) -> bytes:
+    return bytes(10) + b"\xff\xff" + IPv4Address(f"10.0.0.{last}").packed
+
+
+def test_each_device_has_its_own_nic(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, strange = (gid_of(last) for last in (1, 2, 3))
+    monkeypatch.setattr(Devices, "ports", {("rxe0", 1): [first], ("mlx5_0", 2): [second]})
+    engine = Devices()
+    with engine:
+        specs = [DeviceSpec("rxe0", "rxe0"), DeviceSpec("plain"), DeviceSpec("mlx5_0:2", "mlx5_0:2")]
+        rxe, plain, mlx = NodeDevices(engine, specs)
+        assert engine.open == {0: ("rxe0", 1), 2: ("mlx5_0", 2)}
+        assert rxe.nic and mlx.nic and plain.nic is None
+        assert (rxe.nic.gids, mlx.nic.gids) == ([first], [second])
+        # A neighbour may stand behind any GID of the node's.
+        assert rxe.nic.is_of_node(second) and mlx.nic.is_of_node(first) and not rxe.nic.is_of_node(strange)
+        assert "port 2 is active, addresses: 10.0.0.2" in mlx.nic.describe()
+        # One goes, the other stays.
+        mlx.nic.lost()
+        assert engine.open == {0: ("rxe0", 1)} and rxe.nic.present and not mlx.nic.present
+        assert VirtualDevice(IPv4Address("100.64.0.9"), rxe.nic).gid_count == 2
+        rxe.nic.close()
+        mlx.nic.close()
 
 
 def test_without_a_nic_the_address_is_the_only_gid() -> None:

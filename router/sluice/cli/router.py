@@ -48,9 +48,9 @@ def add_to(commands: Any, state_dir: Path) -> None:
         "--device",
         action="append",
         default=[],
-        metavar="auto|none|NIC|software:NAME",
-        help="the node's RDMA NIC, for peers on other hosts; auto: the first active one; "
-        "none: no NIC (the default); software: a further device without a NIC. May be repeated, for several devices",
+        metavar="auto|none|NIC[:PORT]|software:NAME",
+        help="an RDMA NIC of the node, for peers on other hosts; auto: all that are active; "
+        "none: no NIC (the default); software: a device without a NIC. May be repeated; each is a device of its own",
     )
     cluster = command.add_argument_group("a node of a cluster")
     cluster.add_argument("--cluster", type=Path, metavar="FILE", help="cluster file, the same on all nodes; watched")

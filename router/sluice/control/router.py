@@ -73,6 +73,10 @@ class _Change:
         hierarchy.apply(self.capacity, self.groups, self.tenants, self.dropped)
 
 
+def _addresses(nics: Sequence[Nic]) -> list[IPv4Address]:
+    return [IPv4Address(gid[12:]) for nic in nics for gid in nic.gids]
+
+
 class Router:
     """Make it inside a running event loop; close it there too."""
 
@@ -128,15 +132,16 @@ class Router:
             if device.nic is not None:
                 log.warning("device %s: %s", device.name, device.nic.describe())
                 asyncio.get_running_loop().add_reader(device.nic.event_fd(), self._on_nic_event, device, device.nic)
-                self._watch_nic(device, device.nic)
+        self._watch_nics()
 
     def _find_outside(self) -> Outside | None:
-        """Hosts behind the NIC, where there is one and the host has an rdma_cm."""
-        nic = next((device.nic for device in self.devices if device.nic is not None), None)
+        """Hosts behind the first device's NIC, where it has one and the host has an rdma_cm."""
+        nic = self.devices.first.nic
         if nic is None:
             return None
+        others = [device.nic for device in self.devices if device.nic is not None and device.nic is not nic]
         try:
-            return Outside(lambda: [IPv4Address(gid[12:]) for gid in nic.gids])
+            return Outside(lambda: _addresses([nic]), lambda: _addresses(others))
         except OSError as error:
             log.warning("rdma_cm doesn't reach hosts behind %s: librdmacm: %s", nic.name, error)
             return None
@@ -205,21 +210,26 @@ class Router:
 
     def _lose_nic(self, device: NodeDevice, nic: Nic) -> None:
         asyncio.get_running_loop().remove_reader(nic.event_fd())
-        if self.cm.outside is not None:
+        if self.cm.outside is not None and nic is self.devices.first.nic:
             self.cm.outside.suspend()
         nic.lost()
         self._tell_of_nic(device, nic, DEVICE_FATAL)
 
-    def _watch_nic(self, device: NodeDevice, nic: Nic) -> None:
-        loop = asyncio.get_running_loop()
+    def _watch_nics(self) -> None:
+        with_nic = [(device, device.nic) for device in self.devices if device.nic is not None]
+        for device, nic in with_nic:
+            self._look_at_nic(device, nic)
+        if with_nic:
+            self._nic_watch = asyncio.get_running_loop().call_later(NIC_SECONDS, self._watch_nics)
+
+    def _look_at_nic(self, device: NodeDevice, nic: Nic) -> None:
         if nic.present and not nic.is_there():
             self._lose_nic(device, nic)
         elif not nic.present and nic.came_back():
-            loop.add_reader(nic.event_fd(), self._on_nic_event, device, nic)
-            if self.cm.outside is not None:
+            asyncio.get_running_loop().add_reader(nic.event_fd(), self._on_nic_event, device, nic)
+            if self.cm.outside is not None and nic is self.devices.first.nic:
                 self.cm.outside.resume()
             self._tell_of_nic(device, nic, PORT_IS_ACTIVE)
-        self._nic_watch = loop.call_later(NIC_SECONDS, self._watch_nic, device, nic)
 
     def add_tenant(
         self,

@@ -328,8 +328,8 @@ class Verbs:
                 remote.want(session.number, request.handle, number, self._address, destination, attr.dest_qp_num)
 
     def _neighbour(self, device: VirtualDevice, gid: bytes, number: int) -> IPv4Address | None:
-        """The address of this node's tenant that has a QP behind the NIC's GID, which all its tenants share."""
-        if device.nic is None or gid not in device.nic.gids:
+        """The address of this node's tenant that has a QP behind a NIC's GID, which all its tenants share."""
+        if device.nic is None or not device.nic.is_of_node(gid):
             return None
         tenant = self._engine.tenant_of_qp(number)
         return None if tenant is None else self._directory.address_of_tenant(tenant)
@@ -436,7 +436,7 @@ class Verbs:
         """One whose source is a GID of the NIC's; who isn't admitted sends to nobody."""
         assert device.nic is not None
         gid = bytes(ffi.buffer(request.attr.dgid))
-        own_node = gid in device.nic.gids
+        own_node = device.nic.is_of_node(gid)
         if admitted:
             self._reach(device, request.attr.sgid_index, gid)
         source = device.gids[request.attr.sgid_index]

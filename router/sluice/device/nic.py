@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's RDMA NIC: which one, what it can do, what happens to it.
+"""A node's RDMA NICs: which there are, what each can do, what happens to it.
 
-The engine opens it and posts to it (csrc/nic.h); this is what the control plane knows of it.
+A NIC is one port of an RDMA device, and named as UCX does: "mlx5_0:2"; port 1 needs no number. The engine opens it
+and posts to it (csrc/nic.h); this is what the control plane knows of it.
 Devices are found in sysfs, where the kernel lists them whether or not libibverbs has a provider.
 """
 
@@ -52,25 +53,45 @@ def devices() -> list[str]:
     return sorted(entry.name for entry in SYSFS.iterdir()) if SYSFS.is_dir() else []
 
 
-def _is_active(name: str) -> bool:
-    port = SYSFS / name / "ports" / "1"
+def nic_name(device: str, port: int) -> str:
+    return device if port == 1 else f"{device}:{port}"
+
+
+def device_and_port(name: str) -> tuple[str, int]:
+    """Of a NIC's name."""
+    device, _, port = name.partition(":")
+    return device, int(port) if port.isascii() and port.isdigit() else 1
+
+
+def ports(device: str, sysfs: Path | None = None) -> list[int]:
+    """Of an RDMA device. sysfs: where the kernel lists such devices."""
+    numbers = [entry.name for entry in ((sysfs or SYSFS) / device / "ports").glob("*")]
+    return sorted(int(number) for number in numbers if number.isdigit())
+
+
+def _is_active(device: str, port: int) -> bool:
+    place = SYSFS / device / "ports" / str(port)
     try:
-        state = (port / "state").read_text()
-        return state.startswith(f"{PORT_ACTIVE}:") and (port / "link_layer").read_text().strip() == "Ethernet"
+        state = (place / "state").read_text()
+        return state.startswith(f"{PORT_ACTIVE}:") and (place / "link_layer").read_text().strip() == "Ethernet"
     except OSError:
         return False
 
 
-def active_devices() -> list[str]:
+def active_nics() -> list[str]:
     """Those with RoCE whose port is up."""
-    return [name for name in devices() if _is_active(name)]
+    return [nic_name(device, port) for device in devices() for port in ports(device) if _is_active(device, port)]
 
 
-def check_device(name: str) -> str:
-    """The name. NicError where there is no such device."""
+def check_nic(text: str) -> str:
+    """The name of a NIC. NicError where there is none such."""
+    name, colon, port = text.partition(":")
     if name not in devices():
-        raise NicError(f"--device {name}: there is no such RDMA device; there are: {', '.join(devices()) or 'none'}")
-    return name
+        raise NicError(f"--device {text}: there is no such RDMA device; there are: {', '.join(devices()) or 'none'}")
+    there = [str(number) for number in ports(name)]
+    if colon and port not in there:
+        raise NicError(f"--device {text}: {name} has no such port; it has: {', '.join(there) or 'none'}")
+    return nic_name(*device_and_port(text))
 
 
 def _verbs_device(name: str) -> Path | None:
@@ -83,13 +104,19 @@ def _verbs_device(name: str) -> Path | None:
 
 
 class Nic:
-    """One device, port 1, opened by the engine."""
+    """One port of an RDMA device, opened by the engine."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
-        """NicError where it can't be opened."""
+    def __init__(self, engine: Engine, number: int, name: str, of_node: "list[Nic] | None" = None) -> None:
+        """NicError where it can't be opened.
+
+        number: the device that it is behind, by the engine's count. of_node: the node's NICs, to which it adds itself.
+        """
         self._engine = engine
+        self._number = number
         self.name = name
+        self.device, self._port = device_and_port(name)
         self.present = True
+        self._of_node = [] if of_node is None else of_node
         self._ways: dict[tuple[int, bytes], Future[None]] = {}
         self._closing = False
         self._threads = ThreadPoolExecutor(REACH_THREADS, "sluice-reach")
@@ -102,18 +129,23 @@ class Nic:
                 errno.ENODEV: "libibverbs doesn't list it: its provider is missing (ibverbs-providers)",
             }.get(error.errno or 0, os.strerror(error.errno or errno.EIO))
             raise NicError(f"--device {name}: {reason}") from None
+        self._of_node.append(self)
+
+    def is_of_node(self, gid: bytes) -> bool:
+        """Whether it is a GID of this NIC, or of another one of the node."""
+        return any(gid in nic.gids for nic in self._of_node)
 
     def event_fd(self) -> int:
         """Readable while events() has something to say."""
-        return self._engine.nic_event_fd()
+        return self._engine.nic_event_fd(self._number)
 
     def events(self) -> Iterator[int]:
         """Async events (enum ibv_event_type) since the last call; QPs' were passed on already."""
-        return self._engine.nic_events()
+        return self._engine.nic_events(self._number)
 
     def _open(self) -> None:
-        self._engine.open_nic(self.name)
-        self._verbs = _verbs_device(self.name)
+        self._engine.open_nic(self._number, self.device, self._port)
+        self._verbs = _verbs_device(self.device)
         self._ask()
 
     def is_there(self) -> bool:
@@ -123,12 +155,12 @@ class Nic:
 
     def came_back(self) -> bool:
         """Opens a device that was lost, where it is there again."""
-        if self._closing or self.name not in devices() or _verbs_device(self.name) is None:
+        if self._closing or self.device not in devices() or _verbs_device(self.device) is None:
             return False
         try:
             self._open()
         except OSError:
-            self._engine.close_nic()
+            self._engine.close_nic(self._number)
             return False
         self.present = True
         return True
@@ -140,7 +172,7 @@ class Nic:
         way = self._ways.get((gid_index, gid))
         if way is None:
             loop = asyncio.get_running_loop()
-            way = loop.run_in_executor(self._threads, self._engine.reach_nic, gid_index, gid)
+            way = loop.run_in_executor(self._threads, self._engine.reach_nic, self._number, gid_index, gid)
             self._ways[gid_index, gid] = way
             way.add_done_callback(lambda done: self._found(gid_index, gid, done))
         if not way.done():
@@ -179,11 +211,11 @@ class Nic:
             self._close()
 
     def _close(self) -> None:
-        self._engine.close_nic()
+        self._engine.close_nic(self._number)
         self._closing = False
 
     def _ask(self) -> None:
-        self._now = self._engine.query_nic()
+        self._now = self._engine.query_nic(self._number)
         self.gids = [bytes(ffi.buffer(self._now.gids[i].raw)) for i in range(self._now.gid_count)]
         """Those that tenants can use, in their order: RoCE v2 over IPv4."""
 
@@ -191,7 +223,7 @@ class Nic:
         addresses = ", ".join(str(IPv4Address(gid[12:])) for gid in self.gids)
         if not self.present:
             return "it is gone, until it is back"
-        return f"port 1 is {_STATES.get(self._now.port_state, 'unknown')}, addresses: {addresses or 'none'}"
+        return f"port {self._port} is {_STATES.get(self._now.port_state, 'unknown')}, addresses: {addresses or 'none'}"
 
     def limit(self, reply: Any) -> None:
         """What a tenant can't have more of than the device has, and its port (struct sluice_device_reply)."""

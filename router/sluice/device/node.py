@@ -8,24 +8,29 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sluice.device.nic import Nic, NicError, active_devices, check_device
+from sluice.device.nic import Nic, NicError, active_nics, check_nic
 from sluice.device.virtual import device_name
 from sluice.engine import Engine, lib
 from sluice.policy.file import DevicePolicies
 from sluice.policy.hierarchy import Capacity, Hierarchy
 from sluice.policy.policy import PolicyError
 
-_NAME = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
+_NAME = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?(:[0-9]{1,3})?")
+"""With a NIC's port."""
 SOFTWARE = "software:"
 
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """A device that a router is to have. nic: the RDMA NIC's name, if any. capacity None: to be measured."""
+    """A device that a router is to have. nic: the RDMA NIC's name, if any. capacity None: to be measured.
+
+    found: nobody named it, "auto" found it.
+    """
 
     name: str = device_name(0)
     nic: str | None = None
     capacity: Capacity | None = None
+    found: bool = False
 
 
 def find_devices(wanted: Sequence[str]) -> list[DeviceSpec]:
@@ -37,9 +42,9 @@ def find_devices(wanted: Sequence[str]) -> list[DeviceSpec]:
         elif text.startswith(SOFTWARE):
             specs.append(DeviceSpec(text.removeprefix(SOFTWARE)))
         elif text == "auto":
-            specs += [DeviceSpec(name, name) for name in active_devices()[:1]] or [DeviceSpec()]
+            specs += [DeviceSpec(name, name, found=True) for name in active_nics()] or [DeviceSpec()]
         else:
-            specs.append(DeviceSpec(check_device(text), text))
+            specs.append(DeviceSpec(check_nic(text), check_nic(text)))
     names = [spec.name for spec in specs]
     for name in names:
         if _NAME.fullmatch(name) is None:
@@ -76,20 +81,14 @@ class NodeDevices:
 
     def __init__(self, engine: Engine, specs: Sequence[DeviceSpec]) -> None:
         """NicError, OSError."""
-        with_nic = [spec.nic for spec in specs if spec.nic is not None]
-        if len(with_nic) > 1:
-            raise NicError(
-                f"--device {with_nic[1]}: the router opens one NIC, {with_nic[0]}; the others may be software:"
-            )
         unknown = sum(spec.capacity is None for spec in specs)
         measured = Capacity.measured(unknown) if unknown else None
         self._all: list[NodeDevice] = []
+        nics: list[Nic] = []
         for spec in specs:
             number = engine.add_device() if self._all else 0
             hierarchy = Hierarchy(engine, spec.capacity or measured, number)
-            nic = None if spec.nic is None else Nic(engine, spec.nic)
-            if nic is not None:
-                engine.assign_nic(number)
+            nic = None if spec.nic is None else Nic(engine, number, spec.nic, nics)
             self._all.append(NodeDevice(spec.name, number, hierarchy, nic))
 
     def __iter__(self) -> Iterator[NodeDevice]:

@@ -162,36 +162,32 @@ class Engine:
             elif event.kind == lib.SLUICE_EVENT_NEIGHBOUR:
                 yield Neighbour(int(event.tenant), int(event.peer))
 
-    def open_nic(self, name: str, port: int = 1) -> None:
-        """The node's RDMA NIC. OSError ELIBACC, ELIBBAD: no libibverbs, or an old one; EBUSY: there is one."""
-        checked(lib.sluice_nic_open(self._engine, name.encode(), port))
+    def open_nic(self, device: int, name: str, port: int) -> None:
+        """The RDMA NIC behind a device. OSError ELIBACC, ELIBBAD: no libibverbs, or an old one; EBUSY: there is one."""
+        checked(lib.sluice_nic_open(self._engine, device, name.encode(), port))
 
-    def close_nic(self) -> None:
+    def close_nic(self, device: int) -> None:
         """It is gone: what tenants have there fails. Nothing may be in reach_nic."""
-        lib.sluice_nic_close(self._engine)
+        lib.sluice_nic_close(self._engine, device)
 
-    def reach_nic(self, gid_index: int, gid: bytes) -> None:
+    def reach_nic(self, device: int, gid_index: int, gid: bytes) -> None:
         """Finds the way to a GID; in a thread, as it may take seconds. OSError: there is none."""
-        checked(lib.sluice_nic_reach(self._engine, gid_index, gid))
+        checked(lib.sluice_nic_reach(self._engine, device, gid_index, gid))
 
-    def assign_nic(self, device: int) -> None:
-        """Which device the NIC is behind; the first where nothing is said."""
-        checked(lib.sluice_nic_assign(self._engine, device))
-
-    def query_nic(self) -> Any:
+    def query_nic(self, device: int) -> Any:
         """A struct sluice_nic, as it is now."""
         nic = ffi.new("struct sluice_nic *")
-        checked(lib.sluice_nic_query(self._engine, nic))
+        checked(lib.sluice_nic_query(self._engine, device, nic))
         return nic
 
-    def nic_event_fd(self) -> int:
+    def nic_event_fd(self, device: int) -> int:
         """Readable while nic_events() has something to say."""
-        return checked(lib.sluice_nic_async_fd(self._engine))
+        return checked(lib.sluice_nic_async_fd(self._engine, device))
 
-    def nic_events(self) -> Iterator[int]:
-        """Async events (enum ibv_event_type) since the last call; QPs' were passed on already."""
+    def nic_events(self, device: int) -> Iterator[int]:
+        """Async events (enum ibv_event_type) of its port since the last call; QPs' were passed on already."""
         event = ffi.new("uint32_t *")
-        while lib.sluice_nic_next_event(self._engine, event):
+        while lib.sluice_nic_next_event(self._engine, device, event):
             yield int(event[0])
 
     def tell_session(self, session: int, device: int, event: int, element: int) -> None:

@@ -11,9 +11,11 @@ from sluice.policy.hierarchy import Capacity
 def devices_of(nics: Sequence[Nic], chosen: Sequence[DeviceSpec], capacities: Mapping[str, int]) -> list[DeviceSpec]:
     """chosen: by --device, for the NICs that the router opens itself. capacities: with_capacities'.
 
-    ValueError: a chosen one is none of the node's.
+    What auto found beyond the node's NICs is left alone. ValueError: one that was named is none of them.
     """
-    open_nics = {spec.nic for spec in chosen if spec.nic is not None}
+    known = {nic.interface for nic in nics}
+    strange = [spec for spec in chosen if spec.nic is not None and spec.nic not in known]
+    open_nics = {spec.nic for spec in chosen}
     specs = [
         # What the scheduler hands out; the NIC itself keeps the sum to it.
         DeviceSpec(
@@ -23,11 +25,11 @@ def devices_of(nics: Sequence[Nic], chosen: Sequence[DeviceSpec], capacities: Ma
         )
         for nic in nics
     ]
-    strange = open_nics - {nic.interface for nic in nics}
-    if len(nics) == 1 and len(strange) == 1:
+    named = [spec.nic for spec in strange if not spec.found and spec.nic]
+    if len(nics) == 1 and strange and specs[0].nic is None and len(named) < 2:
         # The RDMA device of the only interface, whatever the settings call that.
-        specs = [DeviceSpec(specs[0].name, strange.pop(), specs[0].capacity)]
-    if strange:
-        known = ", ".join(nic.interface for nic in nics)
-        raise ValueError(f"--device {min(strange)}: is none of the settings' nics, which are {known}")
+        specs = [DeviceSpec(specs[0].name, named[0] if named else strange[0].nic, specs[0].capacity)]
+    elif named:
+        interfaces = ", ".join(nic.interface for nic in nics)
+        raise ValueError(f"--device {min(named)}: is none of the settings' nics, which are {interfaces}")
     return with_capacities(specs, capacities)

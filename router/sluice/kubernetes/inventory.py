@@ -5,13 +5,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from sluice.device.nic import device_and_port, nic_name, ports
+
 SYSFS = Path("/sys")
 _LABEL = re.compile(r"[^a-z0-9-]+")
 
 
 @dataclass(frozen=True)
 class Nic:
-    """name: a DNS label, the device's name in the cluster. interface: the kernel's name. Bits per second.
+    """name: a DNS label, the device's name in the cluster. interface: the kernel's name, of a further port of an RDMA
+    device "NAME:PORT". Bits per second.
 
     known: the kernel had it when the router started.
     """
@@ -42,16 +45,16 @@ def _numa(device: Path) -> int:
 
 
 def rdma_nics(sysfs: Path = SYSFS) -> list[Nic]:
-    """RDMA devices whose first port is up; the rate as in "100 Gb/sec (4X EDR)"."""
+    """Ports of RDMA devices that are up; the rate as in "100 Gb/sec (4X EDR)"."""
     found = []
     for device in sorted((sysfs / "class/infiniband").glob("*")):
-        rate = re.match(r"([\d.]+) Gb/sec", _read(device / "ports/1/rate"))
-        if rate and "ACTIVE" in _read(device / "ports/1/state"):
-            bps = int(float(rate.group(1)) * 10**9)
-            kind = _read(device / "ports/1/link_layer").lower() or "ethernet"
-            found.append(
-                Nic(_label(device.name), bps, device.name, kind, _numa(device / "device"), rdma=True, known=True)
-            )
+        for number in ports(device.name, device.parent):
+            port, name = device / "ports" / str(number), nic_name(device.name, number)
+            rate = re.match(r"([\d.]+) Gb/sec", _read(port / "rate"))
+            if rate and "ACTIVE" in _read(port / "state"):
+                bps = int(float(rate.group(1)) * 10**9)
+                kind = _read(port / "link_layer").lower() or "ethernet"
+                found.append(Nic(_label(name), bps, name, kind, _numa(device / "device"), rdma=True, known=True))
     return found
 
 
@@ -77,9 +80,10 @@ def configured(interface: str, bandwidth_bps: int, sysfs: Path = SYSFS) -> Nic:
     name = _label(interface)
     if not name:
         raise ValueError(f"{interface!r} is not a NIC's name: write it as the kernel does, for instance mlx5_0 or eth0")
-    device = sysfs / "class/infiniband" / interface
+    rdma, number = device_and_port(interface)
+    device = sysfs / "class/infiniband" / rdma
     if device.exists():
-        kind = _read(device / "ports/1/link_layer").lower() or "ethernet"
+        kind = _read(device / "ports" / str(number) / "link_layer").lower() or "ethernet"
         return Nic(name, bandwidth_bps, interface, kind, _numa(device / "device"), rdma=True, known=True)
     device = sysfs / "class/net" / interface
     return Nic(name, bandwidth_bps, interface, numa_node=_numa(device / "device"), known=device.exists())
@@ -87,11 +91,12 @@ def configured(interface: str, bandwidth_bps: int, sysfs: Path = SYSFS) -> Nic:
 
 def trouble(nic: Nic, sysfs: Path = SYSFS) -> str:
     """Why a NIC can't be used now; empty where it can, or where the kernel never knew its name."""
-    port = sysfs / "class/infiniband" / nic.interface / "ports/1"
+    device, number = device_and_port(nic.interface)
+    port = sysfs / "class/infiniband" / device / "ports" / str(number)
     if port.exists():
         # As in "4: ACTIVE".
         state = _read(port / "state").partition(": ")[2] or "unknown"
-        return "" if state == "ACTIVE" else f"port 1 of {nic.interface} is {state}"
+        return "" if state == "ACTIVE" else f"port {number} of {device} is {state}"
     interface = sysfs / "class/net" / nic.interface
     if nic.known and not interface.exists():
         return f"{nic.interface} is gone"

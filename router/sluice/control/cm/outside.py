@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts behind the node's NIC, which run no Sluice: their connection managers, by the host's own librdmacm.
+"""Hosts behind the NIC of the node's first device, which run no Sluice: their connection managers, by librdmacm.
 
 To the communication manager they are a node like any other, called NODE, which sends and takes the messages of
 message.py. Each of its connections is an id of librdmacm's, without a queue pair: the tenant's has the NIC's number,
@@ -67,10 +67,16 @@ class Call:
 
 
 class Outside:
-    """addresses: the NIC's own. Make it inside a running event loop; close it there too. OSError: no librdmacm."""
+    """addresses: the NIC's own. others: those of the node's other NICs, which are none of its ways.
 
-    def __init__(self, addresses: Callable[[], list[IPv4Address]]) -> None:
+    Make it inside a running event loop; close it there too. OSError: no librdmacm.
+    """
+
+    def __init__(
+        self, addresses: Callable[[], list[IPv4Address]], others: Callable[[], list[IPv4Address]] = list
+    ) -> None:
         self._addresses = addresses
+        self._others = others
         self._by_id: dict[int, Call] = {}
         self._by_number: dict[int, Call] = {}
         self._by_end: dict[int, Call] = {}
@@ -195,6 +201,9 @@ class Outside:
         address = request.service.destination.plain
         if self._host is None or not isinstance(address, IPv4Address) or request.qp_type != QPT_RC:
             raise OSError(0, "only RC, over IPv4")
+        # The library would keep the device of any other one open, and so keep the kernel from removing it.
+        if _source_to(address) in self._others():
+            raise OSError(0, "another NIC of the node leads there")
         call = self._add(self._host.create(), request)
         try:
             self._host.resolve_address(call.id, address, request.service.destination.port, RESOLVE_MS)
@@ -298,6 +307,16 @@ class Outside:
         source = SocketAddress(socket.AF_INET, peer, peer_port)
         parameters = _from_host(event.param)
         self._cm.receive(NODE, ConnectRequest(call.number, service, source, gid, QPT_RC, attr.rq_psn, parameters))
+
+
+def _source_to(address: IPv4Address) -> IPv4Address | None:
+    """From which of the host's addresses its routes lead to this one; nothing is sent."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), 1))
+            return IPv4Address(probe.getsockname()[0])
+    except OSError:
+        return None
 
 
 def _to_host(parameters: Parameters) -> ConnParam:
