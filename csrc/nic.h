@@ -137,6 +137,8 @@ struct nic_cq *nic_make_cq(struct nic *nic, uint32_t completions);
 
 /* Of all NICs. Has completions announced by channels, for the worker that wants to sleep. False: there are some now. */
 bool nic_arm(struct sluice_engine *engine);
+/* Whether a CQ was made since, which nothing tells of: the worker that sleeps is to be woken, and arms it. */
+bool nic_unarmed(const struct sluice_engine *engine);
 /* The worker slept: channels may hold events. */
 void nic_woken(struct sluice_engine *engine);
 /* Whether a registration is done. */

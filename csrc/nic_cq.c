@@ -69,6 +69,19 @@ void nic_give_cq(struct nic *nic, struct nic_cq *cq, uint32_t completions)
     free(cq);
 }
 
+static bool is_unarmed(const struct nic *nic)
+{
+    return !nic->armed && !list_empty(&nic->cqs);
+}
+
+bool nic_unarmed(const struct sluice_engine *engine)
+{
+    for (const struct list *link = engine->nics.next; link != &engine->nics; link = link->next)
+        if (is_unarmed(list_entry(link, struct nic, link)))
+            return true;
+    return false;
+}
+
 static bool arm(struct nic *nic)
 {
     for (struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next)
@@ -85,7 +98,7 @@ bool nic_arm(struct sluice_engine *engine)
     for (struct list *link = engine->nics.next; link != &engine->nics; link = link->next) {
         struct nic *nic = list_entry(link, struct nic, link);
 
-        if (list_empty(&nic->cqs) || nic->armed)
+        if (!is_unarmed(nic))
             continue;
         if (!arm(nic))
             return false;

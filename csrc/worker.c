@@ -408,9 +408,10 @@ void worker_enter(struct sluice_engine *engine)
 
 void worker_leave(struct sluice_engine *engine)
 {
-    /* Where it sleeps it has something to look at: timers that are nearer, QPs that may send. */
+    /* Where it sleeps it has something to look at: timers that are nearer, QPs that may send, a NIC's new CQ. */
     bool wake = load_relaxed(&engine->page->parked) &&
-                (devices_working(engine) || !list_empty(&engine->net->ready) || !list_empty(&engine->notify) || engine->timers.count);
+                (devices_working(engine) || !list_empty(&engine->net->ready) || !list_empty(&engine->notify) ||
+                 engine->timers.count || nic_unarmed(engine));
 
     /* Cleared first, so that a worker which is only about to sleep doesn't. */
     if (wake)

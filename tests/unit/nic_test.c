@@ -226,8 +226,8 @@ static void test_receives_of_an_srq_come_and_go(void)
 
 /* ---- datagrams ---------------------------------------------------------- */
 
-/* Its QP is a UD one from here on, in RTS. */
-static void become_ud(struct client *client)
+/* Its QP is a UD one from here on, in this state: RTR or RTS. */
+static void become_ud(struct client *client, uint32_t state)
 {
     struct sluice_create_qp_request request = {
         .pd = client->pd, .send_cq = client->cq_handle, .recv_cq = client->cq_handle, .qp_type = IBV_QPT_UD,
@@ -241,8 +241,10 @@ static void become_ud(struct client *client)
     client->shared = (struct sluice_qp_shared *)((uint8_t *)client->segment + reply.offset);
     client->sq = (struct sluice_wqe *)((uint8_t *)client->segment + reply.sq_offset);
     client->sq_stride = reply.sq_stride;
+    client->rq = (struct sluice_recv_wqe *)((uint8_t *)client->segment + reply.rq_offset);
+    client->rq_stride = reply.rq_stride;
     client->posted = 0;
-    for (attr.qp_state = IBV_QPS_INIT; attr.qp_state <= IBV_QPS_RTS; attr.qp_state++)
+    for (attr.qp_state = IBV_QPS_INIT; attr.qp_state <= state; attr.qp_state++)
         CHECK(sluice_qp_modify(engine, client->session, client->qp, &attr, IBV_QP_STATE | IBV_QP_QKEY,
                                SLUICE_TRANSPORT_NONE, -1, &now) == 0);
 }
@@ -277,7 +279,7 @@ static void test_datagrams_go_by_the_nic(void)
 
     open_engine();
     open_client(&client);
-    become_ud(&client);
+    become_ud(&client, IBV_QPS_RTS);
     uint32_t ah = make_ah(&client, 0);
     uint64_t before = fake_posted();
 
@@ -296,6 +298,25 @@ static void test_datagrams_go_by_the_nic(void)
     close_engine();
 }
 
+/* A QP that only receives wakes nobody: its CQ on the NIC was made while the worker slept. */
+static void test_a_sleeping_worker_hears_of_datagrams(void)
+{
+    struct client client;
+
+    open_engine();
+    open_client(&client);
+    while (!load_relaxed(&engine->page->parked))
+        sched_yield();
+    become_ud(&client, IBV_QPS_RTR);
+    post_receive(&client, 7, 0, 1024);
+    CHECK(fake_receive(client.qp_num, SLUICE_GRH + 10));
+    struct sluice_cqe cqe = wait_cqe(&client);
+
+    CHECK(cqe.wr_id == 7 && cqe.status == IBV_WC_SUCCESS && cqe.byte_len == SLUICE_GRH + 10);
+    close_client(&client);
+    close_engine();
+}
+
 static void test_neighbours_are_asked_for(void)
 {
     struct sluice_shape shape = {0};
@@ -304,12 +325,12 @@ static void test_neighbours_are_asked_for(void)
 
     open_engine();
     open_client(&one);
-    become_ud(&one);
+    become_ud(&one, IBV_QPS_RTS);
     uint32_t first = tenant, ah = make_ah(&one, 1);
 
     tenant = (uint32_t)sluice_tenant_add(engine, 0, -1, &shape);
     open_client(&other);
-    become_ud(&other);
+    become_ud(&other, IBV_QPS_RTS);
     uint64_t before = fake_posted();
 
     send_datagram(&one, ah, other.qp_num, QKEY);
@@ -626,6 +647,7 @@ int main(int argc, char **argv)
     RUN(test_registering_anew_gives_another_key);
     RUN(test_receives_of_an_srq_come_and_go);
     RUN(test_datagrams_go_by_the_nic);
+    RUN(test_a_sleeping_worker_hears_of_datagrams);
     RUN(test_neighbours_are_asked_for);
     RUN(test_a_full_device);
     RUN(test_memory_that_was_never_touched);
