@@ -88,7 +88,7 @@ int ah_create(struct session *session, const struct sluice_create_ah_request *re
     return (int)ah->handle;
 }
 
-int ah_by_nic(struct ah *ah, bool own_node)
+int ah_by_nic(struct ah *ah, const struct device *behind)
 {
     struct nic *nic = nic_of_pd(ah->pd);
     struct ibv_ah_attr attr;
@@ -100,7 +100,7 @@ int ah_by_nic(struct ah *ah, bool own_node)
     ah->nic = nic->call.ibv_create_ah(ah->pd->nic, &attr);
     if (!ah->nic)
         return errno ? -errno : -ENOMEM;
-    ah->own_node = own_node;
+    ah->behind = behind;
     ah->transport = &transport_nic;
     return 0;
 }

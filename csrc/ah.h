@@ -20,7 +20,7 @@ struct ah {
     struct trunk *trunk;               /* to another node; then peer is nobody */
     uint64_t asked;                    /* ns: when the control plane was last asked where it leads */
     struct ibv_ah *nic;                /* by the NIC */
-    bool own_node;                     /* by the NIC's own GID, behind which this node's tenants are too */
+    const struct device *behind;       /* by the GID of its NIC, behind which this node's tenants are too; or NULL */
     bool severed;                      /* nothing goes there any more */
     struct sluice_ah_attr attr;
     uint8_t sgid[16];
@@ -34,8 +34,8 @@ void ah_set_peer(struct ah *ah, int32_t peer_tenant);
 /* It leads nowhere, as its destination wasn't known, or has gone: the control plane is asked, once in a while. */
 void ah_ask(struct ah *ah);
 int ah_destroy(struct session *session, uint32_t handle);
-/* It leads to where the NIC finds its GID. own_node: that is the NIC's own. -errno of the device's. */
-int ah_by_nic(struct ah *ah, bool own_node);
+/* It leads to where the NIC finds its GID. behind: that GID is the NIC's of this device, or NULL. -errno of the device's. */
+int ah_by_nic(struct ah *ah, const struct device *behind);
 /* The NIC is gone. */
 void ah_lose_nic(struct ah *ah);
 /* Those of a context; NULL: all. */

@@ -330,10 +330,10 @@ int sluice_srq_destroy(struct sluice_engine *engine, uint32_t session, uint32_t 
  */
 int sluice_ah_lead(struct sluice_engine *engine, uint32_t session, uint32_t handle, int32_t peer_tenant, int32_t trunk);
 /*
- * The NIC finds its GID. own_node: it is the NIC's own, so that this node's tenants are there as well. -EOPNOTSUPP: there
+ * The NIC finds its GID. behind: it is that of this device's NIC, so that this node's tenants are there as well; -1: of none. -EOPNOTSUPP: there
  * is none, or none when the PD was made; -errno of the device's.
  */
-int sluice_ah_by_nic(struct sluice_engine *engine, uint32_t session, uint32_t handle, int own_node);
+int sluice_ah_by_nic(struct sluice_engine *engine, uint32_t session, uint32_t handle, int32_t behind);
 int sluice_ah_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 /* What is sent there is lost from now on. */
 int sluice_ah_sever(struct sluice_engine *engine, uint32_t session, uint32_t handle);
@@ -369,8 +369,8 @@ int sluice_trunk_open(struct sluice_engine *engine);
 /* fd: a TCP connection to (connect) or from (accept) that node's router. Taken over where the result is 0. */
 int sluice_trunk_connect(struct sluice_engine *engine, uint32_t trunk, int fd);
 int sluice_trunk_accept(struct sluice_engine *engine, uint32_t trunk, int fd);
-/* The number of the tenant as a whole whose QP has this number. -ENOENT: nobody's. */
-int sluice_qp_tenant(struct sluice_engine *engine, uint32_t qp_num);
+/* The number of the tenant as a whole whose QP has this number behind the GID of the device's NIC. -ENOENT: nobody's. */
+int sluice_qp_tenant(struct sluice_engine *engine, uint32_t qp_num, uint32_t device);
 /*
  * 1: the QP and this node's QP with that number are joined by the NIC that both are on, where they name each other by its GID, since one
  * of them has an SRQ (csrc/nic_srq.h). 0: by the engine, as all others.

@@ -350,6 +350,14 @@ struct qp *qp_lookup(struct sluice_engine *engine, uint32_t qp_num)
     return qp && qp->qp_num == qp_num ? qp : NULL;
 }
 
+struct qp *qp_behind(const struct device *device, uint32_t qp_num)
+{
+    struct qp *qp = qp_lookup(device->engine, qp_num);
+
+    /* Another NIC's number may be that of somebody else behind this one. */
+    return qp && (!qp->twin || nic_of(qp) == device->nic) ? qp : NULL;
+}
+
 struct context *qp_context(const struct qp *qp, const struct session *session, uint32_t handle)
 {
     return qp->pd ? qp->pd->context : qp_share_find(qp, session, handle)->opened->context;

@@ -109,6 +109,8 @@ int qp_modify(struct qp *qp, const struct sluice_qp_attr *attr, uint32_t attr_ma
 
 /* The QP with this number, or NULL. */
 struct qp *qp_lookup(struct sluice_engine *engine, uint32_t qp_num);
+/* The one that is meant by its number and the GID of a device's NIC. NULL: none of this node's; a host's, maybe. */
+struct qp *qp_behind(const struct device *device, uint32_t qp_num);
 
 /* Doorbell or timer: there may be something to do. */
 void qp_ring(struct qp *qp);

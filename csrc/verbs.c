@@ -468,14 +468,14 @@ int sluice_ah_lead(struct sluice_engine *engine, uint32_t number, uint32_t handl
     return fits ? 0 : -EINVAL;
 }
 
-int sluice_ah_by_nic(struct sluice_engine *engine, uint32_t number, uint32_t handle, int own_node)
+int sluice_ah_by_nic(struct sluice_engine *engine, uint32_t number, uint32_t handle, int32_t behind)
 {
     struct session *session = enter_session(engine, number);
 
     if (!session)
         return -EINVAL;
     struct ah *ah = ah_find(session, handle);
-    int result = ah && !ah->group ? ah_by_nic(ah, own_node) : -EINVAL;
+    int result = ah && !ah->group ? ah_by_nic(ah, behind < 0 ? NULL : device_find(engine, (uint32_t)behind)) : -EINVAL;
 
     worker_leave_for(engine, session->tenant);
     return result;
@@ -573,10 +573,11 @@ int sluice_qp_connect(struct sluice_engine *engine, uint32_t number, uint32_t ha
     return result;
 }
 
-int sluice_qp_tenant(struct sluice_engine *engine, uint32_t qp_num)
+int sluice_qp_tenant(struct sluice_engine *engine, uint32_t qp_num, uint32_t number)
 {
     worker_enter(engine);
-    const struct qp *qp = qp_lookup(engine, qp_num);
+    const struct device *device = device_find(engine, number);
+    const struct qp *qp = device ? qp_behind(device, qp_num) : NULL;
     int result = qp && !qp->session->broken ? (int)qp->tenant->first->number : -ENOENT;
 
     worker_leave(engine);

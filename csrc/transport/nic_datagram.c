@@ -13,10 +13,10 @@
 
 enum { QKEY_OWN = 31 /* the bit in a Q_Key that says: the QP's own; of a QP's own: for privileged users (IBTA 10.2.5) */ };
 
-/* A neighbour behind the node's own GID; NULL: whoever it is, the NIC leads there. */
+/* A neighbour behind a GID of the node's own; NULL: whoever it is, the NIC leads there. */
 static struct qp *neighbour(const struct qp *qp, const struct ah *ah)
 {
-    struct qp *to = ah->own_node ? qp_lookup(qp->session->engine, qp->message.wqe->remote_qpn) : NULL;
+    struct qp *to = ah->behind ? qp_behind(ah->behind, qp->message.wqe->remote_qpn) : NULL;
 
     return to && to->type == IBV_QPT_UD ? to : NULL;
 }

@@ -249,7 +249,7 @@ static void become_ud(struct client *client, uint32_t state)
                                SLUICE_TRANSPORT_NONE, -1, &now) == 0);
 }
 
-static uint32_t make_ah(const struct client *client, int own_node)
+static uint32_t make_ah(const struct client *client, int32_t behind)
 {
     struct sluice_create_ah_request request = {.pd = client->pd, .attr = {.is_global = 1, .port_num = 1}};
     const uint8_t gid[16] = {[10] = 0xff, 0xff, 10, 0, 0, 1};
@@ -257,7 +257,7 @@ static uint32_t make_ah(const struct client *client, int own_node)
     memcpy(request.attr.dgid, gid, sizeof(gid));
     int ah = sluice_ah_create(engine, client->session, &request, gid, -1);
 
-    CHECK(ah > 0 && sluice_ah_by_nic(engine, client->session, (uint32_t)ah, own_node) == 0);
+    CHECK(ah > 0 && sluice_ah_by_nic(engine, client->session, (uint32_t)ah, behind) == 0);
     return (uint32_t)ah;
 }
 
@@ -280,7 +280,7 @@ static void test_datagrams_go_by_the_nic(void)
     open_engine();
     open_client(&client);
     become_ud(&client, IBV_QPS_RTS);
-    uint32_t ah = make_ah(&client, 0);
+    uint32_t ah = make_ah(&client, -1);
     uint64_t before = fake_posted();
 
     send_datagram(&client, ah, 77, QKEY);
@@ -326,7 +326,7 @@ static void test_neighbours_are_asked_for(void)
     open_engine();
     open_client(&one);
     become_ud(&one, IBV_QPS_RTS);
-    uint32_t first = tenant, ah = make_ah(&one, 1);
+    uint32_t first = tenant, ah = make_ah(&one, 0);
 
     tenant = (uint32_t)sluice_tenant_add(engine, 0, -1, &shape);
     open_client(&other);
@@ -523,6 +523,8 @@ static void test_numbers_and_keys_of_two_nics(void)
     open_client(&one);
     open_client_on(&other, 1);
     CHECK(one.key == other.key && one.qp_num != other.qp_num);
+    /* Behind the other NIC's GID the same number is somebody else's. */
+    CHECK(sluice_qp_tenant(engine, other.qp_num, 1) == (int)tenant && sluice_qp_tenant(engine, other.qp_num, 0) == -ENOENT);
     struct sluice_create_qp_request request = {.pd = one.pd, .send_cq = one.cq_handle, .recv_cq = one.cq_handle,
                                                .qp_type = IBV_QPT_RC, .cap = {.max_send_wr = 1, .max_recv_wr = 1}};
 

@@ -139,7 +139,7 @@ def test_each_device_has_its_own_nic(monkeypatch: pytest.MonkeyPatch) -> None:
         assert rxe.nic and mlx.nic and plain.nic is None
         assert (rxe.nic.gids, mlx.nic.gids) == ([first], [second])
         # A neighbour may stand behind any GID of the node's.
-        assert rxe.nic.is_of_node(second) and mlx.nic.is_of_node(first) and not rxe.nic.is_of_node(strange)
+        assert [rxe.nic.device_of(gid) for gid in (first, second, strange)] == [0, 2, None]
         assert "port 2 is active, addresses: 10.0.0.2" in mlx.nic.describe()
         # One goes, the other stays.
         mlx.nic.lost()

@@ -329,9 +329,10 @@ class Verbs:
 
     def _neighbour(self, device: VirtualDevice, gid: bytes, number: int) -> IPv4Address | None:
         """The address of this node's tenant that has a QP behind a NIC's GID, which all its tenants share."""
-        if device.nic is None or not device.nic.is_of_node(gid):
+        behind = None if device.nic is None else device.nic.device_of(gid)
+        if behind is None:
             return None
-        tenant = self._engine.tenant_of_qp(number)
+        tenant = self._engine.tenant_of_qp(number, behind)
         return None if tenant is None else self._directory.address_of_tenant(tenant)
 
     def _reach(self, device: VirtualDevice, gid_index: int, gid: bytes) -> None:
@@ -436,7 +437,7 @@ class Verbs:
         """One whose source is a GID of the NIC's; who isn't admitted sends to nobody."""
         assert device.nic is not None
         gid = bytes(ffi.buffer(request.attr.dgid))
-        own_node = device.nic.is_of_node(gid)
+        behind = device.nic.device_of(gid)
         if admitted:
             self._reach(device, request.attr.sgid_index, gid)
         source = device.gids[request.attr.sgid_index]
@@ -446,7 +447,7 @@ class Verbs:
             self._forbidden.add((session.number, reply.handle))
             return
         try:
-            self._engine.ah_by_nic(session.number, reply.handle, own_node)
+            self._engine.ah_by_nic(session.number, reply.handle, behind)
         except OSError:
             self._engine.destroy_ah(session.number, reply.handle)
             raise

@@ -131,9 +131,9 @@ class Nic:
             raise NicError(f"--device {name}: {reason}") from None
         self._of_node.append(self)
 
-    def is_of_node(self, gid: bytes) -> bool:
-        """Whether it is a GID of this NIC, or of another one of the node."""
-        return any(gid in nic.gids for nic in self._of_node)
+    def device_of(self, gid: bytes) -> int | None:
+        """The device whose NIC has this GID, by the engine's count: its own, or another's. None: no NIC of the node."""
+        return next((nic._number for nic in self._of_node if gid in nic.gids), None)
 
     def event_fd(self) -> int:
         """Readable while events() has something to say."""

@@ -194,9 +194,9 @@ class Engine:
         """An async event (enum ibv_event_type) for all contexts of a session that are on a device."""
         checked(lib.sluice_session_async_event(self._engine, session, device, event, element))
 
-    def tenant_of_qp(self, number: int) -> int | None:
-        """The number of the tenant, as a whole, that has the QP with this number."""
-        tenant = int(lib.sluice_qp_tenant(self._engine, number))
+    def tenant_of_qp(self, number: int, device: int) -> int | None:
+        """The number of the tenant, as a whole, that has the QP with this number behind the GID of the device's NIC."""
+        tenant = int(lib.sluice_qp_tenant(self._engine, number, device))
         return None if tenant < 0 else tenant
 
     def shares_receives(self, session: int, handle: int, number: int) -> bool:
@@ -354,9 +354,9 @@ class Engine:
         peer, trunk = -1 if peer is None else peer, -1 if trunk is None else trunk
         checked(lib.sluice_ah_lead(self._engine, session, handle, peer, trunk))
 
-    def ah_by_nic(self, session: int, handle: int, own_node: bool) -> None:
-        """The NIC finds its destination; own_node: that is the NIC's own GID. OSError of the device's."""
-        checked(lib.sluice_ah_by_nic(self._engine, session, handle, own_node))
+    def ah_by_nic(self, session: int, handle: int, behind: int | None) -> None:
+        """The NIC finds its destination; behind: that is the GID of this device's NIC. OSError of the device's."""
+        checked(lib.sluice_ah_by_nic(self._engine, session, handle, -1 if behind is None else behind))
 
     def open_trunk(self) -> int:
         """OSError EAGAIN: there are as many as may be."""
