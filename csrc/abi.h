@@ -642,8 +642,7 @@ struct sluice_engine_page {
     uint32_t parked;
     uint32_t abi_version;
     uint32_t pins; /* 1: there is a NIC, for which registered memory is pinned: it must have been touched */
-    uint32_t crowded; /* 1: of late more threads wanted to run than there are cores */
-    uint32_t reserved[12];
+    uint32_t reserved[13];
 };
 
 /* ---- segment: one per session ------------------------------------------ */

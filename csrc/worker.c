@@ -121,7 +121,6 @@ static void ask_for_cores(struct sluice_engine *engine)
 
     if (CPU_COUNT(&cpus) > 1 && running <= (unsigned long)online)
         engine->linger = LINGER_NS;
-    store_relaxed(&engine->page->crowded, engine->linger == 0);
 }
 
 /* Doorbells, and send queues that are watched. */

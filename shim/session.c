@@ -486,11 +486,6 @@ static void wake_engine(void)
     }
 }
 
-bool session_crowded(void)
-{
-    return load_relaxed(&session.page->crowded);
-}
-
 void session_ring(uint32_t handle)
 {
     uint32_t word = handle / 64;

@@ -54,8 +54,6 @@ bool session_pins(void);
 
 /* Whether the router has closed its end: a system call. */
 bool session_lost(void);
-/* Whether the node has fewer cores than threads that want one, as the router saw it last. */
-bool session_crowded(void);
 
 /* Prints where SLUICE_DEBUG is set. */
 void session_debug(const char *format, ...) __attribute__((format(printf, 1, 2)));
