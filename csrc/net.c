@@ -213,12 +213,11 @@ bool net_prepare(struct sluice_engine *engine, uint32_t *word)
 
     if (!net->sockets && !net->watches)
         return false;
-    if (!net->uring && !net->uring_refused) {
+    if (!net->uring && !net->lookout) {
         net->uring = uring_open(word, net->epoll);
-        net->uring_refused = !net->uring;
+        if (!net->uring)
+            net->lookout = lookout_open(word, net->epoll);
     }
-    if (net->uring_refused && !net->lookout)
-        net->lookout = lookout_open(word, net->epoll);
     return !net->uring && !net->lookout;
 }
 

@@ -37,7 +37,6 @@ struct net {
     bool watches;    /* something else that may wake the worker: a NIC */
     uint64_t looked; /* ns: when epoll was last asked */
     struct uring *uring;
-    bool uring_refused;
     struct lookout *lookout; /* in its place */
     struct tcp_batch *batch;
     struct {
