@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import shutil
 
 from cluster import PERFTEST, in_background, pod, start_server, template, write_bandwidth
 from conftest import wait_until
@@ -59,6 +60,29 @@ def test_a_pod_ends_while_the_router_is_away(plane: ControlPlane, worker: Worker
     wait_until(lambda: not worker.tenants(), "the kubelet to ask again, and everything to be returned")
 
 
+def test_a_node_is_rebooted(plane: ControlPlane, worker: Worker) -> None:
+    """All that ran has ended, and /run is empty: the pods come back with what they were granted."""
+    two_pods(plane)
+    before = worker.nic_states()
+    worker.lose()
+    for directory in (worker.state_dir, worker.cdi_dir):
+        shutil.rmtree(directory)
+    worker.cdi_dir.mkdir()
+    worker.run_kubelet()
+    worker.start_router()
+
+    def starts() -> set[int]:
+        statuses = (plane.pod(name)["status"] for name in ("server", "client"))
+        return {status["containerStatuses"][0]["restartCount"] for status in statuses}
+
+    wait_until(lambda: starts() == {1}, "the containers to be started again")
+    for name in ("server", "client"):
+        plane.wait_for(f"pod/{name}", "condition=Ready")
+    address = plane.pod("server")["status"]["podIP"]
+    assert worker.nic_states() == before
+    assert write_bandwidth(worker, "server", "client", address) > 0
+
+
 def test_the_api_server_is_away_for_a_minute(plane: ControlPlane, worker: Worker) -> None:
     address = two_pods(plane)
     minute = [*PERFTEST, "-D", "60"]
@@ -85,6 +109,9 @@ def test_the_api_server_is_away_for_a_minute(plane: ControlPlane, worker: Worker
 def test_a_forgotten_past_is_read_anew(plane: ControlPlane, worker: Worker) -> None:
     """410 Gone: the API server no longer knows what happened since the version that we have."""
     two_pods(plane)
+    # It remembers what it saw itself, since it started.
+    plane.stop_apiserver()
+    plane.start_apiserver()
 
     async def follow() -> tuple[int, set[str], set[str]]:
         api = await Api.connect(plane.kubeconfig)

@@ -4,11 +4,13 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +182,11 @@ runtime_type = "io.containerd.runc.v2"
         ):
             subprocess.run(command, check=True)
         self._names = Names(self.plane, self.address)
+        self.run_kubelet()
+
+    def run_kubelet(self) -> None:
         assert self._containerd is not None
+        config = self.root / "kubelet.yaml"
         self._kubelet = start(
             [
                 "nsenter", "--target", str(self._containerd.pid), "--mount", program("kubelet"),
@@ -240,6 +246,16 @@ runtime_type = "io.containerd.runc.v2"
         stop(self._router)
         assert self._router is not None
         assert self._router.returncode == 0, self.logged()
+
+    @contextmanager
+    def router_asleep(self) -> Iterator[None]:
+        """It does nothing meanwhile, and is not gone."""
+        assert self._router is not None
+        self._router.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._router.send_signal(signal.SIGCONT)
 
     def kill_router(self) -> None:
         assert self._router is not None

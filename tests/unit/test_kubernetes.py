@@ -9,7 +9,6 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NoReturn
@@ -523,32 +522,6 @@ def test_directories_of_nobody_go(root: Path) -> None:
     on_a_node(root, after)
 
 
-def test_what_an_init_container_had_goes(root: Path) -> None:
-    """Its devices are another container's afterwards, which turns out to be of the same pod as a third's."""
-
-    def allocated(number: int, units: int) -> Grant:
-        name, devices = f"devices-{number}", tuple(f"left-{number}{unit}" for unit in range(units))
-        return Grant(name, "", "", "", "", name, (Share("", "left", units * GBPS),), devices)
-
-    def body(router: Router, attachments: Attachments) -> None:
-        def directories() -> set[str]:
-            return {path.name for path in (router.state_dir / "tenants").iterdir()}
-
-        attachments.attach(allocated(1, 1))
-        main, side = attachments.succeed(allocated(1, 1), allocated(2, 2)), allocated(3, 1)
-        attachments.attach(side)
-        assert directories() == {"devices-1", "devices-2", "devices-3"}
-        for grant in (side, main):
-            attachments.adopt(replace(grant, namespace="ns", pod="pod", pod_uid="pod-uid"), "devices-3")
-        assert directories() == {"devices-2", "devices-3"}
-        assert devices_in(router, "devices-3") == {"sluice0": ("left", 3 * GBPS, 0)}
-        for uid in ("devices-2", "devices-3"):
-            attachments.detach(uid)
-        assert directories() == set()
-
-    on_a_node(root, body)
-
-
 def test_a_container_gets_a_userfaultfd(tmp_path: Path) -> None:
     assert userfaultfd(tmp_path) == []
     number = tmp_path / "class/misc/userfaultfd/dev"
@@ -614,95 +587,171 @@ def run(coroutine: Any) -> Any:
     raise AssertionError("it waits")
 
 
-def request_for(units: list[str]) -> Any:
+def request_for(units: Sequence[str]) -> Any:
     request = protocol.message("v1beta1.AllocateRequest")()
     request.container_requests.add(devices_ids=units)
     return request
 
 
 class Kubelet:
-    """Gives any units that it takes for free, as a kubelet does."""
+    """Gives any units that it takes for free, container by container, and starts pods as a kubelet does.
 
-    def __init__(self, plugin: Plugin) -> None:
-        self._plugin = plugin
-        self._in_use: set[str] = set()
+    It is the plugin's pod resources service, API server and event log as well. told: of what there is an Event.
+    """
+
+    def __init__(self, attachments: Attachments) -> None:
+        self.attachments = attachments
+        settings = Settings("here", nics=NICS, dra=False, device_plugin=True)
+        me: Any = self
+        self.plugin = Plugin(settings, attachments, me, me, self._find_pod, lambda _grant: None)
+        self._held: dict[str, list[list[str]]] = {}
+        self.told: list[str] = []
+
+    async def holders(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        return {
+            ("ns", name): tuple(sorted(unit for units in held for unit in units)) for name, held in self._held.items()
+        }
+
+    def _find_pod(self, namespace: str, name: str) -> Pod | None:
+        return Pod(namespace, name, f"{name}-uid", "here", None, False, False, {}, {}, {})
+
+    def warn(self, _subject: Any, reason: str, _action: str, note: str) -> None:
+        self.told.append(f"{reason}: {note}")
 
     def offered(self) -> int:
         """Units that are healthy: what the scheduler counts with."""
-        return sum(self._plugin.offered().values())
+        return sum(self.plugin.offered().values())
 
     def free(self) -> int:
-        return self.offered() - len(self._in_use)
+        return self.offered() - sum(len(units) for held in self._held.values() for units in held)
 
-    def allocate(self, size: int, again: Sequence[str] = ()) -> list[str]:
-        """again: what an init container had."""
-        free = sorted(unit for unit, fine in self._plugin.offered().items() if fine and unit not in self._in_use)
+    def allocate(self, name: str, size: int, again: Sequence[str] = (), init: bool = False) -> list[str]:
+        """For the next container of a pod. again: what an init container had. init: it is one."""
+        in_use = {unit for held in self._held.values() for units in held for unit in units}
+        free = sorted(unit for unit, fine in self.plugin.offered().items() if fine and unit not in in_use)
         units = [*again, *reversed(free)][:size]
         assert len(units) == size
-        run(self._plugin.Allocate(request_for(units), Caller()))
-        self._in_use |= set(units)
+        run(self.plugin.Allocate(request_for(units), Caller()))
+        if not init:
+            self._held.setdefault(name, []).append(units)
         return units
 
-    def give_back(self, units: list[str]) -> None:
-        self._in_use -= set(units)
+    def start(self, units: Sequence[str]) -> None:
+        """The container that has them. Refused."""
+        run(
+            self.plugin.PreStartContainer(
+                protocol.message("v1beta1.PreStartContainerRequest")(devices_ids=units), Caller()
+            )
+        )
+
+    def admit(self, name: str, *sizes: int) -> None:
+        """A pod with so many units for each container."""
+        for size in sizes:
+            self.allocate(name, size)
+
+    def start_all(self, name: str) -> str:
+        """The pod's containers. Returns its NIC. Refused."""
+        for units in self._held[name]:
+            self.start(units)
+        grant = self.attachments.grants[f"{name}-uid"]
+        (share,) = grant.shares
+        assert share.bps == sum(map(len, self._held[name])) * GBPS
+        return share.nic
+
+    def end(self, name: str) -> None:
+        del self._held[name]
+        self.attachments.detach(f"{name}-uid")
+        self.plugin.returned()
 
 
-def on_a_node_without_dra(root: Path, body: Callable[[Router, Attachments, Kubelet], None]) -> None:
-    def with_plugin(router: Router, attachments: Attachments) -> None:
-        settings = Settings("here", nics=NICS, dra=False, device_plugin=True)
-        body(router, attachments, Kubelet(Plugin(settings, attachments)))
-
-    on_a_node(root, with_plugin)
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has no room hears it at once."""
+    monkeypatch.setattr("sluice.kubernetes.device_plugin.PATIENCE", -1.0)
 
 
-def nic_of(attachments: Attachments, units: list[str]) -> str:
-    (found,) = [grant for grant in attachments.grants.values() if set(grant.devices) == set(units)]
-    (share,) = found.shares
-    assert share.bps == len(units) * GBPS
-    return share.nic
+def on_a_node_without_dra(root: Path, body: Callable[[Router, Kubelet], None]) -> None:
+    on_a_node(root, lambda router, attachments: body(router, Kubelet(attachments)))
 
 
 def test_the_device_plugin_packs(root: Path) -> None:
     """Onto the fullest NIC with room; and offers what the emptiest has room for, so that no pod comes in vain."""
 
-    def body(_router: Router, attachments: Attachments, kubelet: Kubelet) -> None:
+    def body(_router: Router, kubelet: Kubelet) -> None:
         assert (kubelet.offered(), kubelet.free()) == (10, 10), "20 in all, 10 for one pod"
-        first = nic_of(attachments, kubelet.allocate(4))
+        kubelet.admit("a", 4)
+        assert kubelet.free() == 6, "nobody knows yet which NIC gives it"
+        first = kubelet.start_all("a")
         assert kubelet.free() == 10, "of the other NIC"
-        large = kubelet.allocate(7)
-        assert nic_of(attachments, large) != first
+        kubelet.admit("b", 7)
+        second = kubelet.start_all("b")
+        assert second != first
         # 6 and 3 are left.
         assert (kubelet.offered(), kubelet.free()) == (17, 6)
-        assert nic_of(attachments, kubelet.allocate(3)) == nic_of(attachments, large), "the fullest that has room"
+        kubelet.admit("c", 3)
+        assert kubelet.start_all("c") == second, "the fullest that has room"
         assert kubelet.free() == 6
-        assert nic_of(attachments, kubelet.allocate(6)) == first
+        kubelet.admit("d", 6)
+        assert kubelet.start_all("d") == first
         assert (kubelet.offered(), kubelet.free()) == (20, 0)
 
     on_a_node_without_dra(root, body)
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.integers(1, 10), st.booleans()), max_size=30))
-def test_what_the_scheduler_places_fits(pods: list[tuple[int, bool]]) -> None:
-    """Pods come, several before the node has said what is left by now, and go."""
+def test_a_pods_containers_have_one_nic(root: Path) -> None:
+    """Also where the first one alone would be packed elsewhere; each has a directory of its own, of one tenant."""
 
-    def body(_router: Router, attachments: Attachments, kubelet: Kubelet) -> None:
-        running: list[list[str]] = []
+    def body(router: Router, kubelet: Kubelet) -> None:
+        kubelet.admit("other", 6)
+        taken = kubelet.start_all("other")
+        kubelet.admit("pod", 3, 5)
+        nic = kubelet.start_all("pod")
+        assert nic != taken
+        (tenant,) = (name for name in router.tenants if name.startswith("ns-pod-"))
+        assert devices_in(router, tenant) == {"sluice0": (nic, 8 * GBPS, 0)}
+        assert len(kubelet.attachments.grants["pod-uid"].twins) == 2
+        for name in ("pod", "other"):
+            kubelet.end(name)
+        assert router.tenants == {} and list((router.state_dir / "tenants").iterdir()) == []
+
+    on_a_node_without_dra(root, body)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(st.lists(st.integers(1, 10), min_size=1, max_size=3), st.booleans(), st.booleans()), max_size=30)
+)
+def test_what_the_scheduler_places_fits(pods: list[tuple[list[int], bool, bool]]) -> None:
+    """Pods come, of several containers, several before the node has said what is left by now, some before the others
+    have started; and go."""
+
+    def body(_router: Router, kubelet: Kubelet) -> None:
+        running: dict[str, int] = {}
+        admitted: dict[str, int] = {}
         known = kubelet.free()
-        for size, told in pods:
+        for index, (sizes, told, starts) in enumerate(pods):
+            name, size = f"p{index}", sum(sizes)
             if told:
                 known = kubelet.free()
             if size <= known:
-                running.append(kubelet.allocate(size))
+                kubelet.admit(name, *sizes)
                 known -= size
+                admitted[name] = size
             elif running:
-                ended = running.pop(0)
-                (grant,) = [one for one in attachments.grants.values() if set(one.devices) == set(ended)]
-                attachments.detach(grant.uid)
-                kubelet.give_back(ended)
+                ended = next(iter(running))
+                kubelet.end(ended)
+                del running[ended]
                 known = kubelet.free()
-        used = sum(10 * GBPS - attachments.free_bps(nic.name) for nic in NICS)
-        assert used == sum(map(len, running)) * GBPS
+            if starts:
+                for each in admitted:
+                    kubelet.start_all(each)
+                running |= admitted
+                admitted.clear()
+        for each in admitted:
+            kubelet.start_all(each)
+        used = sum(10 * GBPS - kubelet.attachments.free_bps(nic.name) for nic in NICS)
+        assert used == sum((running | admitted).values()) * GBPS
+        assert not kubelet.told
 
     folder = Path(tempfile.mkdtemp(prefix="sk-", dir="/tmp"))
     try:
@@ -711,50 +760,133 @@ def test_what_the_scheduler_places_fits(pods: list[tuple[int, bool]]) -> None:
         shutil.rmtree(folder)
 
 
-def test_an_init_containers_units_are_the_next_ones(root: Path) -> None:
-    def body(router: Router, attachments: Attachments, kubelet: Kubelet) -> None:
-        first = kubelet.allocate(8)
-        main = kubelet.allocate(10, again=first)
-        assert nic_of(attachments, main) in {nic.name for nic in NICS}
-        assert len(attachments.grants) == len(router.tenants) == 1
-        fewer = kubelet.allocate(3, again=main)
-        assert (len(attachments.grants), nic_of(attachments, fewer)) == (1, "left")
+def test_init_containers_are_of_the_pod(root: Path) -> None:
+    """What they have is the next ones', and the kubelet names them nowhere."""
+
+    def body(router: Router, kubelet: Kubelet) -> None:
+        first = kubelet.allocate("pod", 8, init=True)
+        kubelet.allocate("pod", 3, again=first)
+        kubelet.allocate("pod", 7, again=first[3:])
+        kubelet.start(first)
+        kubelet.start_all("pod")
+        (tenant,) = router.tenants
+        assert [device[1] for device in devices_in(router, tenant).values()] == [10 * GBPS]
+        assert len(kubelet.attachments.grants["pod-uid"].twins) == 3
+        kubelet.end("pod")
+        assert list((router.state_dir / "tenants").iterdir()) == []
+
+    on_a_node_without_dra(root, body)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_bandwidth_of_init_containers_alone_is_refused(root: Path) -> None:
+    def body(_router: Router, kubelet: Kubelet) -> None:
+        units = kubelet.allocate("pod", 3, init=True)
+        with pytest.raises(Refused, match="beyond its init containers"):
+            kubelet.start(units)
 
     on_a_node_without_dra(root, body)
 
 
 def test_a_nic_in_trouble_gives_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def body(_router: Router, attachments: Attachments, kubelet: Kubelet) -> None:
-        down = nic_of(attachments, kubelet.allocate(4))
+    def body(_router: Router, kubelet: Kubelet) -> None:
+        kubelet.admit("pod", 4)
+        down = kubelet.start_all("pod")
         monkeypatch.setattr("sluice.kubernetes.device_plugin.trouble", lambda nic: "is down" * (nic.name == down))
         assert kubelet.offered() == 10, "the other's, and not those in use"
 
     on_a_node_without_dra(root, body)
 
 
-def test_an_allocation_waits_for_what_has_just_ended(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And is refused with what is free where nothing comes."""
+@pytest.mark.usefixtures("impatient")
+def test_a_pod_waits_for_a_nic_with_room(root: Path) -> None:
+    """The scheduler had counted what scattered units would be together, or what is about to end."""
 
-    async def body(attachments: Attachments) -> None:
-        plugin = Plugin(Settings("here", nics=NICS, dra=False, device_plugin=True), attachments)
-        whole = [request_for([f"unit-{nic}{number}" for number in range(10)]) for nic in range(3)]
-        for request in whole[:2]:
-            await plugin.Allocate(request, Caller())
-        waiting = asyncio.create_task(plugin.Allocate(whole[2], Caller()))
-        await asyncio.sleep(0)
+    def body(_router: Router, kubelet: Kubelet) -> None:
+        for name, size in (("a", 4), ("b", 7)):
+            kubelet.admit(name, size)
+            kubelet.start_all(name)
+        late = [f"unit-9{number}" for number in range(8)]
+        run(kubelet.plugin.Allocate(request_for(late), Caller()))
+        kubelet._held["late"] = [late]
+        reason = "no NIC of this node has the 8G free that pod ns/late asks for: there are 6G of left, 3G of right"
+        with pytest.raises(Refused, match=reason):
+            kubelet.start_all("late")
+        assert kubelet.told == [f"BandwidthAwaited: {reason}; it starts when one has"]
+        assert kubelet.free() == 0, "nobody comes before who waits"
+        kubelet.end("a")
+        assert kubelet.start_all("late") == "left"
+        assert kubelet.free() == 3
+
+    on_a_node_without_dra(root, body)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_no_nic_can_ever_give(root: Path) -> None:
+    def body(_router: Router, kubelet: Kubelet) -> None:
+        with pytest.raises(Refused, match="no NIC of this node ever has 11G for one container: the most is 10G"):
+            run(kubelet.plugin.Allocate(request_for([f"unit-{number}" for number in range(11)]), Caller()))
+        kubelet._held["wide"] = [[f"unit-{part}{number}" for number in range(6)] for part in range(2)]
+        for units in kubelet._held["wide"]:
+            run(kubelet.plugin.Allocate(request_for(units), Caller()))
+        with pytest.raises(
+            Refused, match="pod ns/wide asks for 12G in all its containers, and no NIC of this node ever"
+        ):
+            kubelet.start_all("wide")
+        assert kubelet.free() == 10, "nobody waits for who waits in vain"
+
+    on_a_node_without_dra(root, body)
+
+
+def test_a_pod_that_was_not_admitted_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def body(_router: Router, kubelet: Kubelet) -> None:
+        kubelet.allocate("gone", 4, init=True)
+        kubelet.admit("pod", 1)
+        monkeypatch.setattr("sluice.kubernetes.device_plugin.UNCLAIMED", -1.0)
+        run(kubelet.plugin.forget_unclaimed())
+        assert kubelet.offered() == 10 and kubelet.free() == 9
+
+    on_a_node_without_dra(root, body)
+
+
+def test_a_node_that_has_forgotten_everything(root: Path) -> None:
+    """As after a reboot: the kubelet creates the containers anew, and does not allocate again."""
+
+    def body(router: Router, kubelet: Kubelet) -> None:
+        kubelet.admit("pod", 3, 5)
+        nic = kubelet.start_all("pod")
+        twins = set(kubelet.attachments.grants["pod-uid"].twins)
+        kubelet.attachments.detach("pod-uid")
+        assert list((router.state_dir / "tenants").iterdir()) == []
+        assert kubelet.start_all("pod") == nic
+        assert set(kubelet.attachments.grants["pod-uid"].twins) == twins
+        assert {path.name for path in (router.state_dir / "tenants").iterdir()} > twins
+
+    on_a_node_without_dra(root, body)
+
+
+def test_a_container_that_waits_starts_when_something_ends(root: Path) -> None:
+    async def body(kubelet: Kubelet) -> None:
+        for name in ("a", "b", "c"):
+            units = [f"unit-{name}{number}" for number in range(10)]
+            await kubelet.plugin.Allocate(request_for(units), Caller())
+            kubelet._held[name] = [units]
+        start = protocol.message("v1beta1.PreStartContainerRequest")
+        starts = {name: start(devices_ids=held[0]) for name, held in kubelet._held.items()}
+        for name in ("a", "b"):
+            await kubelet.plugin.PreStartContainer(starts[name], Caller())
+        waiting = asyncio.create_task(kubelet.plugin.PreStartContainer(starts["c"], Caller()))
+        while not kubelet.told:
+            await asyncio.sleep(0)
         assert not waiting.done()
-        attachments.detach(next(iter(attachments.grants)))
-        plugin.returned()
+        kubelet.end("b")
         await waiting
-        monkeypatch.setattr("sluice.kubernetes.device_plugin.PATIENCE", 0.0)
-        with pytest.raises(Refused, match="no NIC of this node has 1G free: there are 0 of left, 0 of right"):
-            await plugin.Allocate(request_for(["unit-30"]), Caller())
 
     async def on_this_node() -> None:
         settings = Settings("here", nics=NICS, cdi_dir=root / "cdi", shim_dir=root / "shim")
         router = Router(root / "state", devices=devices_of(NICS, [], {}))
         try:
-            await body(Attachments(router, settings, lambda: None))
+            await body(Kubelet(Attachments(router, settings, lambda: None)))
         finally:
             router.close()
 

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _NOT_LABEL = re.compile(r"[^a-z0-9-]+")
 _MARKED = re.compile(r".+-.+-[0-9a-f]{8}")
 DEVICES = "devices-"
-"""How the device plugin's tenants are named, which don't know their pods yet."""
+"""How the directories begin that a device plugin names before it can know the pod."""
 
 
 def tenant_name(namespace: str, pod: str, uid: str) -> str:
@@ -75,8 +75,8 @@ class Attachments:
         """Takes up what an earlier router left; yields what can't be, and why. Directories that are nobody's go."""
         mine = set()
         for grant in self._state.load():
-            # Also where it fails: its pod's containers have the directory mounted, and the next router may succeed.
-            mine |= {grant.tenant, self.directory(grant).name}
+            # Also where it fails: its pod's containers have them mounted, and the next router may succeed.
+            mine |= {grant.tenant, *grant.twins}
             try:
                 self._attach(grant)
             except (ValueError, OSError) as error:
@@ -153,7 +153,7 @@ class Attachments:
             policies = self._policies(grant.tenant)
             self._router.add_tenant(grant.tenant, policies, late_address=True, keep=True)
             self._apply(grant.tenant)
-            self._renew_twin(grant)
+            self._renew_twins(grant)
             device = ""
             if grant.claim:
                 undo.callback(self._specifications.remove, grant.uid)
@@ -163,44 +163,31 @@ class Attachments:
             undo.pop_all()
         return device
 
-    def adopt(self, grant: Grant, tenant: str) -> None:
-        """A device plugin's grant whose pod is known by now. tenant: the pod's; its own, or another container's."""
-        old = grant.tenant
-        grant = replace(grant, tenant=tenant)
-        if tenant != old:
-            # Its containers have its directory mounted: that stays, as the other's twin. But what an init
-            # container had nobody has any more.
-            del self._tenants[old]
-            self._router.remove_tenant(old, force=True, keep=grant.uid == old)
-        self._tenants[tenant].grants[grant.uid] = grant
-        self._apply(tenant)
-        self._renew_twin(grant)
-        self._state.save(grant)
-        self.grants[grant.uid] = grant
+    def directory(self, name: str) -> Path:
+        """A tenant's own, or a twin of it."""
+        return self._router.state_dir / "tenants" / name
 
-    def succeed(self, old: Grant, new: Grant) -> Grant:
-        """Grants new what old had, as the same tenant, whose directory stays. ClaimError, OSError."""
-        del self._tenants[old.tenant].grants[old.uid]
-        del self.grants[old.uid]
-        self._state.remove(old.uid)
-        new = replace(new, tenant=old.tenant)
-        self.attach(new)
-        return new
+    def add_twin(self, uid: str, name: str) -> None:
+        """Another directory of the tenant, for a container that mounts it by this name. OSError."""
+        grant = self.grants[uid]
+        renew(self.directory(name), self._router.tenants[grant.tenant].path)
+        if name not in grant.twins:
+            self.grants[uid] = self._tenants[grant.tenant].grants[uid] = replace(grant, twins=(*grant.twins, name))
+            self._state.save(self.grants[uid])
 
-    def directory(self, grant: Grant) -> Path:
-        """What the grant's containers have mounted: the tenant's own, or its twin."""
-        return self._router.state_dir / "tenants" / (grant.uid if grant.devices else grant.tenant)
-
-    def _renew_twin(self, grant: Grant) -> None:
-        original = self._router.tenants[grant.tenant].path
-        if self.directory(grant) != original:
-            renew(self.directory(grant), original)
+    def _renew_twins(self, grant: Grant) -> None:
+        for name in grant.twins:
+            renew(self.directory(name), self._router.tenants[grant.tenant].path)
 
     def injection(self, grant: Grant) -> Injection:
         parameters = Parameters()
         for share in grant.shares:
             parameters = parameters.under(share.parameters)
-        return injection(self.directory(grant), self._settings.shim_dir, parameters)
+        return injection(self.directory(grant.tenant), self._settings.shim_dir, parameters)
+
+    def injection_of(self, twin: str) -> Injection:
+        """Of a container whose pod is not known yet."""
+        return injection(self.directory(twin), self._settings.shim_dir, Parameters())
 
     def detach(self, uid: str) -> bool:
         """Returns everything; False where there is nothing."""
@@ -216,8 +203,8 @@ class Attachments:
         else:
             del self._tenants[grant.tenant]
             self._router.remove_tenant(grant.tenant, force=True)
-        if grant.devices and grant.uid != grant.tenant:
-            shutil.rmtree(self.directory(grant), ignore_errors=True)
+        for name in grant.twins:
+            shutil.rmtree(self.directory(name), ignore_errors=True)
         # Last: who is stopped before here does it again.
         self._state.remove(uid)
         log.warning("pod %s/%s: returned what %s had", grant.namespace, grant.pod, grant.claim or "its containers")
@@ -264,7 +251,7 @@ class Attachments:
         if running.address is None:
             running.set_address(address)
             for grant in self.grants_of(tenant):
-                self._renew_twin(grant)
+                self._renew_twins(grant)
 
     def without_address(self) -> list[Grant]:
         """Grants whose pods' processes wait for the pod's address."""

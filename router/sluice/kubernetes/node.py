@@ -5,7 +5,6 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from sluice import shim_path
@@ -21,11 +20,12 @@ from sluice.kubernetes.events import Events, Subject
 from sluice.kubernetes.gate import PolicyGate, subject_of
 from sluice.kubernetes.members import Members, attributes, read_member
 from sluice.kubernetes.pod import Pod
+from sluice.kubernetes.pod_resources import PodResources
+from sluice.kubernetes.quantity import format_quantity
 from sluice.kubernetes.settings import Settings
 from sluice.kubernetes.slices import SLICES, Publisher
 from sluice.kubernetes.state import Grant
 from sluice.kubernetes.watch import Watch
-from sluice.policy.rate import format_rate
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,15 @@ class KubernetesNode:
         self.claim_status = ClaimStatus(api, settings.node)
         self.plugin = dra.Plugin(api, settings, self.attachments, self.events, self.claim_status, self.refresh)
         self._server = dra.Server(settings, self.plugin, dra.Health(settings))
-        self._allocator = device_plugin.Plugin(settings, self.attachments)
-        self._device_server = device_plugin.Server(settings, self._allocator, self.attachments, self._identified)
+        self._allocator = device_plugin.Plugin(
+            settings,
+            self.attachments,
+            self.events,
+            PodResources(settings.kubelet_dir, device_plugin.RESOURCE_NAME),
+            self._find_pod,
+            self._on_place,
+        )
+        self._device_server = device_plugin.Server(settings, self._allocator)
         self._tasks: list[asyncio.Task[None]] = []
         self._enforcing = False
 
@@ -109,7 +116,7 @@ class KubernetesNode:
     # ---- pods ------------------------------------------------------------
 
     def _tenant_of(self, pod: Pod) -> str:
-        """Named after the pod on every node; but a device plugin does not know the pod when it names its tenant."""
+        """Named after the pod on every node; but pods that share a claim are one tenant, that of the first."""
         return self.attachments.tenant_of_pod(pod.uid) or tenant_name(pod.namespace, pod.name, pod.uid)
 
     def _on_pod(self, old: Pod | None, new: Pod | None) -> None:
@@ -168,22 +175,16 @@ class KubernetesNode:
             text = self.attachments.describe(tenant)
             self.events.inform(subject_of(pod), "BandwidthChanged", "Changing", f"by annotation: now {text}")
 
-    def _identified(self, grant: Grant, namespace: str, name: str) -> None:
-        """Whose a device plugin's allocation is."""
+    def _find_pod(self, namespace: str, name: str) -> Pod | None:
         mine = (pod for pod in self.directory.pods.objects.values() if pod.node == self.settings.node)
-        pod = next((pod for pod in mine if (pod.namespace, pod.name) == (namespace, name)), None)
-        if pod is None:
-            return
-        # All containers of a pod are one tenant: that of the first.
-        tenant = self.attachments.tenant_of_pod(pod.uid) or grant.tenant
-        try:
-            self.attachments.adopt(replace(grant, namespace=namespace, pod=name, pod_uid=pod.uid), tenant)
-        except (ValueError, OSError) as error:
-            self.events.warn(subject_of(pod), "BandwidthNotPrepared", "Allocating", str(error))
-            return
-        amount = format_rate(sum(share.bps for share in grant.shares))
-        self.events.inform(subject_of(pod), "BandwidthGranted", "Allocating", f"{amount} as tenant {tenant}")
-        self._apply(pod)
+        return next((pod for pod in mine if (pod.namespace, pod.name) == (namespace, name) and not pod.ended), None)
+
+    def _on_place(self, grant: Grant) -> None:
+        """A pod has got its place from the device plugin."""
+        pod = Subject("v1", "Pod", grant.namespace, grant.pod, grant.pod_uid)
+        amounts = ", ".join(f"{format_quantity(share.bps)} of {share.nic}" for share in grant.shares)
+        self.events.inform(pod, "BandwidthGranted", "Allocating", f"{amounts}, as tenant {grant.tenant}")
+        self.refresh(grant)
 
     # ---- policies --------------------------------------------------------
 

@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Grant:
-    """A prepared claim, or an allocation of the device plugin.
+    """A prepared claim, or what a pod got from the device plugin.
 
-    uid: the claim's, or one made of the devices. claim: its name; empty for a device plugin's.
-    pod, pod_uid: for whom it was made; empty while a device plugin's is not known.
+    uid: the claim's, or the pod's. claim: its name; empty for a device plugin's. pod, pod_uid: for whom it was made.
+    devices: the device plugin's units. twins: directories beside the tenant's own, which the pod's containers mount.
     """
 
     uid: str
@@ -30,6 +30,7 @@ class Grant:
     tenant: str
     shares: tuple[Share, ...]
     devices: tuple[str, ...] = field(default=())
+    twins: tuple[str, ...] = field(default=())
 
 
 def _share(fields: dict[str, object]) -> Share:
@@ -66,6 +67,7 @@ class State:
             try:
                 fields = json.loads(path.read_text())
                 shares = tuple(_share(share) for share in fields.pop("shares"))
-                yield Grant(**fields | {"shares": shares, "devices": tuple(fields["devices"])})
+                lists = {name: tuple(fields[name]) for name in ("devices", "twins")}
+                yield Grant(**fields | lists | {"shares": shares})
             except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
                 log.warning("%s: not a grant of this version, left out: %s", path, error)
