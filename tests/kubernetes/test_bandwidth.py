@@ -149,6 +149,38 @@ def test_the_ceiling_holds(plane: ControlPlane, worker: Worker) -> None:
     assert 0.5 < write_bandwidth(worker, "server", "client", address) < 1.1
 
 
+def test_the_guarantee_holds(plane: ControlPlane, worker: Worker) -> None:
+    """Of a NIC that is full, and of which another pod wants all that it can get. Each writes to itself."""
+    write = "ib_write_bw -s 65536 --report_gbits -D 2"
+    for_ever = f"while true; do {write} >/dev/null & sleep 1; {write} localhost; done"
+    worker.stop_router()
+    worker.start_router(nics={"mlx5_0": "2G"})
+    try:
+        plane.apply(template("most", "1500M"), template("rest", "100M", weight=10000))
+        for name, of in (("steady", "most"), ("greedy", "rest")):
+            made = pod(name, of)
+            made["spec"]["containers"][0]["command"] = ["sh", "-c", for_ever]
+            plane.apply(made)
+
+        def rates(name: str) -> list[float]:
+            rows = [line.split() for line in plane.kubectl("logs", name).splitlines() if line.startswith(" 65536")]
+            return [float(row[3]) for row in rows]
+
+        for name in ("steady", "greedy"):
+            plane.wait_for(f"pod/{name}", "condition=Ready")
+        wait_until(lambda: rates("greedy"), "the other to want it")
+        before = len(rates("steady"))
+        # While one of them starts, the other has all of it.
+        wait_until(lambda: len(rates("steady")) > before + 1, "two more rounds")
+        assert rates("steady")[before + 1] > 1.2
+        assert 0 < rates("greedy")[-1] < 2.1
+    finally:
+        plane.kubectl("delete", "pods", "--all", "--grace-period=1", "--timeout=90s")
+        worker.stop_router()
+        del worker.settings["nics"]
+        worker.start_router()
+
+
 def test_nobody_is_placed_on_a_nic_without_a_link(plane: ControlPlane, worker: Worker) -> None:
     """A link that goes down, is up again, and is taken out; on a node whose other NIC is fine."""
 

@@ -181,6 +181,9 @@ def test_the_kernel_tells_the_nics(tmp_path: Path) -> None:
     assert [(nic.name, nic.bandwidth_bps) for nic in discover(tmp_path / "sys", tmp_path / "proc")] == [
         ("eth0", 25 * 10**9)
     ]
+    for mtu, carried in (("1500\n", 235), ("9000\n", 247)):
+        (speed.parent / "mtu").write_text(mtu)
+        assert [nic.bandwidth_bps for nic in discover(tmp_path / "sys", tmp_path / "proc")] == [carried * 10**8]
     port = tmp_path / "sys/class/infiniband/mlx5_0/ports/1"
     port.mkdir(parents=True)
     (port / "rate").write_text("100 Gb/sec (4X EDR)\n")
@@ -897,10 +900,14 @@ def test_the_routers_devices_are_the_settings_nics() -> None:
     chosen = [DeviceSpec("right0", "right0")]
     found = devices_of(NICS, chosen, {"left": GBPS})
     assert [(spec.name, spec.nic) for spec in found] == [("left", None), ("right", "right0")]
+    # The NIC that the router opens keeps the sum to what it has by itself.
     assert [(spec.capacity.bps, spec.capacity.wire) for spec in found if spec.capacity] == [
         (GBPS, True),
         (10 * GBPS, False),
     ]
+    for paced in (True, False):
+        shaped = [spec.capacity.wire for spec in devices_of(NICS, chosen, {}, paced) if spec.capacity]
+        assert shaped == [paced, False]
     # The RDMA device of the only interface.
     assert devices_of(NICS[:1], [DeviceSpec("rxe0", "rxe0")], {})[0].nic == "rxe0"
     # Each of them has its own; what auto finds beside them is left alone.

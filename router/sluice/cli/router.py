@@ -90,7 +90,7 @@ async def serve(options: argparse.Namespace) -> None:
     else:
         from sluice.kubernetes.devices import devices_of
 
-        devices = devices_of(settings.nics, chosen, dict(options.capacity))
+        devices = devices_of(settings.nics, chosen, dict(options.capacity), settings.paced)
     # Each tenant gets a part of what the router may have open (csrc/tenant.h): as much as there can be.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -6,6 +6,7 @@ kubeconfig: /etc/…          # else the pod's service account
 address: 192.0.2.7          # where other nodes' routers reach this one; else NODE_ADDRESS; without: no links
 port: 7471                  # for that; the next one carries data
 nics: {mlx5_0: 100G}        # else what the kernel tells: RDMA devices, or the interfaces of the default route
+paced: true                 # all traffic of a NIC together keeps to its bandwidth, where the router doesn't open it
 over-commit: 1.5            # bandwidth offered for each bit that there is; guarantees shrink with it
 request:                    # what a claim may ask for
   default: 1G
@@ -63,6 +64,7 @@ class Settings:
     address: IPv4Address | None = None
     port: int = DEFAULT_PORT
     nics: tuple[Nic, ...] = ()
+    paced: bool = True
     over_commit: float = 1.0
     request: RequestPolicy = field(default_factory=RequestPolicy)
     dra: bool = True
@@ -146,6 +148,7 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "address": _address,
     "port": _port,
     "nics": _nics,
+    "paced": _flag,
     "over-commit": _ratio,
     "request": _request,
     "dra": _flag,
