@@ -13,6 +13,7 @@ import yaml
 from conftest import wait_until
 from programs import free_port, program, start, stop
 
+ROUTER = "system:serviceaccount:sluice-system:sluice-router"
 CLUSTER_CIDR = "10.244.0.0/16"
 
 
@@ -128,6 +129,17 @@ class ControlPlane:
         )  # fmt: skip
 
     def start_apiserver(self) -> None:
+        policy = self.root / "audit.yaml"
+        policy.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "audit.k8s.io/v1",
+                    "kind": "Policy",
+                    "omitStages": ["RequestReceived"],
+                    "rules": [{"level": "Metadata", "users": [ROUTER]}],
+                }
+            )
+        )
         self._run(
             "kube-apiserver", "--etcd-servers", f"http://127.0.0.1:{self._etcd_port}",
             "--bind-address", "127.0.0.1", "--secure-port", str(self.port),
@@ -138,12 +150,19 @@ class ControlPlane:
             "--service-account-signing-key-file", self.root / "sa.key",
             "--service-cluster-ip-range", "10.96.0.0/16", "--allow-privileged=true",
             "--kubelet-preferred-address-types", "InternalIP",
+            "--audit-policy-file", policy, "--audit-log-path", self.root / "audit.log",
             "--max-requests-inflight", "2000", "--max-mutating-requests-inflight", "1000",
         )  # fmt: skip
         wait_until(lambda: self.try_kubectl("get", "--raw", "/readyz").returncode == 0, "the API server")
 
     def stop_apiserver(self) -> None:
         stop(self._processes.pop("kube-apiserver"))
+
+    def requests_of_routers(self) -> list[dict[str, Any]]:
+        """What routers with their own account have asked for: audit.k8s.io/v1 Events."""
+        lines = (self.root / "audit.log").read_text().splitlines()
+        # The last one may be half written.
+        return [json.loads(line) for line in lines if line.endswith("}")]
 
     def processor_seconds(self) -> dict[str, float]:
         """CPU that each process has used (proc_pid_stat(5))."""

@@ -203,6 +203,66 @@ def test_the_account_has_the_least_rights(plane: ControlPlane, deployed: Worker)
     assert "the router of node worker-1 writes the slice of that node only" in refused.stderr
 
 
+def test_the_account_needs_each_of_its_rights(plane: ControlPlane, deployed: Worker) -> None:
+    """No verb on no resource that a router has not used by now; whoever changes or deletes its slice finds it back."""
+    slice_of = ("resourceslice", "worker-1-rdma.sluice.dev")
+
+    def capacity() -> str:
+        done = plane.try_kubectl("get", *slice_of, "-o", "jsonpath={.spec.devices[0].capacity.bandwidth.value}")
+        return done.stdout
+
+    plane.kubectl("delete", *slice_of)
+    wait_until(lambda: capacity() == "25G", "the slice again")
+    where = "/spec/devices/0/capacity/bandwidth/value"
+    wrong = json.dumps([{"op": "replace", "path": where, "value": "50G"}])
+    plane.kubectl("patch", *slice_of, "--type=json", "-p", wrong)
+    wait_until(lambda: capacity() == "25G", "the right capacity again")
+    plane.apply(template("any", "1G"), pod("one", "any"))
+    plane.wait_for("pod/one", "condition=Ready")
+    wait_until(lambda: plane.get("resourceclaims")["items"][0]["status"].get("devices"), "the claim's status")
+
+    (role,) = (each for each in manifests(plane) if each["kind"] == "ClusterRole")
+    granted = {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    # The API server looks for it with each patch of a claim's status.
+    granted.remove(("resource.k8s.io", "resourceclaims/driver", "associated-node:patch"))
+    used = set()
+    for request in plane.requests_of_routers():
+        if request["userAgent"].startswith("kubectl") or "objectRef" not in request:
+            continue
+        about = request["objectRef"]
+        path = "/".join(filter(None, (about["resource"], about.get("subresource", ""))))
+        assert request["responseStatus"]["code"] != 403, request
+        used.add((about.get("apiGroup", ""), path, request["verb"]))
+    assert used == granted
+
+
+def test_who_uses_it_is_restricted(plane: ControlPlane, worker: Worker) -> None:
+    """Pod Security's strictest level, enforced for all of a namespace: the examples, and a pod that runs."""
+    enforce = "pod-security.kubernetes.io/enforce"
+    namespace = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": "strict", "labels": {enforce: "restricted"}},
+    }
+    with applied(plane, namespace):
+        for each in (template("any", "1G"), pod("one", "any")):
+            each["metadata"]["namespace"] = "strict"
+            plane.apply(each)
+        plane.wait_for("pod/one", "condition=Ready", "-n", "strict")
+        seen = plane.kubectl("exec", "one", "-n", "strict", "--", "ibv_devinfo")
+        assert "sluice0" in seen
+        for file in sorted((DEPLOY / "examples").glob("*.yaml")):
+            done = plane.try_kubectl("apply", "--dry-run=server", "-n", "strict", "-f", file)
+            # A Job is let in with a warning: its pods would not be.
+            assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+
+
 def example(name: str) -> list[dict[str, Any]]:
     return [each for each in yaml.safe_load_all((DEPLOY / "examples" / name).read_text()) if each]
 
