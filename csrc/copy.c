@@ -16,28 +16,42 @@ typedef uint64_t loose_word __attribute__((may_alias, aligned(1)));
 typedef uint8_t lane __attribute__((vector_size(64), may_alias));
 typedef uint8_t loose_lane __attribute__((vector_size(64), may_alias, aligned(1)));
 
-enum { LANE = 64, BULK = 256 };
+/*
+ * Destination lines are asked for so many lanes ahead, to be written: they are in
+ * another core's cache, or in none, and stores that wait for them in order fill the
+ * store buffer. Never beyond the end: what lies there may be somebody's who uses it.
+ */
+enum { LANE = 64, BULK = 256, AHEAD = 8 };
 
 static inline __attribute__((always_inline)) void store_word(uint8_t *dst, const uint8_t *src)
 {
     *(volatile word *)dst = *(const loose_word *)src;
 }
 
+static inline __attribute__((always_inline)) void copy_four(uint8_t *dst, const uint8_t *src)
+{
+    lane a = *(const loose_lane *)src;
+    lane b = *(const loose_lane *)(src + LANE);
+    lane c = *(const loose_lane *)(src + 2 * LANE);
+    lane d = *(const loose_lane *)(src + 3 * LANE);
+
+    *(volatile lane *)dst = a;
+    *(volatile lane *)(dst + LANE) = b;
+    *(volatile lane *)(dst + 2 * LANE) = c;
+    *(volatile lane *)(dst + 3 * LANE) = d;
+}
+
 /* Whole lanes, dst aligned to a lane. The three callers differ in what the compiler may use. */
 static inline __attribute__((always_inline)) void copy_lanes_inline(uint8_t *dst, const uint8_t *src,
                                                                     size_t lanes)
 {
-    for (; lanes >= 4; lanes -= 4, dst += 4 * LANE, src += 4 * LANE) {
-        lane a = *(const loose_lane *)src;
-        lane b = *(const loose_lane *)(src + LANE);
-        lane c = *(const loose_lane *)(src + 2 * LANE);
-        lane d = *(const loose_lane *)(src + 3 * LANE);
-
-        *(volatile lane *)dst = a;
-        *(volatile lane *)(dst + LANE) = b;
-        *(volatile lane *)(dst + 2 * LANE) = c;
-        *(volatile lane *)(dst + 3 * LANE) = d;
+    for (; lanes >= 4 + AHEAD; lanes -= 4, dst += 4 * LANE, src += 4 * LANE) {
+        for (int i = AHEAD; i < AHEAD + 4; i++)
+            __builtin_prefetch(dst + i * LANE, 1);
+        copy_four(dst, src);
     }
+    for (; lanes >= 4; lanes -= 4, dst += 4 * LANE, src += 4 * LANE)
+        copy_four(dst, src);
     for (; lanes; lanes--, dst += LANE, src += LANE)
         *(volatile lane *)dst = *(const loose_lane *)src;
 }
@@ -50,12 +64,12 @@ static void copy_lanes_plain(uint8_t *dst, const uint8_t *src, size_t lanes)
 static void (*copy_lanes)(uint8_t *, const uint8_t *, size_t) = copy_lanes_plain;
 
 #ifdef __x86_64__
-__attribute__((target("avx2"))) static void copy_lanes_avx2(uint8_t *dst, const uint8_t *src, size_t lanes)
+__attribute__((target("avx2,prfchw"))) static void copy_lanes_avx2(uint8_t *dst, const uint8_t *src, size_t lanes)
 {
     copy_lanes_inline(dst, src, lanes);
 }
 
-__attribute__((target("avx512f,avx512bw,avx512vl"))) static void copy_lanes_avx512(uint8_t *dst,
+__attribute__((target("avx512f,avx512bw,avx512vl,prfchw"))) static void copy_lanes_avx512(uint8_t *dst,
                                                                                    const uint8_t *src,
                                                                                    size_t lanes)
 {
