@@ -40,8 +40,11 @@ uint32_t sluice_fence_word;
 enum { HOPE = 8, HOPELESS = 32 };
 /* The kernel's least (sched(7)). */
 #define SLICE_NS 100000ull
-/* A third of an application's part of a core, where there is none to spare (sched(7)). */
-enum { CONTROL_NICE = 5 };
+/*
+ * Where there is no core to spare (sched(7)): the control plane has a third of an application's part of one, and the
+ * worker three times as much, since applications that spin on a core wait for nothing but it.
+ */
+enum { CONTROL_NICE = 5, WORKER_NICE = -5 };
 /* Turns take this many times as long as looking at all doorbells does. */
 enum { LOOK_SHARE = 16 };
 /* How often to ask whether a core is free. */
@@ -259,9 +262,9 @@ static uint64_t park(struct sluice_engine *engine)
  * A short slice for the calling thread: woken, it comes before an application that
  * spins (EEVDF's PREEMPT_SHORT, Linux 6.12), instead of after that one's own slice of
  * some milliseconds. It takes nothing from anybody in the long run. Older kernels
- * ignore it.
+ * ignore it. False: this nice takes CAP_SYS_NICE.
  */
-static void ask_for_short_slice(int nice)
+static bool ask_for_short_slice(int nice)
 {
     struct {
         uint32_t size, sched_policy;
@@ -271,7 +274,7 @@ static void ask_for_short_slice(int nice)
         uint64_t sched_runtime, sched_deadline, sched_period;
     } attr = {.size = sizeof(attr), .sched_nice = nice, .sched_runtime = SLICE_NS};
 
-    syscall(SYS_sched_setattr, 0, &attr, 0);
+    return syscall(SYS_sched_setattr, 0, &attr, 0) == 0;
 }
 
 void sluice_engine_yield_cores(void)
@@ -287,7 +290,10 @@ static void *work(void *argument)
     pthread_setname_np(pthread_self(), "sluice-worker");
     /* The default slack of 50 us would make every rate uneven. */
     prctl(PR_SET_TIMERSLACK, 1);
-    ask_for_short_slice(getpriority(PRIO_PROCESS, 0));
+    int nice = getpriority(PRIO_PROCESS, 0);
+
+    if (!ask_for_short_slice(nice + WORKER_NICE))
+        ask_for_short_slice(nice);
     pthread_mutex_lock(&worker->lock);
     uint64_t counted = clock_now();
 
