@@ -26,12 +26,14 @@ def plane() -> Iterator[ControlPlane]:
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
     running = ControlPlane()
-    running.start()
-    running.kubectl("apply", "-k", DEPLOY / "kubernetes")
-    # Its pods are for the test that is about them (test_deploy.py).
-    running.kubectl("delete", "daemonset", "sluice-router", "-n", "sluice-system")
-    yield running
-    running.stop()
+    try:
+        running.start()
+        running.kubectl("apply", "-k", DEPLOY / "kubernetes")
+        # Its pods are for the test that is about them (test_deploy.py).
+        running.kubectl("delete", "daemonset", "sluice-router", "-n", "sluice-system")
+        yield running
+    finally:
+        running.stop()
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,7 @@ class ControlPlane:
             "--audit-policy-file", policy, "--audit-log-path", self.root / "audit.log",
             "--max-requests-inflight", "2000", "--max-mutating-requests-inflight", "1000",
         )  # fmt: skip
-        wait_until(lambda: self.try_kubectl("get", "--raw", "/readyz").returncode == 0, "the API server")
+        wait_until(lambda: self.try_kubectl("get", "--raw", "/readyz").returncode == 0, "the API server", 120)
 
     def stop_apiserver(self) -> None:
         stop(self._processes.pop("kube-apiserver"))

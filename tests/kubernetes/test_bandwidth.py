@@ -213,3 +213,31 @@ def test_nobody_is_placed_on_a_nic_without_a_link(plane: ControlPlane, worker: W
         worker.stop_router()
         del worker.settings["nics"]
         worker.start_router()
+
+
+def test_a_device_class_bounds_its_users(plane: ControlPlane, worker: Worker) -> None:
+    """The ceiling that the operator gave a class is nobody's to lift, in claims or by annotation."""
+    parameters = {"apiVersion": "rdma.sluice.dev/v1", "kind": "Bandwidth", "max": "5G"}
+    modest = {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "DeviceClass",
+        "metadata": {"name": "modest"},
+        "spec": {
+            "selectors": [{"cel": {"expression": 'device.driver == "rdma.sluice.dev"'}}],
+            "config": [{"opaque": {"driver": "rdma.sluice.dev", "parameters": parameters}}],
+        },
+    }
+    made, greedy = template("one", "1G"), template("greedy", "1G", max="8G")
+    for each in (made, greedy):
+        each["spec"]["spec"]["devices"]["requests"][0]["exactly"]["deviceClassName"] = "modest"
+    plane.apply(modest, made, greedy, pod("tame", "one"), pod("wild", "greedy"))
+    try:
+        plane.wait_for("pod/tame", "condition=Ready")
+        assert worker.tenant_of("tame")["max_bps"] == 5 * 10**9
+        said = "max: 8G is more than the DeviceClass lets anybody have, 5G"
+        wait_until(lambda: f"parameters.{said}" in plane.kubectl("describe", "pod", "wild"), "the event")
+        plane.kubectl("annotate", "pod", "tame", "rdma.sluice.dev/max=8G")
+        wait_until(lambda: f"metadata.annotations: {said}" in plane.kubectl("describe", "pod", "tame"), "the event")
+        assert worker.tenant_of("tame")["max_bps"] == 5 * 10**9
+    finally:
+        plane.kubectl("delete", "deviceclass", "modest")

@@ -28,6 +28,7 @@ from sluice.kubernetes.cdi import Injection, Specifications, userfaultfd
 from sluice.kubernetes.claim import ClaimError, Share, shares
 from sluice.kubernetes.device_plugin import Plugin
 from sluice.kubernetes.devices import devices_of
+from sluice.kubernetes.events import BURST, REPEAT_SECONDS, Events, Subject
 from sluice.kubernetes.inventory import Nic, configured, discover, trouble
 from sluice.kubernetes.network_policy import End, Evaluation, NetworkPolicy
 from sluice.kubernetes.parameters import FieldError, Parameters, live_of, parse_annotations, parse_parameters
@@ -111,7 +112,12 @@ def opaque(source: str, **fields: Any) -> dict[str, Any]:
 
 def test_what_a_claim_got() -> None:
     found = shares(claim([opaque("FromClass", max="30G", weight=2), opaque("FromClaim", max="20G")]), "here")
-    assert found == [Share("rdma", "eth0", 10**10, "s", Parameters(max=2 * 10**10, weight=2))]
+    of_class = Parameters(max=3 * 10**10, weight=2)
+    assert found == [Share("rdma", "eth0", 10**10, "s", Parameters(max=2 * 10**10, weight=2), of_class)]
+    with pytest.raises(FieldError, match=r"parameters\.max: 40G is more than the DeviceClass lets anybody have, 30G"):
+        shares(claim([opaque("FromClass", max="30G"), opaque("FromClaim", max="40G")]), "here")
+    with pytest.raises(FieldError, match=r"parameters\.weight: 9 is more than the DeviceClass lets anybody have, 2"):
+        shares(claim([opaque("FromClass", weight=2), opaque("FromClaim", weight=9)]), "here")
     with pytest.raises(FieldError, match=r"spec\.devices\.config\[0\]\.opaque\.parameters\.max"):
         shares(claim([opaque("FromClass", max="30G"), opaque("FromClaim", max="-1")]), "here")
     with pytest.raises(FieldError, match="a ceiling can't be below the guarantee"):
@@ -302,12 +308,43 @@ def test_a_kubeconfig_that_is_not_there(tmp_path: Path) -> None:
 
 def test_grants_survive(tmp_path: Path) -> None:
     state = State(tmp_path)
-    grant = Grant("u", "ns", "c", "p", "pu", "t", (Share("r", "eth0", 5, "s", Parameters(max=7)),), ("eth0-1",))
+    grant = Grant(
+        "u",
+        "ns",
+        "c",
+        "p",
+        "pu",
+        "t",
+        (Share("r", "eth0", 5, "s", Parameters(max=7), Parameters(weight=9)),),
+        ("eth0-1",),
+    )
     state.save(grant)
     (tmp_path / "broken.json").write_text('{"uid": "x"')
     assert list(state.load()) == [grant]
     state.remove("u")
     assert list(state.load()) == []
+
+
+def test_events_of_one_object_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a pod does, and to how many others."""
+    now = [1000.0]
+    monkeypatch.setattr("sluice.kubernetes.events.time.monotonic", lambda: now[0])
+    api: Any = None
+    events = Events(api, "here")
+    pod, other = (Subject("v1", "Pod", "ns", name, name) for name in ("pod", "other"))
+
+    def said(subject: Subject, count: int) -> int:
+        return sum(events.warn(subject, "R", "A", f"{now[0]}: {number}") for number in range(count))
+
+    assert said(pod, 1000) == BURST
+    assert said(other, 1) == 1, "the others' are not fewer for it"
+    now[0] += REPEAT_SECONDS / 2
+    assert said(pod, 10) == 0
+    now[0] += REPEAT_SECONDS
+    assert said(pod, 10) == 1
+    assert not events.warn(pod, "R", "A", f"{now[0]}: 0"), "said before"
+    now[0] += 1000 * REPEAT_SECONDS
+    assert said(pod, 1000) == BURST
 
 
 # ---- NetworkPolicy -----------------------------------------------------------
@@ -566,6 +603,25 @@ def test_annotations_of_each_device(root: Path) -> None:
         assert devices_in(router) == now
         attachments.set_annotations("pod", {"rdma.sluice.dev/sluice0.min": "3G"})
         assert devices_in(router) == {"sluice0": ("left", 3 * GBPS, 0), "sluice1": ("right", 2 * GBPS, 0)}
+
+    on_a_node(root, body)
+
+
+def test_annotations_keep_to_the_device_class(root: Path) -> None:
+    def body(router: Router, attachments: Attachments) -> None:
+        bounds = Parameters(max=6 * GBPS, weight=50)
+        parts = tuple(Share(f"r{i}", "left", GBPS, "", bounds, bounds) for i in range(2))
+        attachments.attach(Grant("one", "ns", "claim", "pod", "pod-uid", "pod", parts))
+        assert devices_in(router) == {"sluice0": ("left", 2 * GBPS, 12 * GBPS)}
+        attachments.set_annotations("pod", {"rdma.sluice.dev/max": "12G", "rdma.sluice.dev/weight": "50"})
+        with pytest.raises(FieldError, match=r"metadata\.annotations: max: 13G is more than the DeviceClass"):
+            attachments.set_annotations("pod", {"rdma.sluice.dev/max": "13G"})
+        with pytest.raises(FieldError, match=r"metadata\.annotations: weight: 51 is more than"):
+            attachments.set_annotations("pod", {"rdma.sluice.dev/sluice0.weight": "51"})
+        # A claim of another class, which leaves it open.
+        attachments.attach(granted("two", ("left", GBPS)))
+        attachments.set_annotations("pod", {"rdma.sluice.dev/max": "13G"})
+        assert devices_in(router) == {"sluice0": ("left", 3 * GBPS, 13 * GBPS)}
 
     on_a_node(root, body)
 

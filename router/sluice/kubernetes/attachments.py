@@ -21,8 +21,15 @@ from sluice.control.router import Router
 from sluice.kubernetes import DRIVER
 from sluice.kubernetes.cdi import Injection, Specifications, injection
 from sluice.kubernetes.claim import ClaimError, Share
-from sluice.kubernetes.parameters import FieldError, Parameters, live_of, parse_annotations
-from sluice.kubernetes.policy import guarantee_bps, policy_of
+from sluice.kubernetes.parameters import (
+    BOUNDS,
+    FieldError,
+    Parameters,
+    check_bounds,
+    live_of,
+    parse_annotations,
+)
+from sluice.kubernetes.policy import bounds_of, guarantee_bps, policy_of
 from sluice.kubernetes.quantity import format_quantity
 from sluice.kubernetes.settings import Settings
 from sluice.kubernetes.slices import capacity_bps
@@ -285,6 +292,8 @@ class Attachments:
                     f"metadata.annotations[{DRIVER}/{name}]: the pod has no device {device}; it has {', '.join(shares)}"
                 )
         for device, of_device in shares.items():
+            said: dict[str, Any] = {name: value for name, value in live_of(live, device).items() if name in BOUNDS}
+            check_bounds(Parameters(**said), bounds_of(of_device), "metadata.annotations: ")
             guarantee, least = guarantee_bps(of_device, self._settings.over_commit), live_of(live, device).get("min", 0)
             if least > guarantee:
                 where = f" on {device}" if len(shares) > 1 else ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sluice.kubernetes import DRIVER
 from sluice.kubernetes.api import Object
-from sluice.kubernetes.parameters import NOTHING, FieldError, Parameters, parse_parameters
+from sluice.kubernetes.parameters import NOTHING, FieldError, Parameters, check_bounds, parse_parameters
 from sluice.kubernetes.quantity import format_quantity, parse_quantity
 
 CAPACITY = "bandwidth"
@@ -17,13 +17,17 @@ class ClaimError(ValueError):
 
 @dataclass(frozen=True)
 class Share:
-    """A part of one NIC. bps: its guarantee in bits per second, as the scheduler counts it; 0: the whole NIC."""
+    """A part of one NIC. bps: its guarantee in bits per second, as the scheduler counts it; 0: the whole NIC.
+
+    bounds: what its DeviceClass says, and nobody who uses the class may exceed.
+    """
 
     request: str
     nic: str
     bps: int
     share_id: str = ""
     parameters: Parameters = NOTHING
+    bounds: Parameters = NOTHING
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,9 @@ def _spec_path(claim: Object, opaque: Object, index: int) -> str:
     return f"status.allocation.devices.config[{index}].opaque.parameters"
 
 
-def _parameters(claim: Object, request: str) -> Parameters:
-    """Class first, claim last: what is said later holds."""
-    found = Parameters()
+def _parameters(claim: Object, request: str) -> tuple[Parameters, Parameters]:
+    """What holds, class first, claim last; and what the class says. FieldError, also for more than that allows."""
+    found = bounds = Parameters()
     configs = claim["status"]["allocation"]["devices"].get("config") or []
     for index, config in enumerate(configs):
         opaque = config.get("opaque") or {}
@@ -59,10 +63,16 @@ def _parameters(claim: Object, request: str) -> Parameters:
         if opaque.get("driver") != DRIVER or not concerned:
             continue
         path = _spec_path(claim, opaque, index)
-        if config.get("source") == "FromClass":
+        from_class = config.get("source") == "FromClass"
+        if from_class:
             path = f"DeviceClass: {path}"
-        found = found.under(parse_parameters(opaque.get("parameters"), path))
-    return found
+        said = parse_parameters(opaque.get("parameters"), path)
+        if from_class:
+            bounds = bounds.under(said)
+        else:
+            check_bounds(said, bounds, f"{path}.")
+        found = found.under(said)
+    return found, bounds
 
 
 def shares(claim: Object, node: str) -> list[Share]:
@@ -76,14 +86,14 @@ def shares(claim: Object, node: str) -> list[Share]:
             continue
         consumed = result.get("consumedCapacity") or {}
         amount = consumed.get(CAPACITY, consumed.get(f"{DRIVER}/{CAPACITY}", "0"))
-        parameters = _parameters(claim, result["request"])
+        parameters, bounds = _parameters(claim, result["request"])
         bps = parse_quantity(str(amount))
         if parameters.max is not None and parameters.max < bps:
             raise FieldError(
                 f"max: {format_quantity(parameters.max)} is less than the {format_quantity(bps)} "
                 f"that request {result['request']} asks for: a ceiling can't be below the guarantee"
             )
-        found.append(Share(result["request"], result["device"], bps, result.get("shareID") or "", parameters))
+        found.append(Share(result["request"], result["device"], bps, result.get("shareID") or "", parameters, bounds))
     if not found:
         raise ClaimError(f"nothing of node {node} is allocated to the claim")
     return found

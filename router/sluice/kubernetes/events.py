@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 
 REPEAT_SECONDS = 300
 """The same words about the same object are said again after this."""
+BURST = 25
+"""Events about one object at once; then one in REPEAT_SECONDS, as with the kubelet's: what a pod does over and over
+must not become the API server's work."""
 QUEUE = 1000
 LONGEST = 1024
 """Characters of a note; what the API allows."""
@@ -41,17 +44,30 @@ class Events:
         self._node = node
         self._queue: asyncio.Queue[tuple[Subject, str, str, str, str]] = asyncio.Queue(QUEUE)
         self._said: OrderedDict[tuple[Subject, str, str], float] = OrderedDict()
+        self._left: OrderedDict[Subject, tuple[float, float]] = OrderedDict()
+        """What may be said about an object, and when that was so."""
 
-    def inform(self, subject: Subject, reason: str, action: str, note: str) -> None:
-        self._put(subject, "Normal", reason, action, note)
+    def inform(self, subject: Subject, reason: str, action: str, note: str) -> bool:
+        """Whether it is news: not said before, and not one too many about this object."""
+        return self._put(subject, "Normal", reason, action, note)
 
-    def warn(self, subject: Subject, reason: str, action: str, note: str) -> None:
-        self._put(subject, "Warning", reason, action, note)
+    def warn(self, subject: Subject, reason: str, action: str, note: str) -> bool:
+        """As inform()."""
+        return self._put(subject, "Warning", reason, action, note)
 
-    def _put(self, subject: Subject, kind: str, reason: str, action: str, note: str) -> None:
+    def _may_say_more(self, subject: Subject, now: float) -> bool:
+        left, since = self._left.get(subject, (float(BURST), now))
+        left = min(left + (now - since) / REPEAT_SECONDS, float(BURST))
+        self._left[subject] = (max(left - 1, left % 1), now)
+        self._left.move_to_end(subject)
+        if len(self._left) > QUEUE:
+            self._left.popitem(last=False)
+        return left >= 1
+
+    def _put(self, subject: Subject, kind: str, reason: str, action: str, note: str) -> bool:
         key, now = (subject, reason, note), time.monotonic()
-        if now - self._said.get(key, -REPEAT_SECONDS) < REPEAT_SECONDS:
-            return
+        if now - self._said.get(key, -REPEAT_SECONDS) < REPEAT_SECONDS or not self._may_say_more(subject, now):
+            return False
         self._said[key] = now
         self._said.move_to_end(key)
         if len(self._said) > QUEUE:
@@ -62,6 +78,7 @@ class Events:
             log.warning(
                 "event not sent, too many wait: %s %s/%s: %s", subject.kind, subject.namespace, subject.name, note
             )
+        return True
 
     async def run(self) -> None:
         """For ever; cancel it to end."""

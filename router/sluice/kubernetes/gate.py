@@ -42,12 +42,12 @@ class PolicyGate:
             return True
         mine, other = self._whose(source), self._whose(destination)
         self.forbidden[mine] = self.forbidden.get(mine, 0) + 1
-        log.warning("pod %s: connection to %s refused: %s", mine, other, text)
         pod = self._directory.pod_at(source)
-        if pod is not None:
-            self._events.warn(
-                subject_of(pod), "RDMAConnectionForbidden", "Connecting", f"RDMA connection to {other}: {text}"
-            )
+        # A pod may try for ever: the log has what its Events have, the metric counts all.
+        if pod is not None and self._events.warn(
+            subject_of(pod), "RDMAConnectionForbidden", "Connecting", f"RDMA connection to {other}: {text}"
+        ):
+            log.warning("pod %s: connection to %s refused: %s", mine, other, text)
         return False
 
     def enforce(self) -> None:

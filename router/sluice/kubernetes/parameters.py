@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
 from sluice.kubernetes import DRIVER
-from sluice.kubernetes.quantity import parse_quantity
+from sluice.kubernetes.quantity import format_quantity, parse_quantity
 from sluice.policy.rate import MAX_RATE, MIN_RATE, parse_rate
 
 API_VERSION = f"{DRIVER}/v1"
@@ -84,6 +84,20 @@ class Parameters:
 
 
 NOTHING = Parameters()
+
+BOUNDS: dict[str, Callable[[int], str]] = {"max": format_quantity, "burst": format_quantity, "weight": str}
+"""What a DeviceClass says of these is the most that its users may say."""
+
+
+def check_bounds(said: Parameters, bounds: Parameters, path: str) -> None:
+    """path: what stands before the field's name. FieldError."""
+    for name, text in BOUNDS.items():
+        value, most = getattr(said, name), getattr(bounds, name)
+        if value is not None and most is not None and value > most:
+            raise FieldError(
+                f"{path}{name}: {text(value)} is more than the DeviceClass lets anybody have, {text(most)}"
+            )
+
 
 _OF_DEVICE = re.compile(r"sluice\d+\.[a-z]+")
 

@@ -34,9 +34,13 @@ class Grant:
 
 
 def _share(fields: dict[str, object]) -> Share:
-    parameters = fields.pop("parameters")
-    assert isinstance(parameters, dict)
-    return Share(**fields, parameters=Parameters(**parameters))  # type: ignore[arg-type]
+    said = {}
+    for name in ("parameters", "bounds"):
+        # A router that was older may have written it.
+        parameters = fields.pop(name, {})
+        assert isinstance(parameters, dict)
+        said[name] = Parameters(**parameters)
+    return Share(**fields, **said)  # type: ignore[arg-type]
 
 
 class State:
@@ -67,7 +71,7 @@ class State:
             try:
                 fields = json.loads(path.read_text())
                 shares = tuple(_share(share) for share in fields.pop("shares"))
-                lists = {name: tuple(fields[name]) for name in ("devices", "twins")}
+                lists = {name: tuple(fields.get(name, ())) for name in ("devices", "twins")}
                 yield Grant(**fields | lists | {"shares": shares})
             except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
                 log.warning("%s: not a grant of this version, left out: %s", path, error)
