@@ -5,9 +5,14 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
+
+from sluice import shim_path
+from sluice.shim import MUSL
 
 NAME = "sluice.test/perftest:1"
 PROGRAMS = ("ib_write_bw", "ib_write_lat", "ib_read_bw", "ib_send_bw", "ibv_devinfo")
@@ -22,6 +27,32 @@ def _closure(path: str) -> set[str]:
     """A program's libraries and its loader."""
     listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
     return set(re.findall(r"(/\S+) \(0x", listed))
+
+
+MUSL_LOADER = Path("/lib/ld-musl-x86_64.so.1")
+SOURCE = Path(__file__).parents[1] / "integration" / "ways" / "linked.c"
+
+
+def _musl_files(folder: Path) -> dict[str, bytes]:
+    """A program of musl as in Alpine's images, its loader, and the libibverbs that the image has: an empty one, so that
+    all that works comes from what is preloaded. Nothing where there is no compiler for it.
+    """
+    shim = shim_path().with_name(MUSL)
+    if shutil.which("musl-gcc") is None or not shim.exists():
+        return {}
+    multiarch = subprocess.run(["gcc", "-print-multiarch"], capture_output=True, text=True, check=True).stdout.strip()
+    headers = ["-idirafter", "/usr/include", "-idirafter", f"/usr/include/{multiarch}"]
+    program, library = folder / "linked-musl", folder / "libibverbs.so.1"
+    shutil.copyfile(shim, library)
+    subprocess.run(["musl-gcc", *headers, "-o", program, SOURCE, f"-L{folder}", f"-l:{library.name}"], check=True)
+    subprocess.run(
+        ["musl-gcc", "-shared", f"-Wl,-soname,{library.name}", "-o", library, "-x", "c", "/dev/null"], check=True
+    )
+    return {
+        "usr/bin/linked-musl": program.read_bytes(),
+        f"usr/local/lib/{library.name}": library.read_bytes(),
+        str(MUSL_LOADER).lstrip("/"): MUSL_LOADER.read_bytes(),
+    }
 
 
 def _file(archive: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:
@@ -39,6 +70,9 @@ def _layer() -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path in [*programs, *modules, *sorted(files)]:
             _file(archive, path.lstrip("/"), Path(path).resolve().read_bytes(), 0o755)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in _musl_files(Path(folder)).items():
+                _file(archive, name, content, 0o755)
         _file(archive, "bin/busybox", Path("/bin/busybox").read_bytes(), 0o755)
         for name in ("sh", "sleep", "cat", "ls", "env", "id", "ip", "timeout", "grep", "touch", "nc"):
             link = tarfile.TarInfo(f"bin/{name}")

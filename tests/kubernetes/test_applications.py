@@ -46,3 +46,11 @@ def test_all_names_of_the_libraries(plane: ControlPlane, worker: Worker) -> None
     text = worker.output("lister", "env", "-u", "LD_PRELOAD", "LD_LIBRARY_PATH=/usr/lib/sluice", "ibv_devinfo")
     assert "sluice0" in text
     assert worker.execute("lister", "touch", "/usr/lib/sluice/mine").returncode != 0, "read-only"
+
+
+@pytest.mark.skipif(shutil.which("musl-gcc") is None, reason="musl-tools is not installed")
+def test_an_image_of_musl(plane: ControlPlane, worker: Worker) -> None:
+    """As Alpine's: the shim that is preloaded there needs no glibc."""
+    plane.apply(template("any", "1G", libc="musl"), pod("alpine", "any"))
+    plane.wait_for("pod/alpine", "condition=Ready")
+    assert worker.output("alpine", "linked-musl") == "sluice0 SLUICE0000000001\n"
