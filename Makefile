@@ -33,7 +33,7 @@ help:
 	@echo "make test   set up, then all tests"
 	@echo "make test-kubernetes  tests against a real Kubernetes, built from source the first time (10 minutes)"
 	@echo "make test-kubernetes-scale  the same with 1,000 pods"
-	@echo "make test-vm  a kernel RDMA device in a virtual machine: the conformance suite on it, through a router beside it, and through routers that own it"
+	@echo "make test-vm  a kernel RDMA device in a virtual machine: the conformance suite on it, through a router beside it, through routers that own it, and between two machines"
 	@echo "make fuzz   each fuzzer for FUZZ_SECONDS ($(FUZZ_SECONDS))"
 	@echo "make setup  set up: system packages, virtual environment, $(BIN)/sluice"
 	@echo "make lint   ruff, mypy --strict"
@@ -125,6 +125,8 @@ test-vm: setup build/build.ninja
 	  build/vm/local-two-tenants.json
 	$(SUDO) tests/vm/boot -t 1200 -o build/vm -- $(CURDIR)/tests/vm/nic $(CURDIR) /run/vm/out
 	$(BIN)/python tests/vm/compare.py build/vm/bare-two-processes.json build/vm/nic-two-tenants.json
+	$(SUDO) tests/vm/boot -n 2 -t 900 -o build/vm -- $(CURDIR)/tests/vm/pair $(CURDIR) /run/vm/out
+	$(BIN)/python tests/vm/compare.py build/vm/bare-two-hosts.json build/vm/nic-two-hosts.json
 
 # Leaks are looked for by the unit tests, which close what they open: sessions that live on between two inputs are found
 # through tables that LeakSanitizer doesn't search (mmap).

@@ -26,6 +26,25 @@ void ah_attr_to_abi(struct sluice_ah_attr *to, const struct ibv_ah_attr *from)
     memcpy(to->dgid, from->grh.dgid.raw, sizeof(to->dgid));
 }
 
+void ah_attr_from_abi(struct ibv_ah_attr *to, const struct sluice_ah_attr *from)
+{
+    *to = (struct ibv_ah_attr){
+        .grh = {
+            .flow_label = from->flow_label,
+            .sgid_index = (uint8_t)from->sgid_index,
+            .hop_limit = (uint8_t)from->hop_limit,
+            .traffic_class = (uint8_t)from->traffic_class,
+        },
+        .dlid = (uint16_t)from->dlid,
+        .sl = (uint8_t)from->sl,
+        .src_path_bits = (uint8_t)from->src_path_bits,
+        .static_rate = (uint8_t)from->static_rate,
+        .is_global = (uint8_t)from->is_global,
+        .port_num = (uint8_t)from->port_num,
+    };
+    memcpy(to->grh.dgid.raw, from->dgid, sizeof(from->dgid));
+}
+
 EXPORT struct ibv_ah *ibv_create_ah(struct ibv_pd *pd, struct ibv_ah_attr *attr)
 {
     struct sluice_create_ah_request request = {.pd = ((struct shim_pd *)pd)->handle};

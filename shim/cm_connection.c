@@ -37,13 +37,8 @@ EXPORT int rdma_init_qp_attr(struct rdma_cm_id *id, struct ibv_qp_attr *attr, in
         .timeout = (uint8_t)from->timeout,
         .retry_cnt = (uint8_t)from->retry_cnt,
         .rnr_retry = (uint8_t)from->rnr_retry,
-        .ah_attr = {
-            .grh = {.hop_limit = (uint8_t)from->ah.hop_limit, .traffic_class = (uint8_t)from->ah.traffic_class},
-            .is_global = (uint8_t)from->ah.is_global,
-            .port_num = (uint8_t)from->ah.port_num,
-        },
     };
-    memcpy(attr->ah_attr.grh.dgid.raw, from->ah.dgid, sizeof(from->ah.dgid));
+    ah_attr_from_abi(&attr->ah_attr, &from->ah);
     *attr_mask = (int)reply.attr_mask;
     return 0;
 }

@@ -147,12 +147,7 @@ static void set_datagram(struct cm_event *event, const struct sluice_cm_event_re
     set_private_data(event, &from->param, &to->private_data, &to->private_data_len);
     to->qp_num = from->param.qp_num;
     to->qkey = from->param.qkey;
-    to->ah_attr = (struct ibv_ah_attr){
-        .grh = {.hop_limit = (uint8_t)from->ah.hop_limit, .traffic_class = (uint8_t)from->ah.traffic_class},
-        .is_global = (uint8_t)from->ah.is_global,
-        .port_num = (uint8_t)from->ah.port_num,
-    };
-    memcpy(to->ah_attr.grh.dgid.raw, from->ah.dgid, sizeof(from->ah.dgid));
+    ah_attr_from_abi(&to->ah_attr, &from->ah);
 }
 
 static void set_parameters(struct cm_event *event, const struct sluice_cm_event_reply *from)

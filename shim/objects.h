@@ -247,6 +247,7 @@ struct sluice_cqe *cq_next(struct shim_cq *cq);
 bool cq_is_lost(struct shim_cq *cq);
 
 void ah_attr_to_abi(struct sluice_ah_attr *to, const struct ibv_ah_attr *from);
+void ah_attr_from_abi(struct ibv_ah_attr *to, const struct sluice_ah_attr *from);
 
 /*
  * A datagram's service level. RoCE has none, and devices tell in its place which header

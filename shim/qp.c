@@ -337,22 +337,8 @@ static void attr_from_abi(struct ibv_qp_attr *to, const struct sluice_qp_attr *f
             .max_recv_sge = from->cap.max_recv_sge,
             .max_inline_data = from->cap.max_inline_data,
         },
-        .ah_attr = {
-            .grh = {
-                .flow_label = from->ah.flow_label,
-                .sgid_index = (uint8_t)from->ah.sgid_index,
-                .hop_limit = (uint8_t)from->ah.hop_limit,
-                .traffic_class = (uint8_t)from->ah.traffic_class,
-            },
-            .dlid = (uint16_t)from->ah.dlid,
-            .sl = (uint8_t)from->ah.sl,
-            .src_path_bits = (uint8_t)from->ah.src_path_bits,
-            .static_rate = (uint8_t)from->ah.static_rate,
-            .is_global = (uint8_t)from->ah.is_global,
-            .port_num = (uint8_t)from->ah.port_num,
-        },
     };
-    memcpy(to->ah_attr.grh.dgid.raw, from->ah.dgid, sizeof(from->ah.dgid));
+    ah_attr_from_abi(&to->ah_attr, &from->ah);
 }
 
 /* The engine has forgotten what was posted; so do we. */

@@ -17,7 +17,8 @@ from sluice.cluster.directory import AddressError, Directory, Place, gid_of_addr
 from sluice.cluster.file import ClusterFileError, WatchedFile, load_cluster
 from sluice.cluster.join import Membership
 from sluice.cluster.links import Links, PeerRefused, PeerUnreachable
-from sluice.cluster.messages import Done, MessageError, Ping, Refused, Tenants, Ticket, decode, encode, message
+from sluice.cluster.messages import Done, MessageError, Nics, Ping, Refused, Tenants, Ticket, decode, encode, message
+from sluice.cluster.nics import PeerNics
 
 PATIENCE = 30.0
 KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
@@ -291,6 +292,42 @@ def test_tenants_are_told_and_forgotten(tmp_path: Path) -> None:
             there.assign(0, "b", address)
         here.release(address)
         await until(lambda: there.find(address) is None, "the news")
+
+    with_pair(tmp_path, test)
+
+
+def test_nics_of_other_nodes_are_known_where_they_are_told(tmp_path: Path) -> None:
+    async def test(pair: Pair) -> None:
+        alpha, beta = pair.sides["alpha"][1], pair.sides["beta"][1]
+        there = {IPv4Address("192.0.2.2"): "mlx5_0"}
+        here = PeerNics(alpha, dict)
+        of_beta = PeerNics(beta, lambda: there)
+        with closing(here), closing(of_beta):
+            assert not here.has(IPv4Address("192.0.2.2"))
+            of_beta.changed()
+            await until(lambda: here.has(IPv4Address("192.0.2.2")), "the news")
+            there.clear()
+            of_beta.changed()
+            await until(lambda: not here.has(IPv4Address("192.0.2.2")), "the news")
+            beta.close()
+            await until(lambda: not alpha.peers["beta"].alive, "beta to be missed")
+            _, beta = pair.start("beta")
+            there[IPv4Address("192.0.2.3")] = "mlx5_1"
+            with closing(PeerNics(beta, lambda: there)):
+                await until(lambda: here.has(IPv4Address("192.0.2.3")), "an answer")
+            with pytest.raises(PeerRefused, match="Question is not a request"):
+                await beta.request("alpha", Question(1, "x"))
+
+    with_pair(tmp_path, test)
+
+
+def test_what_is_no_nics_address_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(pair: Pair) -> None:
+        alpha, beta = pair.sides["alpha"][1], pair.sides["beta"][1]
+        with closing(PeerNics(alpha, dict)) as here:
+            beta.tell("alpha", Nics({"nowhere": "mlx5_1", "192.0.2.2": "mlx5_0"}))
+            await until(lambda: here.has(IPv4Address("192.0.2.2")), "the news")
+            assert "node beta: 'nowhere' is not a NIC's address" in caplog.text
 
     with_pair(tmp_path, test)
 

@@ -187,6 +187,19 @@ def test_a_tenant_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_bench(monkeypatch, test)
 
 
+def test_a_nodes_address_is_its_nics_where_it_has_one() -> None:
+    plain, with_nic = IPv4Address("192.0.2.2"), IPv4Address("192.0.2.3")
+    nodes = {plain: "beta", with_nic: "gamma"}
+
+    def there(outside: str | None) -> list[str | None]:
+        locator = ClusterLocator(Directory(), HostRealm(), nodes.get, outside, lambda address: address == with_nic)
+        places = [locator.locate(address, None) for address in (plain, with_nic, PEER)]
+        return [None if place is None else place.node for place in places]
+
+    assert there(NODE) == ["beta", NODE, NODE]
+    assert there(None) == ["beta", "gamma", None]
+
+
 @pytest.mark.parametrize(
     ("event", "status", "expected"),
     [

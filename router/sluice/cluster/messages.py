@@ -185,6 +185,18 @@ class Tenants:
 
 
 @message
+class ListNics:
+    """Asks for the addresses of a node's NICs."""
+
+
+@message
+class Nics:
+    """The answer: address and device of each. Also told, unasked, when they are others."""
+
+    addresses: dict[str, str]
+
+
+@message
 class Dial:
     """A QP wants a connection to a QP that names it in turn. Addresses of both, and both numbers."""
 

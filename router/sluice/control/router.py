@@ -25,6 +25,7 @@ from sluice.cluster.connector import Connector
 from sluice.cluster.directory import AddressError, Directory
 from sluice.cluster.join import Joins
 from sluice.cluster.links import Links
+from sluice.cluster.nics import PeerNics
 from sluice.control.cm.link import Link
 from sluice.control.cm.manager import CommunicationManager
 from sluice.control.cm.outside import NODE, Outside
@@ -114,12 +115,14 @@ class Router:
         outside = self._find_outside()
         name_of_outside = None if outside is None else NODE
         self._cm_link: Link | None = None
+        self._peer_nics: PeerNics | None = None
         if self.links is None:
             locator = ClusterLocator(self.directory, host, outside=name_of_outside)
             self.cm = CommunicationManager(locator, host, self, loop, outside=outside)
         else:
             self._cm_link = link = Link(self.links, self.directory)
-            locator = ClusterLocator(self.directory, host, self.links.node_at, name_of_outside)
+            self._peer_nics = PeerNics(self.links, self._nic_addresses)
+            locator = ClusterLocator(self.directory, host, self.links.node_at, name_of_outside, self._peer_nics.has)
             self.cm = CommunicationManager(locator, host, self, loop, link=link.send, outside=outside)
             link.attach(self.cm)
         if outside is not None:
@@ -145,6 +148,11 @@ class Router:
         except OSError as error:
             log.warning("rdma_cm doesn't reach hosts behind %s: librdmacm: %s", nic.name, error)
             return None
+
+    def _nic_addresses(self) -> dict[IPv4Address, str]:
+        """Of all NICs that are there, with their names."""
+        nics = [device.nic for device in self.devices if device.nic is not None and device.nic.present]
+        return {address: nic.name for nic in nics for address in _addresses([nic])}
 
     def _take_lock(self) -> int:
         path = self.state_dir / "router.lock"
@@ -204,6 +212,8 @@ class Router:
 
     def _tell_of_nic(self, device: NodeDevice, nic: Nic, event: int) -> None:
         log.warning("device %s: %s: %s", device.name, PORT_EVENTS[event], nic.describe())
+        if self._peer_nics is not None:
+            self._peer_nics.changed()
         for tenant in self.tenants.values():
             tenant.renew_devices()
             tenant.tell(device, event, 1)
@@ -453,6 +463,8 @@ class Router:
         self.tenants.clear()
         if self._cm_link is not None:
             self._cm_link.close()
+        if self._peer_nics is not None:
+            self._peer_nics.close()
         if self.cm.outside is not None:
             self.cm.outside.close()
         if self._connector is not None:

@@ -68,7 +68,8 @@ class ClusterLocator:
     """The directory's tenants, here and on other nodes; then this node's network namespaces, and other nodes' own.
 
     node_at: the other node whose own address this is, or None. outside: the name of the node that all hosts are which
-    nobody knows; None where no NIC leads to them.
+    nobody knows; None where no NIC leads to them. has_nic: whether another node's NIC is at this address, which is
+    outside then, whatever else is there.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class ClusterLocator:
         host: Realm,
         node_at: Callable[[IPv4Address], str | None] | None = None,
         outside: str | None = None,
+        has_nic: Callable[[IPv4Address], bool] = lambda _address: False,
     ) -> None:
         self._outside = outside
+        self._has_nic = has_nic
         self._directory = directory
         self._host = host
         self._node_at = node_at
@@ -97,6 +100,6 @@ class ClusterLocator:
         if elsewhere is not None:
             return Place(elsewhere.node)
         node = self._node_at(ip) if self._node_at is not None else None
-        if node is None and not ip.is_loopback and not ip.is_multicast:
-            node = self._outside
+        if (node is None or self._has_nic(ip)) and not ip.is_loopback and not ip.is_multicast:
+            node = self._outside or node
         return None if node is None else Place(node)

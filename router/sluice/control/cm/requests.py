@@ -68,6 +68,8 @@ def _get_event(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) ->
     write_parameters(reply.param, event.parameters)
     reply.ah.is_global = 1
     reply.ah.port_num = 1
+    # What is found by a request to the directory is on its network, whose GID comes after the NIC's.
+    reply.ah.sgid_index = len(owner.party.nic_gids)
     reply.ah.hop_limit = HOP_LIMIT
     reply.ah.traffic_class = event.traffic_class
     ffi.memmove(reply.ah.dgid, event.gid, 16)
