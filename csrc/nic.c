@@ -75,6 +75,7 @@ static int set_up(struct nic *nic, const char *name, uint32_t port)
     error = nic->call.ibv_query_device(nic->context, &nic->attr);
     if (error)
         return -error;
+    nic_learn_pacing(nic);
     if (port == 0 || port > nic->attr.phys_port_cnt)
         return -ENODEV;
     nic->port = (uint8_t)port;

@@ -89,6 +89,7 @@ struct nic {
     uint32_t gids;                     /* that tenants see */
     uint8_t gid_index[SLUICE_MAX_GIDS]; /* of each of them in the port's table */
     uint32_t mtu;                      /* bytes: the longest datagram */
+    struct ibv_packet_pacing_caps pacing; /* kbit/s; supported_qpts 0: it can't */
     struct ibv_comp_channel *channel;
     struct list cqs;
     uint64_t tags;    /* of QPs' connections, so far */

@@ -69,6 +69,12 @@ struct chore {
     uint32_t (*run)(struct chore *chore, uint32_t bytes);
 };
 
+/* What a NIC is told to pace a QP by; all 0: nothing. */
+struct pace {
+    uint64_t rate;  /* bits per second */
+    uint64_t burst; /* bytes; 0: the NIC's own */
+};
+
 struct tenant {
     struct account account;
     struct sluice_engine *engine;
@@ -83,6 +89,7 @@ struct tenant {
     struct tenant_group *group;        /* or NULL */
     bool limited[DIRECTIONS];   /* a ceiling of its own, its group's or the device's */
     uint32_t chunk[DIRECTIONS]; /* bytes of these at a stretch */
+    struct pace pace;           /* of what leaves: where a NIC can pace (transport/nic_pacing.c) */
     bool told_apart;            /* reads from the rest: some rate, on the way up, is of one direction */
     struct list active[FLOWS];  /* QPs with work to do now; FLOW_CONTROL: sessions with a command */
     struct list chores[DIRECTIONS]; /* struct chore; they take turns with the QPs */

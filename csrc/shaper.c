@@ -664,6 +664,19 @@ bool entity_limited(const struct entity *entity, uint32_t direction)
     return false;
 }
 
+const struct bucket *entity_ceiling(const struct entity *entity, uint32_t direction)
+{
+    const struct bucket *least = NULL;
+
+    for (; entity->parent; entity = entity->parent) {
+        const struct bucket *ceiling = &entity->ceiling[direction];
+
+        if (ceiling->rate && (!least || ceiling->rate < least->rate))
+            least = ceiling;
+    }
+    return least;
+}
+
 uint32_t entity_chunk(const struct entity *entity, uint32_t direction)
 {
     uint32_t chunk = BUCKET_BYTES_MOST;

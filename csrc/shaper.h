@@ -168,5 +168,7 @@ void entity_charge_bytes(struct entity *entity, uint32_t direction, uint64_t byt
 /* Whether any ceiling on the way up limits this direction, and the least chunk. */
 bool entity_limited(const struct entity *entity, uint32_t direction);
 uint32_t entity_chunk(const struct entity *entity, uint32_t direction);
+/* The lowest ceiling on the way up, the device's own left out. NULL: there is none. */
+const struct bucket *entity_ceiling(const struct entity *entity, uint32_t direction);
 
 #endif

@@ -98,6 +98,12 @@ void tenant_free(struct tenant *tenant)
 
 void tenant_refresh(struct tenant *tenant)
 {
+    const struct bucket *ceiling = entity_ceiling(&tenant->account.entity, FLOW_EGRESS);
+
+    /* A burst that nobody asked for makes good the worker's delays, which a NIC has none of. */
+    tenant->pace = (struct pace){0};
+    if (ceiling)
+        tenant->pace = (struct pace){ceiling->rate, ceiling->peaked ? 0 : bucket_burst(ceiling)};
     tenant->told_apart = false;
     for (uint32_t direction = 0; direction < DIRECTIONS; direction++) {
         tenant->limited[direction] = entity_limited(&tenant->account.entity, direction);

@@ -249,6 +249,7 @@ static enum progress nic_send(struct qp *qp, uint32_t budget, uint32_t *status)
     }
     if (!nic_has_room(qp, part))
         return PROGRESS_BLOCKED;
+    nic_check_pace(qp);
     bool last = part == left;
 
     if (!describe(qp, part, last, &wr, sges) || post(qp, &wr)) {

@@ -42,6 +42,7 @@ struct nic_qp {
     uint64_t tag;             /* of this connection: completions of earlier ones are nobody's */
     bool connected;
     bool draining;
+    struct pace pace;         /* that was asked of the NIC */
     bool stuck;               /* the WQE at the head was refused: it fails when all before it are done */
     uint32_t fault;           /* enum ibv_wc_status of that */
     struct nic_request *ring; /* a power of two */
@@ -85,6 +86,19 @@ bool nic_has_room(struct qp *qp, uint32_t bytes);
 void nic_posted(struct qp *qp, const struct nic_request *request);
 /* Fails, when all before it is done. */
 enum progress nic_fail_in_turn(struct qp *qp, uint32_t *status, uint32_t why);
+
+/* Ceilings that the NIC keeps to itself (nic_pacing.c): asks the device whether it can, once. */
+void nic_learn_pacing(struct nic *nic);
+/* The QP's tenant has another ceiling than the NIC was told. */
+void nic_pace(struct qp *qp);
+
+static inline void nic_check_pace(struct qp *qp)
+{
+    const struct pace *asked = &qp->twin->pace, *now = &qp->tenant->pace;
+
+    if (__builtin_expect(asked->rate != now->rate || asked->burst != now->burst, 0))
+        nic_pace(qp);
+}
 
 /* Windows (nic_window.c): false where the message's can't be bound so; 0 or an errno of the device's. */
 bool nic_describe_bind(struct qp *qp, struct ibv_send_wr *wr);

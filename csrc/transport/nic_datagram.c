@@ -109,6 +109,7 @@ enum progress nic_send_datagram(struct qp *qp, uint32_t *status)
         return nic_fail_in_turn(qp, status, *status);
     if (!nic_has_room(qp, qp->message.total))
         return PROGRESS_BLOCKED;
+    nic_check_pace(qp);
     return post(qp, ah, qkey, status);
 }
 

@@ -265,6 +265,7 @@ int nic_connect(struct qp *qp)
     twin->tag = ++nic->tags;
     twin->posted = twin->completed = 0;
     twin->stuck = false;
+    twin->pace = (struct pace){0};
     twin->received = qp->rq.head;
     qp->completed = qp->sq.head;
     twin->connected = true;

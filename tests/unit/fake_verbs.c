@@ -14,7 +14,7 @@
 #undef ibv_reg_mr
 #undef ibv_query_port
 
-enum { DEVICES = 2, QPS = 128, RECEIVES = 1024, KINDS = 7, FIRST_QP = 17, MAX_CQE = 1 << 15 };
+enum { DEVICES = 2, QPS = 128, RECEIVES = 1024, KINDS = 8, FIRST_QP = 17, MAX_CQE = 1 << 15 };
 
 struct cq {
     struct ibv_cq cq;
@@ -38,13 +38,15 @@ struct qp {
     struct receives receives;
     struct ibv_wc *held;
     uint32_t held_count, held_size;
+    struct ibv_qp_rate_limit_attr pace;
 };
 
-static const char *const kinds[KINDS] = {"qp", "mr", "srq", "ah", "mw", "cq", "pd"};
+static const char *const kinds[KINDS] = {"qp", "mr", "srq", "ah", "mw", "cq", "pd", "pace"};
 static int refused[KINDS];
 static uint32_t objects;
 static uint64_t posted;
 static bool hold;
+static struct ibv_packet_pacing_caps pacing;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 /* Each numbers its own, from the same numbers on. */
 static struct device {
@@ -295,14 +297,60 @@ static int dealloc_mw(struct ibv_mw *mw)
     return gone(mw);
 }
 
+/* ---- pacing ------------------------------------------------------------- */
+
+void fake_pacing(uint32_t types, uint32_t least, uint32_t most)
+{
+    pacing = (struct ibv_packet_pacing_caps){least, most, types};
+}
+
+static int query_device_ex(struct ibv_context *context, const struct ibv_query_device_ex_input *input,
+                           struct ibv_device_attr_ex *attr, size_t size)
+{
+    (void)context;
+    (void)input;
+    memset(attr, 0, size);
+    attr->packet_pacing_caps = pacing;
+    return 0;
+}
+
+static int modify_qp_rate_limit(struct ibv_qp *qp, struct ibv_qp_rate_limit_attr *attr)
+{
+    if (qp->state != IBV_QPS_RTS)
+        return EINVAL;
+    if (attr->rate_limit && refusal("pace"))
+        return refusal("pace");
+    pthread_mutex_lock(&lock);
+    ((struct qp *)qp)->pace = *attr;
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+
+uint32_t fake_pace(uint32_t qp_num, uint32_t *burst)
+{
+    pthread_mutex_lock(&lock);
+    struct ibv_qp_rate_limit_attr pace = find(qp_num)->pace;
+
+    pthread_mutex_unlock(&lock);
+    *burst = pace.max_burst_sz;
+    return pace.rate_limit;
+}
+
 struct ibv_context *ibv_open_device(struct ibv_device *of)
 {
-    struct ibv_context *context = made("context", sizeof(*context));
+    struct verbs_context *all = made("context", sizeof(*all));
+    struct ibv_context *context = &all->context;
 
-    *context = (struct ibv_context){.device = of, .ops = {.poll_cq = poll_cq, .req_notify_cq = req_notify_cq,
-                                                          .post_send = post_send, .post_recv = post_recv,
-                                                          .post_srq_recv = post_srq_recv, .alloc_mw = alloc_mw,
-                                                          .dealloc_mw = dealloc_mw}};
+    *all = (struct verbs_context){
+        .query_device_ex = query_device_ex,
+        .modify_qp_rate_limit = modify_qp_rate_limit,
+        .sz = sizeof(*all),
+        .context = {.device = of,
+                    .abi_compat = __VERBS_ABI_IS_EXTENDED,
+                    .ops = {.poll_cq = poll_cq, .req_notify_cq = req_notify_cq, .post_send = post_send,
+                            .post_recv = post_recv, .post_srq_recv = post_srq_recv, .alloc_mw = alloc_mw,
+                            .dealloc_mw = dealloc_mw}},
+    };
     device_of(context)->next = device_of(context)->keys = 0;
     if (pipe2(device_of(context)->async_pipe, O_CLOEXEC))
         abort();
@@ -314,7 +362,7 @@ int ibv_close_device(struct ibv_context *context)
 {
     close(device_of(context)->async_pipe[0]);
     close(device_of(context)->async_pipe[1]);
-    return gone(context);
+    return gone(verbs_get_ctx(context));
 }
 
 int ibv_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
@@ -518,6 +566,7 @@ int ibv_modify_qp(struct ibv_qp *public, struct ibv_qp_attr *attr, int mask)
     } else if (attr->qp_state == IBV_QPS_RESET) {
         qp->held_count = 0;
         qp->receives.head = qp->receives.tail;
+        qp->pace = (struct ibv_qp_rate_limit_attr){.rate_limit = 0};
     }
     pthread_mutex_unlock(&lock);
     return 0;

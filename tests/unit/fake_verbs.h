@@ -11,7 +11,7 @@
 
 /* What there is now of everything together. */
 uint32_t fake_objects(void);
-/* From now on such objects ("qp", "mr", "srq", "ah", "mw", "cq", "pd") are refused with this errno; 0: no longer. */
+/* From now on such objects ("qp", "mr", "srq", "ah", "mw", "cq", "pd", "pace") are refused with this errno; 0: no longer. */
 void fake_refuse(const char *what, int error);
 /* Requests stay on their way, until this is called with 0. */
 void fake_hold(int on);
@@ -21,6 +21,10 @@ int fake_receive(uint32_t qp_num, uint32_t bytes);
 uint32_t fake_receives(uint32_t qp_num);
 /* Requests that were posted so far. */
 uint64_t fake_posted(void);
+/* QPs of such types (bits, by enum ibv_qp_type) can be paced, from here to there, kbit/s; for devices that are opened from now on. */
+void fake_pacing(uint32_t types, uint32_t least, uint32_t most);
+/* What a QP is paced to, kbit/s, 0: not; and with what burst. */
+uint32_t fake_pace(uint32_t qp_num, uint32_t *burst);
 /* An async event of a device: 0 or 1. */
 void fake_event(uint32_t device, int port, int type);
 

@@ -602,6 +602,82 @@ static void test_one_is_removed_and_the_other_goes_on(void)
     close_engine();
 }
 
+static uint32_t pace_after_a_message(struct client *client, uint32_t *burst)
+{
+    write_some(client, 1);
+    CHECK(wait_cqe(client).status == IBV_WC_SUCCESS);
+    return fake_pace(client->qp_num, burst);
+}
+
+static void shape(uint64_t max_bps, uint64_t burst)
+{
+    struct sluice_shape shape = {.share = {.max_bps = {max_bps, max_bps}, .burst = {burst, burst}}};
+
+    CHECK(sluice_tenant_shape(engine, tenant, &shape) == 0);
+}
+
+static void test_ceilings_are_the_nics_where_it_can_pace(void)
+{
+    struct client client;
+    struct sluice_share share = {.max_bps = {50000000, 0}};
+    struct sluice_shape in_group = {0};
+    uint32_t burst;
+
+    fake_pacing(1u << IBV_QPT_RC, 2000, 1000000);
+    open_engine();
+    open_client(&client);
+    connect(&client, client.qp);
+    CHECK(pace_after_a_message(&client, &burst) == 0);
+    /* As much above the ceiling as a bucket's peak is. */
+    shape(100000000, 0);
+    CHECK(pace_after_a_message(&client, &burst) == 104000 && burst == 0);
+    shape(200000000, 1 << 20);
+    CHECK(pace_after_a_message(&client, &burst) == 208000 && burst == 1 << 20);
+    /* What it can't do, or has no room for, it is not to do by the old rate. */
+    shape(1000000, 0);
+    CHECK(pace_after_a_message(&client, &burst) == 0);
+    shape(100000000, 0);
+    CHECK(pace_after_a_message(&client, &burst) == 104000);
+    shape(2000000000, 0);
+    CHECK(pace_after_a_message(&client, &burst) == 0);
+    shape(100000000, 0);
+    CHECK(pace_after_a_message(&client, &burst) == 104000);
+    fake_refuse("pace", ENOSPC);
+    shape(300000000, 0);
+    CHECK(pace_after_a_message(&client, &burst) == 0);
+    fake_refuse("pace", 0);
+    CHECK(pace_after_a_message(&client, &burst) == 0);
+    shape(0, 0);
+    CHECK(pace_after_a_message(&client, &burst) == 0);
+    /* A group's, which is lower than the tenant's own. */
+    in_group.group = (uint32_t)sluice_group_add(engine, 0, &share) + 1;
+    in_group.share.max_bps[0] = 60000000;
+    CHECK(sluice_tenant_shape(engine, tenant, &in_group) == 0);
+    CHECK(pace_after_a_message(&client, &burst) == 52000);
+    /* A QP that starts anew has no rate of before. */
+    CHECK(modify(&client, client.qp, IBV_QPS_RESET) == 0);
+    connect(&client, client.qp);
+    CHECK(fake_pace(client.qp_num, &burst) == 0 && pace_after_a_message(&client, &burst) == 52000);
+    close_client(&client);
+    close_engine();
+}
+
+static void test_what_the_nic_cant_pace(void)
+{
+    struct client client;
+    uint32_t burst;
+
+    fake_pacing(1u << IBV_QPT_RAW_PACKET, 1, 1000000);
+    open_engine();
+    shape(100000000, 0);
+    open_client(&client);
+    connect(&client, client.qp);
+    CHECK(pace_after_a_message(&client, &burst) == 0);
+    close_client(&client);
+    close_engine();
+    fake_pacing(0, 0, 0);
+}
+
 static void test_events_are_those_of_the_port(void)
 {
     uint32_t type = 0;
@@ -657,6 +733,8 @@ int main(int argc, char **argv)
     RUN(test_each_device_has_its_nic);
     RUN(test_numbers_and_keys_of_two_nics);
     RUN(test_one_is_removed_and_the_other_goes_on);
+    RUN(test_ceilings_are_the_nics_where_it_can_pace);
+    RUN(test_what_the_nic_cant_pace);
     RUN(test_events_are_those_of_the_port);
     return 0;
 }
