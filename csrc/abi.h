@@ -503,7 +503,7 @@ struct sluice_cm_route {
     struct sluice_cm_addr dst;
     uint8_t sgid[16];
     uint8_t dgid[16];
-    uint32_t bound; /* 1: to the device */
+    uint32_t bound; /* 1 + the number of the device that it is bound to; 0: to none */
     uint32_t paths; /* 1: its route is resolved */
     uint32_t traffic_class;
     uint32_t packet_life_time; /* 4.096 us * 2^n */

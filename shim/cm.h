@@ -104,11 +104,13 @@ socklen_t cm_address_length(const struct sockaddr *address);
 void cm_address_to_abi(struct sluice_cm_addr *to, const struct sockaddr *from);
 void cm_address_from_abi(struct sockaddr_storage *to, const struct sluice_cm_addr *from);
 
-/* The device that all ids share: context and PD. 0, or -1 with errno. */
-int cm_device_get(struct rdma_cm_id *id);
-void cm_device_put(void);
-struct ibv_xrcd *cm_device_xrcd(void);
-uint8_t cm_device_max_reads(void);
+/* A device that ids share, context and PD, becomes this one's. 0, or -1 with errno. */
+int cm_device_get(struct rdma_cm_id *id, uint32_t number);
+void cm_device_put(const struct rdma_cm_id *id);
+/* Of the id's device. NULL with errno. */
+struct ibv_xrcd *cm_device_xrcd(const struct rdma_cm_id *id);
+/* 0: it has none yet. */
+uint8_t cm_device_max_reads(const struct rdma_cm_id *id);
 
 /* QP transitions, for ids that have a QP; 0, or -1 with errno. depth: RDMA_MAX_*: as the CM says. */
 int cm_modify_rtr(struct rdma_cm_id *id, uint8_t responder_resources);

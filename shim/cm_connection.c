@@ -84,7 +84,7 @@ int cm_modify_err(struct rdma_cm_id *id)
 
 static bool fits(struct rdma_cm_id *id, const struct rdma_conn_param *param)
 {
-    uint8_t most = cm_device_max_reads();
+    uint8_t most = cm_device_max_reads(id);
 
     if (id->ps != RDMA_PS_TCP)
         return true;
@@ -133,7 +133,7 @@ EXPORT int rdma_connect(struct rdma_cm_id *public, struct rdma_conn_param *param
 {
     struct sluice_cm_param_request request;
     struct cm_id *id = to_cm_id(public);
-    uint8_t most = cm_device_max_reads();
+    uint8_t most = cm_device_max_reads(public);
 
     if (!fits(public, param))
         return cm_result(EINVAL);
@@ -190,7 +190,7 @@ EXPORT int rdma_accept(struct rdma_cm_id *public, struct rdma_conn_param *param)
 {
     struct sluice_cm_param_request request;
     struct cm_id *id = to_cm_id(public);
-    uint8_t most = cm_device_max_reads();
+    uint8_t most = cm_device_max_reads(public);
     bool datagram = public->qp_type == IBV_QPT_UD;
 
     if (!fits(public, param) || (!param && !public->qp))

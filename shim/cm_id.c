@@ -54,7 +54,7 @@ struct cm_id *cm_id_new(struct rdma_event_channel *channel, void *context, enum 
 void cm_id_free(struct cm_id *id)
 {
     if (id->holds_device)
-        cm_device_put();
+        cm_device_put(&id->id);
     if (id->synchronous)
         rdma_destroy_event_channel(id->id.channel);
     pthread_cond_destroy(&id->changed);

@@ -87,7 +87,7 @@ static int complete_attr(struct rdma_cm_id *id, struct ibv_qp_init_attr_ex *attr
         (id->send_cq && attr->send_cq && id->send_cq != attr->send_cq))
         return cm_result(EINVAL);
     if (id->qp_type == IBV_QPT_XRC_RECV && (!(attr->comp_mask & IBV_QP_INIT_ATTR_XRCD) || !attr->xrcd)) {
-        attr->xrcd = cm_device_xrcd();
+        attr->xrcd = cm_device_xrcd(id);
         if (!attr->xrcd)
             return -1;
         attr->comp_mask |= IBV_QP_INIT_ATTR_XRCD;
@@ -152,7 +152,7 @@ EXPORT void rdma_destroy_qp(struct rdma_cm_id *id)
 static int complete_xrc(struct rdma_cm_id *id, struct ibv_srq_init_attr_ex *attr)
 {
     if (!(attr->comp_mask & IBV_SRQ_INIT_ATTR_XRCD) || !attr->xrcd) {
-        attr->xrcd = cm_device_xrcd();
+        attr->xrcd = cm_device_xrcd(id);
         if (!attr->xrcd)
             return -1;
     }

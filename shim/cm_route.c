@@ -100,7 +100,7 @@ int cm_set_route(struct cm_id *id, const struct sluice_cm_route *from)
     if (!from->bound)
         return 0;
     if (!id->holds_device) {
-        if (cm_device_get(&id->id))
+        if (cm_device_get(&id->id, from->bound - 1))
             return -1;
         id->holds_device = true;
         id->id.port_num = 1;

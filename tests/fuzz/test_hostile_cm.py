@@ -141,7 +141,7 @@ class Caller:
         number = engine.add_tenant(Shape())
         self.address = directory.assign(number, name)
         self.cm = TenantCm(cm, number)
-        self.cm.set_address(self.address)
+        self.cm.set_devices(self.address, ())
         self.verbs = Verbs(engine, directory, OpenGate(), self.cm.operations())
         self.verbs.set_devices(self.address, [VirtualDevice(self.address)])
         self.process = Process(number)

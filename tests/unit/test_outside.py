@@ -18,10 +18,11 @@ from sluice.control.cm.address import SocketAddress, any_address, gid_of
 from sluice.control.cm.event import EventType
 from sluice.control.cm.identifier import PS_TCP, QPT_RC, Identifier
 from sluice.control.cm.manager import CommunicationManager
+from sluice.control.cm.message import ConnectRequest, Service
 from sluice.control.cm.outside import NODE, Outside
 from sluice.control.cm.owner import Owner
 from sluice.control.cm.parameters import Parameters
-from sluice.control.cm.place import ClusterLocator, Party
+from sluice.control.cm.place import ClusterLocator, CmDevice, Party
 from sluice.control.cm.qp_attributes import fill_qp_attributes
 from sluice.control.connections import OpenGate
 from sluice.control.qp_state import State
@@ -30,6 +31,7 @@ from sluice.device.rdmacm import CmEvent, ConnParam
 from sluice.engine import ffi
 
 NIC, PEER, OWN = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.77"), IPv4Address("100.64.0.1")
+SECOND_NIC, SECOND_PEER = IPv4Address("198.51.100.1"), IPv4Address("198.51.100.77")
 NOTHING = ConnParam(b"", 0, 0, 0, 0, 0, False, 0)
 
 
@@ -90,17 +92,21 @@ class Librdmacm:
 
 
 class Bench:
-    """A tenant of the host's namespace, on a node with a NIC."""
+    """A tenant of the host's namespace, on a node with two NICs. has: those of its devices."""
 
-    def __init__(self) -> None:
+    def __init__(self, has: tuple[IPv4Address, ...] = (NIC,)) -> None:
         loop = asyncio.get_running_loop()
-        self.outside = Outside(lambda: [NIC])
+        self.second = Outside("mlx5_1", lambda: [SECOND_NIC])
+        self.second_host = Librdmacm.made
+        self.outside = Outside("mlx5_0", lambda: [NIC])
         directory, realm = Directory(), HostRealm()
         directory.assign(0, "a", OWN)
-        locator = ClusterLocator(directory, realm, outside=NODE)
-        self.cm = CommunicationManager(locator, realm, OpenGate(), loop, outside=self.outside)
+        locator = ClusterLocator(directory, realm, outside=lambda ip: self.cm.way_out(ip))
+        self.cm = CommunicationManager(locator, realm, OpenGate(), loop, outside=[self.outside, self.second])
         self.outside.attach(self.cm)
-        self.owner = Owner(self.cm, Party(0, OWN, realm, (gid_of(NIC),)))
+        self.second.attach(self.cm)
+        devices = tuple(CmDevice(number, (gid_of(address),)) for number, address in enumerate(has))
+        self.owner = Owner(self.cm, Party(0, OWN, realm, devices))
         self.channel, _ = self.owner.create_channel()
         self.host = Librdmacm.made
 
@@ -127,19 +133,26 @@ class Bench:
 
     def attributes(self, identifier: Identifier, state: int) -> Any:
         attr = ffi.new("struct sluice_qp_attr *")
-        fill_qp_attributes(identifier, state, attr, self.owner.party.nic_gids)
+        fill_qp_attributes(identifier, state, attr)
         return attr
 
     def close(self) -> None:
         self.owner.close()
         self.outside.close()
+        self.second.close()
 
 
-def on_a_bench(monkeypatch: pytest.MonkeyPatch, test: Callable[[Bench], Coroutine[Any, Any, None]]) -> None:
+def on_a_bench(
+    monkeypatch: pytest.MonkeyPatch,
+    test: Callable[[Bench], Coroutine[Any, Any, None]],
+    has: tuple[IPv4Address, ...] = (NIC,),
+) -> None:
     monkeypatch.setattr(outside, "RdmaCm", Librdmacm)
+    routes = {SECOND_PEER: SECOND_NIC, PEER: NIC, NIC: NIC}
+    monkeypatch.setattr(outside, "source_to", routes.get)
 
     async def run() -> None:
-        bench = Bench()
+        bench = Bench(has)
         try:
             await test(bench)
         finally:
@@ -187,12 +200,58 @@ def test_a_tenant_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_bench(monkeypatch, test)
 
 
+def test_each_nic_has_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        identifier = bench.create()
+        identifier.resolve_address(None, SocketAddress(socket.AF_INET, SECOND_PEER, 7174))
+        assert (await bench.event()).event.type is EventType.ADDR_RESOLVED
+        assert identifier.device.number == 1
+        identifier.resolve_route()
+        await bench.event()
+        identifier.connect(Parameters(qp_num=5))
+        first, bench.host = bench.host, bench.second_host
+        _, number, address, _, _ = await bench.called("resolve_address")
+        assert address == SECOND_PEER and not any(call[0] == "resolve_address" for call in first.calls)
+        bench.host.put(number, rdmacm.ADDR_RESOLVED)
+        bench.host.put(number, rdmacm.ROUTE_RESOLVED)
+        await bench.called("connect")
+        # The first NIC goes, which is nothing to this one.
+        bench.outside.suspend()
+        bench.host.put(number, rdmacm.REJECTED, 28)
+        assert (await bench.event()).event.type is EventType.REJECTED
+        here = bench.create()
+        here.resolve_address(None, SocketAddress(socket.AF_INET, NIC, 7174))
+        assert (await bench.event()).event.type is EventType.ADDR_RESOLVED and here.device.number == 0
+
+    on_a_bench(monkeypatch, test, has=(NIC, SECOND_NIC))
+
+
+def test_a_nic_that_a_tenant_has_no_part_in_leads_it_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        identifier = bench.create()
+        identifier.resolve_address(None, SocketAddress(socket.AF_INET, SECOND_PEER, 7174))
+        assert (await bench.event()).event.type is EventType.ADDR_ERROR
+        bound = bench.create()
+        bound.bind(SocketAddress(socket.AF_INET, NIC, 7175))
+        bound.resolve_address(None, SocketAddress(socket.AF_INET, SECOND_PEER, 7174))
+        assert (await bench.event()).event.type is EventType.ADDR_ERROR
+        listener = bench.create()
+        listener.bind(any_address(socket.AF_INET).with_port(7174))
+        listener.listen(0)
+        service = Service(PS_TCP, SocketAddress(socket.AF_INET, SECOND_NIC, 7174), None)
+        source = SocketAddress(socket.AF_INET, SECOND_PEER, 9)
+        request = ConnectRequest(1, service, source, gid_of(SECOND_PEER), QPT_RC, 7, Parameters(qp_num=5))
+        assert not listener.incoming(bench.second.node, request)
+
+    on_a_bench(monkeypatch, test)
+
+
 def test_a_nodes_address_is_its_nics_where_it_has_one() -> None:
     plain, with_nic = IPv4Address("192.0.2.2"), IPv4Address("192.0.2.3")
     nodes = {plain: "beta", with_nic: "gamma"}
 
     def there(outside: str | None) -> list[str | None]:
-        locator = ClusterLocator(Directory(), HostRealm(), nodes.get, outside, lambda address: address == with_nic)
+        locator = ClusterLocator(Directory(), HostRealm(), nodes.get, lambda _: outside, lambda ip: ip == with_nic)
         places = [locator.locate(address, None) for address in (plain, with_nic, PEER)]
         return [None if place is None else place.node for place in places]
 

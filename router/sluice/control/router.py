@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from sluice.cluster.links import Links
 from sluice.cluster.nics import PeerNics
 from sluice.control.cm.link import Link
 from sluice.control.cm.manager import CommunicationManager
-from sluice.control.cm.outside import NODE, Outside
+from sluice.control.cm.outside import Outside
 from sluice.control.cm.place import ClusterLocator
 from sluice.control.cm.realm import HostRealm
 from sluice.control.connections import Gate, OpenGate
@@ -112,21 +113,21 @@ class Router:
             self.directory.remote = self._connector
         self.gate: Gate = OpenGate()
         host, loop = HostRealm(), asyncio.get_running_loop()
-        outside = self._find_outside()
-        name_of_outside = None if outside is None else NODE
+        self._outside = self._find_outside()
+        outside = list(self._outside.values())
         self._cm_link: Link | None = None
         self._peer_nics: PeerNics | None = None
         if self.links is None:
-            locator = ClusterLocator(self.directory, host, outside=name_of_outside)
+            locator = ClusterLocator(self.directory, host, outside=self._way_out)
             self.cm = CommunicationManager(locator, host, self, loop, outside=outside)
         else:
             self._cm_link = link = Link(self.links, self.directory)
             self._peer_nics = PeerNics(self.links, self._nic_addresses)
-            locator = ClusterLocator(self.directory, host, self.links.node_at, name_of_outside, self._peer_nics.has)
+            locator = ClusterLocator(self.directory, host, self.links.node_at, self._way_out, self._peer_nics.has)
             self.cm = CommunicationManager(locator, host, self, loop, link=link.send, outside=outside)
             link.attach(self.cm)
-        if outside is not None:
-            outside.attach(self.cm)
+        for one in outside:
+            one.attach(self.cm)
         self.tenants: dict[str, Tenant] = {}
         self.started = time.time()
         asyncio.get_running_loop().add_reader(self._engine.event_fd(), self._on_engine_event)
@@ -137,17 +138,18 @@ class Router:
                 asyncio.get_running_loop().add_reader(device.nic.event_fd(), self._on_nic_event, device, device.nic)
         self._watch_nics()
 
-    def _find_outside(self) -> Outside | None:
-        """Hosts behind the first device's NIC, where it has one and the host has an rdma_cm."""
-        nic = self.devices.first.nic
-        if nic is None:
-            return None
-        others = [device.nic for device in self.devices if device.nic is not None and device.nic is not nic]
-        try:
-            return Outside(lambda: _addresses([nic]), lambda: _addresses(others))
-        except OSError as error:
-            log.warning("rdma_cm doesn't reach hosts behind %s: librdmacm: %s", nic.name, error)
-            return None
+    def _find_outside(self) -> dict[Nic, Outside]:
+        """Hosts behind each NIC, where the host has an rdma_cm."""
+        found = {}
+        for nic in [device.nic for device in self.devices if device.nic is not None]:
+            try:
+                found[nic] = Outside(nic.name, partial(_addresses, [nic]))
+            except OSError as error:
+                log.warning("rdma_cm doesn't reach hosts behind %s: librdmacm: %s", nic.name, error)
+        return found
+
+    def _way_out(self, ip: IPv4Address) -> str | None:
+        return self.cm.way_out(ip)
 
     def _nic_addresses(self) -> dict[IPv4Address, str]:
         """Of all NICs that are there, with their names."""
@@ -220,8 +222,8 @@ class Router:
 
     def _lose_nic(self, device: NodeDevice, nic: Nic) -> None:
         asyncio.get_running_loop().remove_reader(nic.event_fd())
-        if self.cm.outside is not None and nic is self.devices.first.nic:
-            self.cm.outside.suspend()
+        if nic in self._outside:
+            self._outside[nic].suspend()
         nic.lost()
         self._tell_of_nic(device, nic, DEVICE_FATAL)
 
@@ -237,8 +239,8 @@ class Router:
             self._lose_nic(device, nic)
         elif not nic.present and nic.came_back():
             asyncio.get_running_loop().add_reader(nic.event_fd(), self._on_nic_event, device, nic)
-            if self.cm.outside is not None and nic is self.devices.first.nic:
-                self.cm.outside.resume()
+            if nic in self._outside:
+                self._outside[nic].resume()
             self._tell_of_nic(device, nic, PORT_IS_ACTIVE)
 
     def add_tenant(
@@ -465,8 +467,8 @@ class Router:
             self._cm_link.close()
         if self._peer_nics is not None:
             self._peer_nics.close()
-        if self.cm.outside is not None:
-            self.cm.outside.close()
+        for outside in self._outside.values():
+            outside.close()
         if self._connector is not None:
             self._connector.close()
         if self.links is not None:

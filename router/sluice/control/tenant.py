@@ -17,6 +17,7 @@ import zmq
 
 from sluice.cluster.directory import Directory, gid_of_address
 from sluice.control.cm.manager import CommunicationManager
+from sluice.control.cm.place import CmDevice
 from sluice.control.cm.requests import TenantCm
 from sluice.control.connections import Connection, Flow, Gate
 from sluice.control.session import Session
@@ -170,6 +171,7 @@ class Tenant:
             for one in self.devices:
                 devices.append(VirtualDevice(self.address, one.node.nic, one.number, one.node.number))
             self._verbs.set_devices(self.address, devices)
+            self._cm.set_devices(self.address, [CmDevice(one.number, one.nic_gids) for one in devices])
         try:
             self._sysfs.count({one.number: one.tenant for one in self.devices})
             self._sysfs.write(devices)
@@ -314,8 +316,6 @@ class Tenant:
     def _take(self, address: IPv4Address) -> None:
         self.address = address
         self._engine.address_tenant(self.number, gid_of_address(address))
-        nic = self.devices[0].node.nic if self.devices else None
-        self._cm.set_address(address, () if nic is None else nic.gids)
         self._tell_devices()
 
     def set_address(self, address: IPv4Address) -> None:

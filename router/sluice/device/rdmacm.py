@@ -4,7 +4,9 @@
 import os
 import socket
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import cffi
@@ -13,6 +15,7 @@ ADDR_RESOLVED, ADDR_ERROR, ROUTE_RESOLVED, ROUTE_ERROR, CONNECT_REQUEST, CONNECT
 CONNECT_ERROR, UNREACHABLE, REJECTED, ESTABLISHED, DISCONNECTED, DEVICE_REMOVAL = range(6, 12)
 """enum rdma_cm_event_type."""
 
+LIBRARY = "librdmacm.so.1"
 PS_TCP = 0x0106
 RTR, RTS = 2, 3
 
@@ -106,15 +109,42 @@ def _read_address(place: Any) -> tuple[IPv4Address, int]:
     return IPv4Address(bytes(place.address)), socket.ntohs(place.port)
 
 
+@cache
+def _image() -> bytes:
+    """The library's file. Asked for by name the loader would give a copy of it, once there is one. OSError."""
+    loaded = _ffi.dlopen(LIBRARY)
+    with open("/proc/self/maps") as maps:
+        paths = [line.split(maxsplit=5)[5].strip() for line in maps if f"/{LIBRARY.partition('.')[0]}." in line]
+    _ffi.dlclose(loaded)
+    return Path(paths[0]).read_bytes()
+
+
+def _own_copy() -> tuple[Any, int]:
+    """The library, loaded once more than it may be already: with a state of its own, since it is another file.
+
+    The devices that it has open are among that state, and each of them is to be let go by itself. The descriptor is its
+    file's, to be closed after it: the loader knows libraries by their path as well. OSError.
+    """
+    copy = os.memfd_create(LIBRARY)
+    try:
+        os.write(copy, _image())
+        return _ffi.dlopen(f"/proc/self/fd/{copy}"), copy
+    except OSError:
+        os.close(copy)
+        raise
+
+
 class RdmaCm:
     """One event channel, and ids on it, which are numbers here. OSError with the library's errno."""
 
     def __init__(self) -> None:
         """OSError: the library can't be loaded, or the kernel has no rdma_cm."""
-        self._lib: Any = _ffi.dlopen("librdmacm.so.1")
+        self._lib, self._file = _own_copy()
         self._channel = self._lib.rdma_create_event_channel()
         if not self._channel:
-            raise OSError(_ffi.errno, os.strerror(_ffi.errno))
+            error = _ffi.errno
+            self._unload()
+            raise OSError(error, os.strerror(error))
         os.set_blocking(self._channel.fd, False)
         self._devices: set[int] = set()
         """Those that ids were on, as the library has them open."""
@@ -228,4 +258,8 @@ class RdmaCm:
             verbs: Any = _ffi.dlopen("libibverbs.so.1")
             for device in self._devices:
                 verbs.ibv_close_device(_ffi.cast("void *", device))
+        self._unload()
+
+    def _unload(self) -> None:
         _ffi.dlclose(self._lib)
+        os.close(self._file)

@@ -48,9 +48,13 @@ class VirtualDevice:
         return bytes(10) + b"\xff\xff" + self.address.packed
 
     @property
+    def nic_gids(self) -> tuple[bytes, ...]:
+        return () if self.nic is None else tuple(self.nic.gids)
+
+    @property
     def gids(self) -> list[bytes]:
         """Its table."""
-        return [*(self.nic.gids if self.nic is not None else ()), self.gid]
+        return [*self.nic_gids, self.gid]
 
     @property
     def gid_count(self) -> int:

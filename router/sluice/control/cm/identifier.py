@@ -14,9 +14,8 @@ from sluice.control.cm.connection import Connection, seen_from_here
 from sluice.control.cm.event import Event, EventType
 from sluice.control.cm.lookup import UDP_QKEY, Lookup
 from sluice.control.cm.message import ConnectRequest, LookupRequest, Service
-from sluice.control.cm.outside import NODE
 from sluice.control.cm.parameters import LOOKUP_DATA, REQUEST_DATA, Parameters
-from sluice.control.cm.place import Place, Scope
+from sluice.control.cm.place import CmDevice, Place, Scope
 from sluice.control.cm.port_space import Binding
 
 if TYPE_CHECKING:
@@ -102,6 +101,7 @@ class Identifier:
         """False for the id of a request until the application accepts: it has no events of its own before."""
         self.end: Connection | Lookup | None = None
         self.memberships: dict[int, Membership] = {}
+        self._device = owner.party.devices[0].number
         self._psn = secrets.randbits(PSN_BITS)
         self._binding: Binding[Identifier] | None = None
         self._place: Place | None = None
@@ -116,6 +116,16 @@ class Identifier:
     @property
     def gid(self) -> bytes:
         return self._owner.party.gid
+
+    @property
+    def device(self) -> CmDevice:
+        """On which its queue pair is to be, once it is bound."""
+        devices = self._owner.party.devices
+        return next((device for device in devices if device.number == self._device), devices[0])
+
+    @device.setter
+    def device(self, device: CmDevice) -> None:
+        self._device = device.number
 
     @property
     def has_route(self) -> bool:
@@ -187,6 +197,7 @@ class Identifier:
         if self.state is not State.IDLE:
             raise _invalid("bound already")
         self._bind(address, list(self._owner.party.scopes(address.plain)))
+        self.device = self._owner.party.device_of(gid_of(address.plain)) or self.device
         self.bound = not address.is_any
 
     def _bind(self, address: SocketAddress, scopes: list[Scope]) -> None:
@@ -219,15 +230,25 @@ class Identifier:
         self.destination = destination
         if not destination.plain.is_multicast:
             self._place = self._cm.locator.locate(destination.plain, self._owner.party)
-            if self._place is None:
+            device = self._device_to(destination.plain, self._place)
+            if self._place is None or device is None or (self.bound and device != self.device):
                 self.emit(Event(EventType.ADDR_ERROR, -errno.EHOSTUNREACH))
                 return
+            self.device = device
         if self.source.is_any:
             self.source = self.source.with_ip(self._source_for(destination))
         self.destination_gid = self._gid_at(destination)
         self.bound = True
         self.state = State.ADDR_RESOLVED
         self.emit(Event(EventType.ADDR_RESOLVED))
+
+    def _device_to(self, ip: IP, place: Place | None) -> CmDevice | None:
+        """The tenant's device whose NIC leads to a host outside; the first where none is needed. None: it hasn't it."""
+        party = self._owner.party
+        outside = None if place is None or place.node is None else self._cm.outside.get(place.node)
+        if outside is None:
+            return party.device_of(gid_of(ip)) or self.device
+        return next((device for device in party.devices if any(map(outside.has_gid, device.nic_gids))), None)
 
     def _source_for(self, destination: SocketAddress) -> IP:
         party = self._owner.party
@@ -269,6 +290,10 @@ class Identifier:
             return False
         if isinstance(request, ConnectRequest) and request.qp_type != self.qp_type:
             return False
+        device = self._owner.party.device_of(gid_of(request.service.destination.plain))
+        if device is None and node in self._cm.outside:
+            # It came by a NIC that the tenant has no part in.
+            return False
         child = self._owner.add_child(self)
         if child is None:
             return False
@@ -276,6 +301,7 @@ class Identifier:
         child.destination = request.source
         child.destination_gid = request.gid
         child.bound = True
+        child.device = device or child.device
         child.traffic_class = self.traffic_class
         child.ack_timeout = self.ack_timeout
         child.state = State.CONNECT
@@ -317,8 +343,10 @@ class Identifier:
             raise _invalid("too much private data")
         # Who was there may have left, and others come.
         place = self._place and self._cm.locator.locate(self.destination.plain, self._owner.party)
-        if place is not None and self._is_of_a_host(place):
-            place = Place(NODE)
+        if place is not None:
+            place = self._or_of_a_host(place)
+        if self._device_to(self.destination.plain, place) != self.device:
+            place = None
         port = None if self.is_datagram else self.destination.port
         if not self._cm.admits(self.gid, self.destination_gid, port):
             place = None
@@ -338,14 +366,16 @@ class Identifier:
             )
             connection.unreachable() if place is None else connection.request(asks)
 
-    def _is_of_a_host(self, place: Place) -> bool:
-        """Whether it is an address of the NIC's, at which none of ours listens but a program of the host may."""
+    def _or_of_a_host(self, place: Place) -> Place:
+        """Whose it is: an address of a NIC's, at which none of ours listens, is that of the host's other programs."""
         assert self.destination is not None
-        ip, outside = self.destination.plain, self._cm.outside
-        if outside is None or not isinstance(ip, IPv4Address) or place.scope is None or place.scope.kind != "realm":
-            return False
-        listener = self._cm.ports.listener(place.scope, self.port_space, ip, self.destination.port)
-        return listener is None and outside.is_own(ip)
+        ip = self.destination.plain
+        if place.scope is None or place.scope.kind != "realm" or not isinstance(ip, IPv4Address):
+            return place
+        if self._cm.ports.listener(place.scope, self.port_space, ip, self.destination.port) is not None:
+            return place
+        node = self._cm.own_way(ip)
+        return place if node is None else Place(node)
 
     def _on_found(self, event: Event) -> None:
         self.emit(Event(event.type, event.status, event.parameters, event.gid, self.traffic_class))

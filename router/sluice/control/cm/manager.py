@@ -4,7 +4,7 @@
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,7 +26,7 @@ from sluice.control.cm.message import (
     Reject,
     Service,
 )
-from sluice.control.cm.outside import NODE, Outside, Path
+from sluice.control.cm.outside import Outside, Path
 from sluice.control.cm.parameters import Parameters
 from sluice.control.cm.place import Locator, Scope
 from sluice.control.cm.port_space import Binding, Ports
@@ -77,8 +77,8 @@ class Timeouts:
 class CommunicationManager:
     """host: the router's own network namespace. gate: who may connect.
 
-    link: carries a message to another node; None where there is only this one. outside: hosts behind the NIC; None
-    where there is none.
+    link: carries a message to another node; None where there is only this one. outside: hosts behind the node's NICs,
+    for each that has any.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class CommunicationManager:
         clock: Clock,
         timeouts: Timeouts = Timeouts(),
         link: Callable[[str, Message], None] | None = None,
-        outside: Outside | None = None,
+        outside: Iterable[Outside] = (),
     ) -> None:
-        self.outside = outside
+        self.outside = {one.node: one for one in outside}
         self.locator = locator
         self.host = host
         self._gate = gate
@@ -156,9 +156,8 @@ class CommunicationManager:
         """Never delivers at once: who sends is in the middle of something."""
         if node is None:
             self._clock.call_soon(self.receive, None, message)
-        elif node == NODE:
-            if self.outside is not None:
-                self._clock.call_soon(self.outside.send, message)
+        elif node in self.outside:
+            self._clock.call_soon(self.outside[node].send, message)
         elif self._link is not None:
             self._link(node, message)
 
@@ -224,23 +223,36 @@ class CommunicationManager:
             end.lost()
 
     def path(self, node: str | None, number: int) -> Path | None:
-        """How the NIC reaches the other end of a connection, which calls itself so; None: it isn't behind the NIC."""
-        return self.outside.path(number) if node == NODE and self.outside is not None else None
+        """How a NIC reaches the other end of a connection, which calls itself so; None: it isn't behind a NIC."""
+        return self.outside[node].path(number) if node in self.outside else None
+
+    def way_out(self, ip: IPv4Address) -> str | None:
+        """The node that a host with this address is, by the NIC that leads to it; None: none does."""
+        return next((node for node, one in self.outside.items() if one.leads_to(ip)), None)
+
+    def own_way(self, ip: IPv4Address) -> str | None:
+        """The node that this host's other programs are, at an address of a NIC of its own. None: it is no NIC's."""
+        return next((node for node, one in self.outside.items() if one.is_own(ip)), None)
 
     def _is_outside(self, binding: "Binding[Identifier]", port_space: int) -> bool:
-        """Whether hosts behind the NIC reach it: they see the ports of the host's own namespace."""
-        return self.outside is not None and (Scope("realm", self.host.key), port_space) in binding.spaces
+        """Whether hosts behind the NICs reach it: they see the ports of the host's own namespace."""
+        return port_space == PS_TCP and (Scope("realm", self.host.key), port_space) in binding.spaces
 
     def listens(self, binding: "Binding[Identifier]", port_space: int) -> None:
-        """OSError EADDRINUSE: another program of the host has the port on the NIC."""
-        if port_space == PS_TCP and self._is_outside(binding, port_space):
-            assert self.outside is not None
-            self.outside.listen(binding.address.port)
+        """OSError EADDRINUSE: another program of the host has the port on a NIC."""
+        listening: list[Outside] = []
+        try:
+            for one in self.outside.values() if self._is_outside(binding, port_space) else ():
+                one.listen(binding.address.port)
+                listening.append(one)
+        except OSError:
+            for one in listening:
+                one.leave(binding.address.port)
+            raise
 
     def listens_no_longer(self, binding: "Binding[Identifier]", port_space: int) -> None:
-        if port_space == PS_TCP and self._is_outside(binding, port_space):
-            assert self.outside is not None
-            self.outside.leave(binding.address.port)
+        for one in self.outside.values() if self._is_outside(binding, port_space) else ():
+            one.leave(binding.address.port)
 
     def node_lost(self, node: str) -> None:
         """Ends every connection with a node that is gone."""

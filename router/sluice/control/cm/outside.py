@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts behind the NIC of the node's first device, which run no Sluice: their connection managers, by librdmacm.
+"""Hosts behind a NIC of the node, which run no Sluice: their connection managers, by librdmacm.
 
-To the communication manager they are a node like any other, called NODE, which sends and takes the messages of
+To the communication manager all behind one NIC are a node like any other, which sends and takes the messages of
 message.py. Each of its connections is an id of librdmacm's, without a queue pair: the tenant's has the NIC's number,
 and goes to RTR and RTS itself, with what the id says.
 """
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NODE = "\0outside"
-"""No node of a cluster has this name."""
+NODE = "\0outside "
+"""And the NIC's name: no node of a cluster has such a name."""
 QPT_RC = 2
 RESOLVE_MS = 2000
 BACKLOG = 128
@@ -67,16 +67,14 @@ class Call:
 
 
 class Outside:
-    """addresses: the NIC's own. others: those of the node's other NICs, which are none of its ways.
+    """nic: its name. addresses: its own.
 
     Make it inside a running event loop; close it there too. OSError: no librdmacm.
     """
 
-    def __init__(
-        self, addresses: Callable[[], list[IPv4Address]], others: Callable[[], list[IPv4Address]] = list
-    ) -> None:
+    def __init__(self, nic: str, addresses: Callable[[], list[IPv4Address]]) -> None:
+        self.node = NODE + nic
         self._addresses = addresses
-        self._others = others
         self._by_id: dict[int, Call] = {}
         self._by_number: dict[int, Call] = {}
         self._by_end: dict[int, Call] = {}
@@ -93,6 +91,15 @@ class Outside:
     def is_own(self, address: IPv4Address) -> bool:
         """Whether it is the NIC's."""
         return address in self._addresses()
+
+    def leads_to(self, address: IPv4Address) -> bool:
+        """Whether the host's routes to this address start from the NIC."""
+        source = source_to(address)
+        return source is not None and self.is_own(source)
+
+    def has_gid(self, gid: bytes) -> bool:
+        """The same of a GID."""
+        return IPv4Address(gid[12:]) in self._addresses()
 
     def path(self, number: int) -> Path | None:
         """Of a connection that the other end calls so."""
@@ -201,9 +208,9 @@ class Outside:
         address = request.service.destination.plain
         if self._host is None or not isinstance(address, IPv4Address) or request.qp_type != QPT_RC:
             raise OSError(0, "only RC, over IPv4")
-        # The library would keep the device of any other one open, and so keep the kernel from removing it.
-        if _source_to(address) in self._others():
-            raise OSError(0, "another NIC of the node leads there")
+        # By another NIC since, the library would keep that one's device open, and so the kernel from removing it.
+        if not self.leads_to(address):
+            raise OSError(0, "this NIC doesn't lead there")
         call = self._add(self._host.create(), request)
         try:
             self._host.resolve_address(call.id, address, request.service.destination.port, RESOLVE_MS)
@@ -265,20 +272,20 @@ class Outside:
                 attr = self._learn(call)
                 _, gid = self._host.gids(call.id)
                 parameters = _from_host(event.param)
-                self._cm.receive(NODE, ConnectReply(call.number, call.end, gid, attr.rq_psn, parameters))
+                self._cm.receive(self.node, ConnectReply(call.number, call.end, gid, attr.rq_psn, parameters))
             case rdmacm.ESTABLISHED:
-                self._cm.receive(NODE, ReadyToUse(call.number, call.end))
+                self._cm.receive(self.node, ReadyToUse(call.number, call.end))
             case rdmacm.REJECTED:
                 end = call.end
                 self._forget(call)
-                self._cm.receive(NODE, Reject(call.number, end, event.status, event.param.private_data))
+                self._cm.receive(self.node, Reject(call.number, end, event.status, event.param.private_data))
             case rdmacm.DISCONNECTED:
                 if call.leaving:
                     end = call.end
                     self._forget(call)
-                    self._cm.receive(NODE, DisconnectReply(call.number, end))
+                    self._cm.receive(self.node, DisconnectReply(call.number, end))
                 else:
-                    self._cm.receive(NODE, DisconnectRequest(call.number, call.end))
+                    self._cm.receive(self.node, DisconnectRequest(call.number, call.end))
             case (
                 rdmacm.ADDR_ERROR
                 | rdmacm.ROUTE_ERROR
@@ -306,10 +313,10 @@ class Outside:
         service = Service(rdmacm.PS_TCP, SocketAddress(socket.AF_INET, own, own_port), None)
         source = SocketAddress(socket.AF_INET, peer, peer_port)
         parameters = _from_host(event.param)
-        self._cm.receive(NODE, ConnectRequest(call.number, service, source, gid, QPT_RC, attr.rq_psn, parameters))
+        self._cm.receive(self.node, ConnectRequest(call.number, service, source, gid, QPT_RC, attr.rq_psn, parameters))
 
 
-def _source_to(address: IPv4Address) -> IPv4Address | None:
+def source_to(address: IPv4Address) -> IPv4Address | None:
     """From which of the host's addresses its routes lead to this one; nothing is sent."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -28,14 +28,26 @@ class Place:
 
 
 @dataclass(frozen=True)
+class CmDevice:
+    """A device of a tenant, by the number that its processes know. nic_gids: those of its table that are a NIC's, which
+    come first."""
+
+    number: int = 0
+    nic_gids: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
 class Party:
-    """Whom ids belong to: a session, seen from outside."""
+    """Whom ids belong to: a session, seen from outside. devices: one at least, the first for what asks for no NIC."""
 
     tenant: int
     address: IPv4Address
     realm: Realm
-    nic_gids: tuple[bytes, ...] = ()
-    """Of its device's GIDs, those of a NIC."""
+    devices: tuple[CmDevice, ...] = (CmDevice(),)
+
+    def device_of(self, gid: bytes) -> CmDevice | None:
+        """The one whose NIC has this GID."""
+        return next((device for device in self.devices if gid in device.nic_gids), None)
 
     @property
     def gid(self) -> bytes:
@@ -67,9 +79,9 @@ class Locator(Protocol):
 class ClusterLocator:
     """The directory's tenants, here and on other nodes; then this node's network namespaces, and other nodes' own.
 
-    node_at: the other node whose own address this is, or None. outside: the name of the node that all hosts are which
-    nobody knows; None where no NIC leads to them. has_nic: whether another node's NIC is at this address, which is
-    outside then, whatever else is there.
+    node_at: the other node whose own address this is, or None. outside: the name of the node that hosts are which
+    nobody knows, by the NIC that leads to this address; None where none does. has_nic: whether another node's NIC is at
+    this address, which is outside then, whatever else is there.
     """
 
     def __init__(
@@ -77,7 +89,7 @@ class ClusterLocator:
         directory: Directory,
         host: Realm,
         node_at: Callable[[IPv4Address], str | None] | None = None,
-        outside: str | None = None,
+        outside: Callable[[IPv4Address], str | None] = lambda _address: None,
         has_nic: Callable[[IPv4Address], bool] = lambda _address: False,
     ) -> None:
         self._outside = outside
@@ -101,5 +113,5 @@ class ClusterLocator:
             return Place(elsewhere.node)
         node = self._node_at(ip) if self._node_at is not None else None
         if (node is None or self._has_nic(ip)) and not ip.is_loopback and not ip.is_multicast:
-            node = self._outside or node
+            node = self._outside(ip) or node
         return None if node is None else Place(node)

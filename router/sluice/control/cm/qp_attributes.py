@@ -2,7 +2,6 @@
 """What ibv_modify_qp needs for the QP of an id (rdma_init_qp_attr(3)), state by state."""
 
 import errno
-from collections.abc import Sequence
 from typing import Any
 
 from sluice.control.cm.connection import Connection, Phase
@@ -24,10 +23,8 @@ SERVES_READS = (QPT_RC, QPT_XRC_RECV)
 KNOWS_PEER = (Phase.REQUEST_RECEIVED, Phase.REPLY_RECEIVED, Phase.REPLY_SENT, Phase.ESTABLISHED)
 
 
-def fill_qp_attributes(identifier: Identifier, state: int, attr: Any, nic_gids: Sequence[bytes] = ()) -> Attr:
+def fill_qp_attributes(identifier: Identifier, state: int, attr: Any) -> Attr:
     """Fills a struct sluice_qp_attr for the step to `state` and returns its mask.
-
-    nic_gids: those of the device's table that are a NIC's, which come first.
 
     OSError EINVAL: the id has no device, or knows too little of its peer for this state.
     """
@@ -45,7 +42,7 @@ def fill_qp_attributes(identifier: Identifier, state: int, attr: Any, nic_gids: 
     if connection.phase not in KNOWS_PEER:
         raise OSError(errno.EINVAL, "the peer is not known")
     if state == State.RTR:
-        return _to_rtr(identifier, connection, attr, nic_gids)
+        return _to_rtr(identifier, connection, attr)
     if state == State.RTS:
         return _to_rts(identifier, connection, attr)
     raise OSError(errno.EINVAL, "only INIT, RTR and RTS have attributes of a connection")
@@ -84,7 +81,8 @@ def asks(connection: Connection) -> int:
     return connection.own.initiator_depth
 
 
-def _to_rtr(identifier: Identifier, connection: Connection, attr: Any, nic_gids: Sequence[bytes]) -> Attr:
+def _to_rtr(identifier: Identifier, connection: Connection, attr: Any) -> Attr:
+    nic_gids = identifier.device.nic_gids
     path = connection.path
     attr.path_mtu = MTU_4096 if path is None else path.mtu
     # Which of its GIDs a connection starts from says which network it takes.

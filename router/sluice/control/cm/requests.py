@@ -5,6 +5,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -22,7 +23,7 @@ from sluice.control.cm.manager import CommunicationManager
 from sluice.control.cm.message import Reason
 from sluice.control.cm.owner import Owner
 from sluice.control.cm.parameters import LOOKUP_REPLY_DATA, REJECT_DATA, REPLY_DATA, read_parameters, write_parameters
-from sluice.control.cm.place import Party
+from sluice.control.cm.place import CmDevice, Party
 from sluice.control.cm.qp_attributes import HOP_LIMIT, PACKET_LIFE_TIME, fill_qp_attributes
 from sluice.control.cm.realm import PeerRealm
 from sluice.control.session import Session
@@ -69,7 +70,7 @@ def _get_event(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) ->
     reply.ah.is_global = 1
     reply.ah.port_num = 1
     # What is found by a request to the directory is on its network, whose GID comes after the NIC's.
-    reply.ah.sgid_index = len(owner.party.nic_gids)
+    reply.ah.sgid_index = len(about.device.nic_gids)
     reply.ah.hop_limit = HOP_LIMIT
     reply.ah.traffic_class = event.traffic_class
     ffi.memmove(reply.ah.dgid, event.gid, 16)
@@ -79,7 +80,7 @@ def _get_event(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) ->
 def _write_route(identifier: Identifier, route: Any) -> None:
     write_address(route.src, identifier.source)
     write_address(route.dst, identifier.destination)
-    route.bound = identifier.bound
+    route.bound = 1 + identifier.device.number if identifier.bound else 0
     if identifier.bound:
         ffi.memmove(route.sgid, identifier.gid, 16)
     ffi.memmove(route.dgid, identifier.destination_gid, 16)
@@ -178,7 +179,7 @@ def _set_option(owner: Owner, request: Any, _reply: Any, _send: SendDescriptor) 
 
 def _init_qp_attr(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) -> None:
     identifier = owner.identifier(request.handle)
-    reply.attr_mask = fill_qp_attributes(identifier, request.value, reply.attr, owner.party.nic_gids)
+    reply.attr_mask = fill_qp_attributes(identifier, request.value, reply.attr)
 
 
 def _join(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) -> None:
@@ -233,10 +234,12 @@ class TenantCm:
         self._tenant = tenant
         self._owners: dict[int, Owner] = {}
 
-    def set_address(self, address: IPv4Address, nic_gids: Sequence[bytes] = ()) -> None:
-        """Where the tenant is; before this no session is greeted. nic_gids: of its device's table, those of a NIC."""
+    def set_devices(self, address: IPv4Address, devices: Sequence[CmDevice]) -> None:
+        """Where the tenant is, before which no session is greeted, and what it has, or has now."""
         self._address = address
-        self._nic_gids = tuple(nic_gids)
+        self._devices = tuple(devices) or (CmDevice(),)
+        for owner in self._owners.values():
+            owner.party = replace(owner.party, devices=self._devices)
 
     def operations(self) -> list[Operation]:
         return [(op, request, reply, self._carry_out(run)) for op, request, reply, run in OPERATIONS]
@@ -248,7 +251,7 @@ class TenantCm:
         owner = self._owners.get(session.number)
         if owner is None:
             realm = PeerRealm(session.connection, self._tenant, self._cm.host)
-            owner = Owner(self._cm, Party(self._tenant, self._address, realm, self._nic_gids))
+            owner = Owner(self._cm, Party(self._tenant, self._address, realm, self._devices))
             self._owners[session.number] = owner
         return owner
 
