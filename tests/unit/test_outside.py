@@ -7,6 +7,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from ipaddress import IPv4Address
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from sluice.cluster.directory import Directory
 from sluice.control.cm import outside
 from sluice.control.cm.address import SocketAddress, any_address, gid_of
 from sluice.control.cm.event import EventType
-from sluice.control.cm.identifier import PS_TCP, QPT_RC, Identifier
+from sluice.control.cm.identifier import PS_TCP, PS_UDP, QPT_RC, QPT_UD, Identifier
 from sluice.control.cm.manager import CommunicationManager
 from sluice.control.cm.message import ConnectRequest, Service
 from sluice.control.cm.outside import NODE, Outside
@@ -55,8 +56,8 @@ class Librdmacm:
         self.ids: set[int] = set()
         self.calls: list[tuple[Any, ...]] = []
 
-    def put(self, identifier: int, event: int, status: int = 0, param: ConnParam = NOTHING) -> None:
-        self._events.append(CmEvent(identifier, event, status, param))
+    def put(self, identifier: int, event: int, status: int = 0, param: ConnParam = NOTHING, listener: int = 0) -> None:
+        self._events.append(CmEvent(identifier, event, status, param, listener))
         os.write(self._bell, b"!")
 
     def next_event(self) -> CmEvent | None:
@@ -65,7 +66,7 @@ class Librdmacm:
         os.read(self.fd, 1)
         return self._events.popleft()
 
-    def create(self) -> int:
+    def create(self, port_space: int = PS_TCP) -> int:
         self._next += 1
         self.ids.add(self._next)
         return self._next
@@ -110,8 +111,8 @@ class Bench:
         self.channel, _ = self.owner.create_channel()
         self.host = Librdmacm.made
 
-    def create(self) -> Identifier:
-        return self.owner.create_id(1, self.channel, PS_TCP, QPT_RC)
+    def create(self, port_space: int = PS_TCP, qp_type: int = QPT_RC) -> Identifier:
+        return self.owner.create_id(1, self.channel, port_space, qp_type)
 
     async def event(self) -> Any:
         for _ in range(200):
@@ -242,6 +243,74 @@ def test_a_nic_that_a_tenant_has_no_part_in_leads_it_nowhere(monkeypatch: pytest
         source = SocketAddress(socket.AF_INET, SECOND_PEER, 9)
         request = ConnectRequest(1, service, source, gid_of(SECOND_PEER), QPT_RC, 7, Parameters(qp_num=5))
         assert not listener.incoming(bench.second.node, request)
+
+    on_a_bench(monkeypatch, test)
+
+
+async def ask_for_datagrams(bench: Bench) -> int:
+    identifier = bench.create(PS_UDP, QPT_UD)
+    identifier.resolve_address(None, SocketAddress(socket.AF_INET, PEER, 7174))
+    await bench.event()
+    identifier.resolve_route()
+    await bench.event()
+    identifier.connect(Parameters(private_data=b"who?"))
+    _, number, _, _, _ = await bench.called("resolve_address")
+    bench.host.put(number, rdmacm.ADDR_RESOLVED)
+    bench.host.put(number, rdmacm.ROUTE_RESOLVED)
+    _, _, param = await bench.called("connect")
+    assert param.private_data == b"who?"
+    return int(number)
+
+
+def test_a_tenant_asks_for_datagrams(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        number = await ask_for_datagrams(bench)
+        bench.host.put(number, rdmacm.ESTABLISHED, 0, replace(NOTHING, private_data=b"me", qp_num=99, qkey=5))
+        found = await bench.event()
+        assert found.event.type is EventType.ESTABLISHED and found.event.gid == gid_of(PEER)
+        assert (found.event.parameters.qp_num, found.event.parameters.qkey) == (99, 5)
+        assert found.about.end.source == gid_of(NIC)
+        assert number not in bench.host.ids
+
+    on_a_bench(monkeypatch, test)
+
+
+@pytest.mark.parametrize(("status", "told"), [(2, 2), (-errno.ETIMEDOUT, -errno.ETIMEDOUT)])
+def test_a_datagram_service_that_isnt_there(monkeypatch: pytest.MonkeyPatch, status: int, told: int) -> None:
+    async def test(bench: Bench) -> None:
+        number = await ask_for_datagrams(bench)
+        bench.host.put(number, rdmacm.UNREACHABLE, status)
+        event = (await bench.event()).event
+        assert event.type is EventType.UNREACHABLE and event.status == told
+        assert number not in bench.host.ids
+
+    on_a_bench(monkeypatch, test)
+
+
+def test_a_host_asks_for_datagrams(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        listener = bench.create(PS_UDP, QPT_UD)
+        listener.bind(any_address(socket.AF_INET).with_port(7174))
+        listener.listen(0)
+        _, listening, address, port, _ = await bench.called("listen")
+        assert (address, port) == (NIC, 7174)
+        for asked in (7, 8):
+            bench.host.ids.add(asked)
+            question = replace(NOTHING, private_data=b"who?")
+            bench.host.put(asked, rdmacm.CONNECT_REQUEST, 0, question, listening)
+            queued = await bench.event()
+            assert queued.event.type is EventType.CONNECT_REQUEST
+            assert queued.event.parameters.private_data.startswith(b"who?")
+            child = queued.child
+            if asked == 7:
+                child.accept(2, Parameters(qp_num=5, private_data=b"me"))
+                _, number, param = await bench.called("accept")
+                assert (param.qp_num, param.private_data) == (5, b"me")
+            else:
+                child.reject(28, b"no")
+                _, number, data = await bench.called("reject")
+                assert data == b"no"
+            assert number == asked and asked not in bench.host.ids
 
     on_a_bench(monkeypatch, test)
 

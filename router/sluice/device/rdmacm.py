@@ -16,7 +16,7 @@ CONNECT_ERROR, UNREACHABLE, REJECTED, ESTABLISHED, DISCONNECTED, DEVICE_REMOVAL 
 """enum rdma_cm_event_type."""
 
 LIBRARY = "librdmacm.so.1"
-PS_TCP = 0x0106
+PS_TCP, PS_UDP = 0x0106, 0x0111
 RTR, RTS = 2, 3
 
 _ffi = cffi.FFI()
@@ -30,16 +30,21 @@ _ffi.cdef(
         struct sockaddr_in src; uint8_t rest_of_src[112]; struct sockaddr_in dst; uint8_t rest_of_dst[112];
         uint8_t sgid[16]; uint8_t dgid[16];
     };
+    struct ibv_ah_attr {
+        uint8_t dgid[16]; uint32_t flow_label; uint8_t sgid_index, hop_limit, traffic_class;
+        uint16_t dlid; uint8_t sl, src_path_bits, static_rate, is_global, port_num;
+    };
     struct rdma_conn_param {
         const void *private_data; uint8_t private_data_len, responder_resources, initiator_depth, flow_control;
         uint8_t retry_count, rnr_retry_count, srq; uint32_t qp_num;
     };
-    struct rdma_cm_event {
-        struct rdma_cm_id *id; struct rdma_cm_id *listen_id; int event; int status; struct rdma_conn_param conn;
+    struct rdma_ud_param {
+        const void *private_data; uint8_t private_data_len, padding[7]; struct ibv_ah_attr ah_attr;
+        uint32_t qp_num, qkey;
     };
-    struct ibv_ah_attr {
-        uint8_t dgid[16]; uint32_t flow_label; uint8_t sgid_index, hop_limit, traffic_class;
-        uint16_t dlid; uint8_t sl, src_path_bits, static_rate, is_global, port_num;
+    struct rdma_cm_event {
+        struct rdma_cm_id *id; struct rdma_cm_id *listen_id; int event; int status;
+        union { struct rdma_conn_param conn; struct rdma_ud_param ud; };
     };
     struct ibv_qp_attr {
         int qp_state, cur_qp_state, path_mtu, path_mig_state; uint32_t qkey, rq_psn, sq_psn, dest_qp_num;
@@ -82,16 +87,19 @@ class ConnParam:
     rnr_retry_count: int
     srq: bool
     qp_num: int
+    qkey: int = 0
+    """Of a datagram service, of which only this, qp_num and private_data are meant."""
 
 
 @dataclass(frozen=True)
 class CmEvent:
-    """struct rdma_cm_event. id: whose it is; of a request, the new one."""
+    """struct rdma_cm_event. id: whose it is; of a request, the new one, and the listener's."""
 
     id: int
     event: int
     status: int
     param: ConnParam
+    listener: int = 0
 
 
 def _checked(result: int) -> None:
@@ -107,6 +115,27 @@ def _socket_address(address: IPv4Address, port: int) -> Any:
 
 def _read_address(place: Any) -> tuple[IPv4Address, int]:
     return IPv4Address(bytes(place.address)), socket.ntohs(place.port)
+
+
+def _data(param: Any) -> bytes:
+    return bytes(_ffi.buffer(param.private_data, param.private_data_len)) if param.private_data else b""
+
+
+def _connection(conn: Any) -> ConnParam:
+    return ConnParam(
+        _data(conn),
+        conn.responder_resources,
+        conn.initiator_depth,
+        conn.flow_control,
+        conn.retry_count,
+        conn.rnr_retry_count,
+        bool(conn.srq),
+        conn.qp_num,
+    )
+
+
+def _datagram(ud: Any) -> ConnParam:
+    return ConnParam(_data(ud), 0, 0, 0, 0, 0, False, ud.qp_num, ud.qkey)
 
 
 @cache
@@ -146,6 +175,8 @@ class RdmaCm:
             self._unload()
             raise OSError(error, os.strerror(error))
         os.set_blocking(self._channel.fd, False)
+        self._datagrams: set[int] = set()
+        """Ids of datagram services."""
         self._devices: set[int] = set()
         """Those that ids were on, as the library has them open."""
 
@@ -158,16 +189,20 @@ class RdmaCm:
     def _id(number: int) -> Any:
         return _ffi.cast("struct rdma_cm_id *", number)
 
-    def create(self) -> int:
+    def create(self, port_space: int = PS_TCP) -> int:
         place = _ffi.new("struct rdma_cm_id **")
-        _checked(self._lib.rdma_create_id(self._channel, place, _ffi.NULL, PS_TCP))
-        return int(_ffi.cast("uintptr_t", place[0]))
+        _checked(self._lib.rdma_create_id(self._channel, place, _ffi.NULL, port_space))
+        number = int(_ffi.cast("uintptr_t", place[0]))
+        if port_space == PS_UDP:
+            self._datagrams.add(number)
+        return number
 
     def destroy(self, number: int) -> None:
         """All events of it must have been taken."""
         device = int(_ffi.cast("uintptr_t", self._id(number).verbs))
         if device:
             self._devices.add(device)
+        self._datagrams.discard(number)
         self._lib.rdma_destroy_id(self._id(number))
 
     def listen(self, number: int, address: IPv4Address, port: int, backlog: int) -> None:
@@ -231,19 +266,11 @@ class RdmaCm:
         if self._lib.rdma_get_cm_event(self._channel, place):
             return None
         raw = place[0]
-        conn = raw.conn
-        data = bytes(_ffi.buffer(conn.private_data, conn.private_data_len)) if conn.private_data else b""
-        param = ConnParam(
-            data,
-            conn.responder_resources,
-            conn.initiator_depth,
-            conn.flow_control,
-            conn.retry_count,
-            conn.rnr_retry_count,
-            bool(conn.srq),
-            conn.qp_num,
-        )
-        event = CmEvent(int(_ffi.cast("uintptr_t", raw.id)), raw.event, raw.status, param)
+        number, listener = (int(_ffi.cast("uintptr_t", one)) for one in (raw.id, raw.listen_id))
+        if listener in self._datagrams:
+            self._datagrams.add(number)
+        param = _datagram(raw.ud) if number in self._datagrams else _connection(raw.conn)
+        event = CmEvent(number, raw.event, raw.status, param, listener)
         self._lib.rdma_ack_cm_event(raw)
         return event
 

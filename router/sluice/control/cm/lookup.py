@@ -25,6 +25,8 @@ class Lookup:
         self._on_event = on_event
         self.number = cm.add_end(self)
         self.remote = 0
+        self.source: bytes | None = None
+        """The NIC's GID from which the way to what was found starts; None: it is on the directory's network."""
         self._asks = False
         self._asked = False
 
@@ -90,6 +92,8 @@ class Lookup:
         if not self._asks or not isinstance(message, LookupReply):
             return
         self._done()
+        path = self._cm.path(self.node, message.sender)
+        self.source = None if path is None else path.source
         parameters = Parameters(
             qp_num=message.parameters.qp_num,
             qkey=message.parameters.qkey,

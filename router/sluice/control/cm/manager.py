@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PS_TCP = 0x0106
+PS_TCP, PS_UDP = 0x0106, 0x0111
 
 End = Connection | Lookup
 
@@ -236,23 +236,23 @@ class CommunicationManager:
 
     def _is_outside(self, binding: "Binding[Identifier]", port_space: int) -> bool:
         """Whether hosts behind the NICs reach it: they see the ports of the host's own namespace."""
-        return port_space == PS_TCP and (Scope("realm", self.host.key), port_space) in binding.spaces
+        return port_space in (PS_TCP, PS_UDP) and (Scope("realm", self.host.key), port_space) in binding.spaces
 
     def listens(self, binding: "Binding[Identifier]", port_space: int) -> None:
         """OSError EADDRINUSE: another program of the host has the port on a NIC."""
         listening: list[Outside] = []
         try:
             for one in self.outside.values() if self._is_outside(binding, port_space) else ():
-                one.listen(binding.address.port)
+                one.listen(port_space, binding.address.port)
                 listening.append(one)
         except OSError:
             for one in listening:
-                one.leave(binding.address.port)
+                one.leave(port_space, binding.address.port)
             raise
 
     def listens_no_longer(self, binding: "Binding[Identifier]", port_space: int) -> None:
         for one in self.outside.values() if self._is_outside(binding, port_space) else ():
-            one.leave(binding.address.port)
+            one.leave(port_space, binding.address.port)
 
     def node_lost(self, node: str) -> None:
         """Ends every connection with a node that is gone."""

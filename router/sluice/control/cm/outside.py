@@ -3,7 +3,7 @@
 
 To the communication manager all behind one NIC are a node like any other, which sends and takes the messages of
 message.py. Each of its connections is an id of librdmacm's, without a queue pair: the tenant's has the NIC's number,
-and goes to RTR and RTS itself, with what the id says.
+and goes to RTR and RTS itself, with what the id says. So is each question for a datagram service, until it is answered.
 """
 
 import asyncio
@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
-from sluice.control.cm.address import SocketAddress
+from sluice.control.cm.address import SocketAddress, gid_of
 from sluice.control.cm.message import (
     ConnectReply,
     ConnectRequest,
     DisconnectReply,
     DisconnectRequest,
+    LookupReply,
     LookupRequest,
+    LookupStatus,
     Message,
     ReadyToUse,
     Reject,
@@ -57,7 +59,7 @@ class Path:
 class Call:
     """One connection, or one that is to be. number: by which its messages go; end: of the tenant's end, 0: unknown."""
 
-    def __init__(self, identifier: int, number: int, request: ConnectRequest | None) -> None:
+    def __init__(self, identifier: int, number: int, request: ConnectRequest | LookupRequest | None) -> None:
         self.id = identifier
         self.number = number
         self.request = request
@@ -78,8 +80,9 @@ class Outside:
         self._by_id: dict[int, Call] = {}
         self._by_number: dict[int, Call] = {}
         self._by_end: dict[int, Call] = {}
-        self._ports: Counter[int] = Counter()
-        self._listeners: dict[int, list[int]] = {}
+        self._ports: Counter[tuple[int, int]] = Counter()
+        """By port space and port."""
+        self._listeners: dict[tuple[int, int], list[int]] = {}
         self._numbers = 0
         self._cm: CommunicationManager | None = None
         self._host: RdmaCm | None = None
@@ -114,8 +117,8 @@ class Outside:
             return
         for call in list(self._by_id.values()):
             self._lost(call)
-        for port in list(self._listeners):
-            self._stop(port)
+        for service in list(self._listeners):
+            self._stop(service)
         asyncio.get_running_loop().remove_reader(self._host.fd)
         self._host.close()
         self._host = None
@@ -124,43 +127,45 @@ class Outside:
         """It is there: who listened listens again."""
         self._host = RdmaCm()
         asyncio.get_running_loop().add_reader(self._host.fd, self._on_events)
-        for port in self._ports:
+        for service in self._ports:
             try:
-                self._start(port)
+                self._start(service)
             except OSError as error:
-                log.warning("port %d of the NIC's addresses: %s", port, error.strerror)
+                log.warning("port %d of the NIC's addresses: %s", service[1], error.strerror)
 
     def close(self) -> None:
         self.suspend()
 
     # ---- listening ---------------------------------------------------------------
 
-    def listen(self, port: int) -> None:
+    def listen(self, port_space: int, port: int) -> None:
         """Another listener on this port. OSError EADDRINUSE: some other program of the host has it."""
-        if self._ports[port] == 0 and self._host is not None:
-            self._start(port)
-        self._ports[port] += 1
+        service = (port_space, port)
+        if self._ports[service] == 0 and self._host is not None:
+            self._start(service)
+        self._ports[service] += 1
 
-    def leave(self, port: int) -> None:
-        self._ports[port] -= 1
-        if self._ports[port] <= 0:
-            del self._ports[port]
-            self._stop(port)
+    def leave(self, port_space: int, port: int) -> None:
+        service = (port_space, port)
+        self._ports[service] -= 1
+        if self._ports[service] <= 0:
+            del self._ports[service]
+            self._stop(service)
 
-    def _start(self, port: int) -> None:
+    def _start(self, service: tuple[int, int]) -> None:
         assert self._host is not None
-        self._listeners[port] = []
+        self._listeners[service] = []
         try:
             for address in self._addresses():
-                identifier = self._host.create()
-                self._listeners[port].append(identifier)
-                self._host.listen(identifier, address, port, BACKLOG)
+                identifier = self._host.create(service[0])
+                self._listeners[service].append(identifier)
+                self._host.listen(identifier, address, service[1], BACKLOG)
         except OSError:
-            self._stop(port)
+            self._stop(service)
             raise
 
-    def _stop(self, port: int) -> None:
-        for identifier in self._listeners.pop(port, ()):
+    def _stop(self, service: tuple[int, int]) -> None:
+        for identifier in self._listeners.pop(service, ()):
             assert self._host is not None
             self._host.destroy(identifier)
 
@@ -177,11 +182,8 @@ class Outside:
 
     def _say(self, message: Message) -> None:
         assert self._cm is not None
-        if isinstance(message, ConnectRequest):
+        if isinstance(message, ConnectRequest | LookupRequest):
             self._request(message)
-            return
-        if isinstance(message, LookupRequest):
-            self._cm.undelivered(message)
             return
         call = self._by_number.get(message.to) or self._by_end.get(message.sender)
         if call is None or self._host is None:
@@ -191,6 +193,12 @@ class Outside:
                 call.end = message.sender
                 self._by_end[call.end] = call
                 self._host.accept(call.id, _to_host(message.parameters))
+            case LookupReply():
+                if message.status == LookupStatus.SUCCESS:
+                    self._host.accept(call.id, _to_host(message.parameters))
+                else:
+                    self._host.reject(call.id, message.parameters.private_data)
+                self._forget(call)
             case ReadyToUse():
                 self._host.establish(call.id)
             case Reject():
@@ -204,14 +212,16 @@ class Outside:
                 self._host.disconnect(call.id)
                 self._forget(call)
 
-    def _request(self, request: ConnectRequest) -> None:
+    def _request(self, request: ConnectRequest | LookupRequest) -> None:
         address = request.service.destination.plain
-        if self._host is None or not isinstance(address, IPv4Address) or request.qp_type != QPT_RC:
-            raise OSError(0, "only RC, over IPv4")
+        fits = isinstance(request, LookupRequest) or request.qp_type == QPT_RC
+        if self._host is None or not isinstance(address, IPv4Address) or not fits:
+            raise OSError(0, "only RC and datagrams, over IPv4")
         # By another NIC since, the library would keep that one's device open, and so the kernel from removing it.
         if not self.leads_to(address):
             raise OSError(0, "this NIC doesn't lead there")
-        call = self._add(self._host.create(), request)
+        port_space = rdmacm.PS_UDP if isinstance(request, LookupRequest) else rdmacm.PS_TCP
+        call = self._add(self._host.create(port_space), request)
         try:
             self._host.resolve_address(call.id, address, request.service.destination.port, RESOLVE_MS)
         except OSError:
@@ -220,7 +230,7 @@ class Outside:
 
     # ---- calls -------------------------------------------------------------------
 
-    def _add(self, identifier: int, request: ConnectRequest | None) -> Call:
+    def _add(self, identifier: int, request: ConnectRequest | LookupRequest | None) -> Call:
         self._numbers += 1
         call = Call(identifier, self._numbers, request)
         self._by_id[identifier] = call
@@ -266,13 +276,20 @@ class Outside:
             case rdmacm.ADDR_RESOLVED:
                 self._host.resolve_route(call.id, RESOLVE_MS)
             case rdmacm.ROUTE_RESOLVED:
-                assert call.request is not None
-                self._host.connect(call.id, _to_host(call.request.parameters))
+                self._ask(call)
             case rdmacm.CONNECT_RESPONSE:
                 attr = self._learn(call)
                 _, gid = self._host.gids(call.id)
                 parameters = _from_host(event.param)
                 self._cm.receive(self.node, ConnectReply(call.number, call.end, gid, attr.rq_psn, parameters))
+            case rdmacm.ESTABLISHED if isinstance(call.request, LookupRequest):
+                self._found(call, event)
+            case rdmacm.UNREACHABLE if isinstance(call.request, LookupRequest) and event.status > 0:
+                # Somebody is there, and says why it isn't the service.
+                end = call.end
+                self._forget(call)
+                refusal = LookupReply(call.number, end, event.status, bytes(16), Parameters())
+                self._cm.receive(self.node, refusal)
             case rdmacm.ESTABLISHED:
                 self._cm.receive(self.node, ReadyToUse(call.number, call.end))
             case rdmacm.REJECTED:
@@ -295,6 +312,24 @@ class Outside:
             ):
                 self._lost(call)
 
+    def _ask(self, call: Call) -> None:
+        assert self._host is not None and call.request is not None
+        if isinstance(call.request, LookupRequest):
+            parameters = Parameters(private_data=call.request.private_data)
+        else:
+            parameters = call.request.parameters
+        self._host.connect(call.id, _to_host(parameters))
+
+    def _found(self, call: Call, event: CmEvent) -> None:
+        """The queue pair of a datagram service, and the way there."""
+        assert self._cm is not None and self._host is not None
+        source, gid = self._host.gids(call.id)
+        call.path = Path(0, 0, 0, source)
+        parameters = Parameters(qp_num=event.param.qp_num, qkey=event.param.qkey, private_data=event.param.private_data)
+        reply = LookupReply(call.number, call.end, LookupStatus.SUCCESS, gid, parameters)
+        self._cm.receive(self.node, reply)
+        self._forget(call)
+
     def _learn(self, call: Call) -> Any:
         """What the queue pair needs; a struct ibv_qp_attr for RTR."""
         assert self._host is not None
@@ -307,6 +342,9 @@ class Outside:
     def _on_request(self, event: CmEvent) -> None:
         assert self._cm is not None and self._host is not None
         call = self._add(event.id, None)
+        if event.listener in self._datagram_listeners():
+            self._on_lookup(call, event)
+            return
         attr = self._learn(call)
         (own, own_port), (peer, peer_port) = self._host.addresses(call.id)
         _, gid = self._host.gids(call.id)
@@ -314,6 +352,18 @@ class Outside:
         source = SocketAddress(socket.AF_INET, peer, peer_port)
         parameters = _from_host(event.param)
         self._cm.receive(self.node, ConnectRequest(call.number, service, source, gid, QPT_RC, attr.rq_psn, parameters))
+
+    def _datagram_listeners(self) -> list[int]:
+        return [one for (space, _), ids in self._listeners.items() if space == rdmacm.PS_UDP for one in ids]
+
+    def _on_lookup(self, call: Call, event: CmEvent) -> None:
+        assert self._cm is not None and self._host is not None
+        (own, own_port), (peer, peer_port) = self._host.addresses(call.id)
+        service = Service(rdmacm.PS_UDP, SocketAddress(socket.AF_INET, own, own_port), None)
+        source = SocketAddress(socket.AF_INET, peer, peer_port)
+        # A request for a datagram service doesn't make the host look for who asks, whose GID is his address.
+        request = LookupRequest(call.number, service, source, gid_of(peer), event.param.private_data)
+        self._cm.receive(self.node, request)
 
 
 def source_to(address: IPv4Address) -> IPv4Address | None:

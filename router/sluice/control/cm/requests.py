@@ -19,6 +19,7 @@ from sluice.control.cm.identifier import (
     QPT_UD,
     Identifier,
 )
+from sluice.control.cm.lookup import Lookup
 from sluice.control.cm.manager import CommunicationManager
 from sluice.control.cm.message import Reason
 from sluice.control.cm.owner import Owner
@@ -69,12 +70,18 @@ def _get_event(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) ->
     write_parameters(reply.param, event.parameters)
     reply.ah.is_global = 1
     reply.ah.port_num = 1
-    # What is found by a request to the directory is on its network, whose GID comes after the NIC's.
-    reply.ah.sgid_index = len(about.device.nic_gids)
+    reply.ah.sgid_index = _gid_index(about)
     reply.ah.hop_limit = HOP_LIMIT
     reply.ah.traffic_class = event.traffic_class
     ffi.memmove(reply.ah.dgid, event.gid, 16)
     _write_route(about, reply.route)
+
+
+def _gid_index(identifier: Identifier) -> int:
+    """Of the GID from which datagrams to what was found start: a NIC's, or after those the tenant's own."""
+    gids, end = identifier.device.nic_gids, identifier.end
+    source = end.source if isinstance(end, Lookup) else None
+    return gids.index(source) if source in gids else len(gids)
 
 
 def _write_route(identifier: Identifier, route: Any) -> None:
