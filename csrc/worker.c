@@ -49,6 +49,10 @@ enum { CONTROL_NICE = 5, WORKER_NICE = -5 };
 enum { LOOK_SHARE = 16 };
 /* How often to ask whether a core is free. */
 #define CORES_NS 5000000ull
+/* How often to judge who moves much: it is a look at every session's tenant. */
+#define BULK_NS 20000000ull
+/* That is much: a byte in so many nanoseconds (200 MB/s), which no flood of small messages gets to. */
+enum { BULK_NS_A_BYTE = 5 };
 
 struct worker {
     pthread_t thread;
@@ -57,6 +61,8 @@ struct worker {
     uint32_t stopping;
     int loadavg;          /* /proc/loadavg, or -1 */
     uint64_t cores_asked; /* ns */
+    uint64_t bulk_asked;  /* ns */
+    uint32_t giving_way;  /* sessions */
     uint32_t hope[2];     /* whether looking for an answer was worth it of late: after nothing was delivered, after something was */
     uint32_t chances;     /* to look, of those that were without hope */
     int pinned;           /* the core that it keeps to, or -1 */
@@ -96,6 +102,35 @@ static void leave_core(struct worker *worker)
 }
 
 /*
+ * Where threads are more than cores, an application that moves much and spins for its completions keeps a core from
+ * the worker that brings them: it is told to give way. Not who moves little: giving way costs it a time slice, and that
+ * is the latency it spins for.
+ */
+static void judge_bulk(struct sluice_engine *engine, bool crowded)
+{
+    struct worker *worker = engine->worker;
+    uint64_t passed = engine->now - worker->bulk_asked;
+
+    if (passed < BULK_NS || (!crowded && worker->giving_way == 0))
+        return;
+    worker->bulk_asked = engine->now;
+    worker->giving_way = 0;
+    for (uint32_t i = 0; i < engine->live_count; i++) {
+        struct session *session = engine->live[i];
+        const struct sluice_tenant_counters *counters = session->tenant->counters;
+        uint64_t moved = counters->tx_bytes + counters->rx_bytes;
+        bool gives_way = crowded && moved - session->moved >= passed / BULK_NS_A_BYTE;
+
+        session->moved = moved;
+        worker->giving_way += gives_way;
+        if (gives_way == session->gives_way)
+            continue;
+        session->gives_way = gives_way;
+        store_relaxed(&((struct sluice_segment *)session->segment.base)->give_way, gives_way);
+    }
+}
+
+/*
  * Spinning pays where a core is free and costs a time slice where applications
  * spin on all of them (docs: facts about two cores: 5 us against 8 ms). The kernel
  * says how many threads run or want to: the fourth field of /proc/loadavg.
@@ -124,6 +159,7 @@ static void ask_for_cores(struct sluice_engine *engine)
 
     if (CPU_COUNT(&cpus) > 1 && running <= (unsigned long)online)
         engine->linger = LINGER_NS;
+    judge_bulk(engine, engine->linger == 0);
 }
 
 /* Doorbells, and send queues that are watched. */
@@ -231,6 +267,8 @@ static uint64_t park(struct sluice_engine *engine)
 
     if (answer_comes(engine))
         return 0;
+    if (worker->giving_way)
+        ask_for_cores(engine);
     exchange(&engine->page->parked, 1);
     /* Pairs with the fence of whoever rings: he sees that we sleep, or we see that he rang. */
     full_fence();

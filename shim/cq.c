@@ -234,6 +234,15 @@ bool cq_is_lost(struct shim_cq *cq)
     return ++cq->empty % POLLS == 0 && session_lost();
 }
 
+void cq_give_way(const struct shim_cq *cq)
+{
+    /* A system call, which takes as long as some of them. */
+    enum { POLLS = 64 };
+
+    if (load_relaxed(&cq->empty) % POLLS == 0 && session_gives_way())
+        sched_yield();
+}
+
 int shim_poll_cq(struct ibv_cq *public, int num_entries, struct ibv_wc *wc)
 {
     struct shim_cq *cq = to_cq(public);
@@ -265,6 +274,8 @@ int shim_poll_cq(struct ibv_cq *public, int num_entries, struct ibv_wc *wc)
     else if (__builtin_expect(cq_is_lost(cq), 0))
         count = -1;
     cq_unlock(cq);
+    if (count == 0)
+        cq_give_way(cq);
     return count;
 }
 

@@ -36,6 +36,8 @@ static int start_poll(struct ibv_cq_ex *public, struct ibv_poll_cq_attr *attr)
     /* Without a completion there is no end_poll; skipped CQEs are given back with the next one. */
     if (error)
         cq_unlock(cq);
+    if (error == ENOENT)
+        cq_give_way(cq);
     return error;
 }
 

@@ -246,6 +246,12 @@ struct sluice_cqe *cq_next(struct shim_cq *cq);
 /* After a poll that found nothing: whether nothing will come any more, since the router is gone. */
 bool cq_is_lost(struct shim_cq *cq);
 
+/*
+ * After a poll that found nothing, without the lock: who spins for large messages keeps no core from the worker that
+ * moves them, where there are fewer cores than threads that want one.
+ */
+void cq_give_way(const struct shim_cq *cq);
+
 void ah_attr_to_abi(struct sluice_ah_attr *to, const struct ibv_ah_attr *from);
 void ah_attr_from_abi(struct ibv_ah_attr *to, const struct sluice_ah_attr *from);
 

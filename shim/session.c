@@ -468,6 +468,11 @@ bool session_lost(void)
     return poll(&socket, 1, 0) > 0 && (socket.revents & (POLLHUP | POLLRDHUP | POLLERR | POLLNVAL));
 }
 
+bool session_gives_way(void)
+{
+    return session.head && load_relaxed(&session.head->give_way);
+}
+
 static void wake_engine(void)
 {
     /* Pairs with the fence in the engine's park(): it sees what was written, or we see that it sleeps. */

@@ -55,6 +55,9 @@ bool session_pins(void);
 /* Whether the router has closed its end: a system call. */
 bool session_lost(void);
 
+/* Whether the engine asks those who poll in vain to give way: this tenant moves much, and cores are scarce. */
+bool session_gives_way(void);
+
 /* Prints where SLUICE_DEBUG is set. */
 void session_debug(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
