@@ -40,11 +40,8 @@ uint32_t sluice_fence_word;
 enum { HOPE = 8, HOPELESS = 32 };
 /* The kernel's least (sched(7)). */
 #define SLICE_NS 100000ull
-/*
- * Where there is no core to spare (sched(7)): the control plane has a third of an application's part of one, and the
- * worker three times as much, since applications that spin on a core wait for nothing but it.
- */
-enum { CONTROL_NICE = 5, WORKER_NICE = -5 };
+/* A third of an application's part of a core, where there is none to spare (sched(7)). */
+enum { CONTROL_NICE = 5 };
 /* Turns take this many times as long as looking at all doorbells does. */
 enum { LOOK_SHARE = 16 };
 /* How often to ask whether a core is free. */
@@ -61,7 +58,8 @@ struct worker {
     uint32_t stopping;
     int loadavg;          /* /proc/loadavg, or -1 */
     uint64_t cores_asked; /* ns */
-    uint64_t bulk_asked;  /* ns */
+    uint64_t bulk_judged; /* ns */
+    bool crowded;         /* at some time since then */
     uint32_t giving_way;  /* sessions */
     uint32_t hope[2];     /* whether looking for an answer was worth it of late: after nothing was delivered, after something was */
     uint32_t chances;     /* to look, of those that were without hope */
@@ -109,11 +107,15 @@ static void leave_core(struct worker *worker)
 static void judge_bulk(struct sluice_engine *engine, bool crowded)
 {
     struct worker *worker = engine->worker;
-    uint64_t passed = engine->now - worker->bulk_asked;
+    uint64_t passed = engine->now - worker->bulk_judged;
 
-    if (passed < BULK_NS || (!crowded && worker->giving_way == 0))
+    /* Who sleeps between two pieces is not counted each time. */
+    worker->crowded |= crowded;
+    if (passed < BULK_NS || (!worker->crowded && worker->giving_way == 0))
         return;
-    worker->bulk_asked = engine->now;
+    crowded = worker->crowded;
+    worker->bulk_judged = engine->now;
+    worker->crowded = false;
     worker->giving_way = 0;
     for (uint32_t i = 0; i < engine->live_count; i++) {
         struct session *session = engine->live[i];
@@ -300,9 +302,9 @@ static uint64_t park(struct sluice_engine *engine)
  * A short slice for the calling thread: woken, it comes before an application that
  * spins (EEVDF's PREEMPT_SHORT, Linux 6.12), instead of after that one's own slice of
  * some milliseconds. It takes nothing from anybody in the long run. Older kernels
- * ignore it. False: this nice takes CAP_SYS_NICE.
+ * ignore it.
  */
-static bool ask_for_short_slice(int nice)
+static void ask_for_short_slice(int nice)
 {
     struct {
         uint32_t size, sched_policy;
@@ -312,7 +314,7 @@ static bool ask_for_short_slice(int nice)
         uint64_t sched_runtime, sched_deadline, sched_period;
     } attr = {.size = sizeof(attr), .sched_nice = nice, .sched_runtime = SLICE_NS};
 
-    return syscall(SYS_sched_setattr, 0, &attr, 0) == 0;
+    syscall(SYS_sched_setattr, 0, &attr, 0);
 }
 
 void sluice_engine_yield_cores(void)
@@ -328,10 +330,7 @@ static void *work(void *argument)
     pthread_setname_np(pthread_self(), "sluice-worker");
     /* The default slack of 50 us would make every rate uneven. */
     prctl(PR_SET_TIMERSLACK, 1);
-    int nice = getpriority(PRIO_PROCESS, 0);
-
-    if (!ask_for_short_slice(nice + WORKER_NICE))
-        ask_for_short_slice(nice);
+    ask_for_short_slice(getpriority(PRIO_PROCESS, 0));
     pthread_mutex_lock(&worker->lock);
     uint64_t counted = clock_now();
 
