@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <infiniband/verbs.h>
+#include <pthread.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -267,6 +268,50 @@ static void a_tenant_on_two_devices(void)
     close(files.arena);
 }
 
+static uint32_t spinning;
+
+static void *spin(void *nothing)
+{
+    while (load_relaxed(&spinning))
+        spin_hint();
+    return nothing;
+}
+
+/* More threads than cores: who moves much is asked to give way, and no more once it moves little. */
+static void who_moves_much_gives_way(void)
+{
+    enum { BATCH = 16, SPINNERS = 1024 };
+    long count = sysconf(_SC_NPROCESSORS_ONLN);
+    pthread_t threads[SPINNERS];
+    struct client a, b;
+
+    if (count > SPINNERS)
+        count = SPINNERS;
+    open_client(&a);
+    open_client(&b);
+    join(&a, &b);
+    CHECK(load_relaxed(&a.segment->give_way) == 0);
+    store_relaxed(&spinning, 1u);
+    for (long i = 0; i < count; i++)
+        CHECK(pthread_create(&threads[i], NULL, spin, NULL) == 0);
+    for (uint32_t length = MEMORY, wanted = 1;; length = 8, wanted = 0) {
+        while (load_relaxed(&a.segment->give_way) != wanted) {
+            for (uint32_t i = 0; i < BATCH; i++)
+                post_write(&a, &b, i, length);
+            publish(&a);
+            for (uint32_t i = 0; i < BATCH; i++)
+                CHECK(wait_cqe(&a).status == IBV_WC_SUCCESS);
+        }
+        if (!wanted)
+            break;
+    }
+    store_relaxed(&spinning, 0u);
+    for (long i = 0; i < count; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    close_client(&a);
+    close_client(&b);
+}
+
 int main(void)
 {
     struct sluice_shape none = {0};
@@ -281,6 +326,7 @@ int main(void)
     RUN(a_full_memory_is_an_error);
     RUN(limits_of_memory_regions);
     RUN(a_tenant_on_two_devices);
+    RUN(who_moves_much_gives_way);
 #ifndef __SANITIZE_THREAD__
     RUN(random_bytes_everywhere);
 #endif
