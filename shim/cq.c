@@ -186,7 +186,7 @@ struct sluice_cqe *cq_next(struct shim_cq *cq)
         if (turn != cq->consumer / cq->entries + 1 && !skip_overwritten(cq, turn))
             return NULL;
         cq->consumer++;
-        /* qp_num 0 marks what forget dropped. */
+        /* Dropped: see cq_forget_qp. */
         if (cqe->qp_num == 0)
             continue;
         /* Its slot is free already, and with XRC its QP may be another process's. */
@@ -201,8 +201,8 @@ struct sluice_cqe *cq_next(struct shim_cq *cq)
     }
 }
 
-/* Drops the CQEs of a QP, or where qp_num is 0 those of an SRQ. */
-static void forget(struct shim_cq *cq, uint32_t qp_num, uint32_t srq)
+/* Does it to each CQE of a QP that is there and not polled yet. */
+static void with_cqes(struct shim_cq *cq, uint32_t qp_num, void (*change)(struct sluice_cqe *cqe))
 {
     cq_lock(cq);
     for (uint32_t i = cq->consumer;; i++) {
@@ -210,20 +210,31 @@ static void forget(struct shim_cq *cq, uint32_t qp_num, uint32_t srq)
 
         if (i - cq->consumer == cq->entries || load_acquire(&cqe->turn) != i / cq->entries + 1)
             break;
-        if (qp_num ? cqe->qp_num == qp_num : cqe->queue == SLUICE_CQE_SRQ && cqe->tail == srq)
-            cqe->qp_num = 0;
+        if (cqe->qp_num == qp_num)
+            change(cqe);
     }
     cq_unlock(cq);
 }
 
-void cq_forget_qp(struct shim_cq *cq, uint32_t qp_num)
+static void drop(struct sluice_cqe *cqe)
 {
-    forget(cq, qp_num, 0);
+    cqe->qp_num = 0;
 }
 
-void cq_forget_srq(struct shim_cq *cq, uint32_t handle)
+void cq_forget_qp(struct shim_cq *cq, uint32_t qp_num)
 {
-    forget(cq, 0, handle);
+    with_cqes(cq, qp_num, drop);
+}
+
+/* As that of an SRQ: there is no slot of a queue to free. */
+static void orphan(struct sluice_cqe *cqe)
+{
+    cqe->queue = SLUICE_CQE_SRQ;
+}
+
+void cq_orphan_qp(struct shim_cq *cq, uint32_t qp_num)
+{
+    with_cqes(cq, qp_num, orphan);
 }
 
 bool cq_is_lost(struct shim_cq *cq)

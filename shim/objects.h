@@ -188,10 +188,13 @@ struct shim_cq *cq_by_handle(uint32_t handle);
 struct shim_qp *qp_by_number(uint32_t qp_num);
 struct shim_srq *srq_by_handle(uint32_t handle);
 
-/* Drops the CQEs of a QP that is destroyed or reset. */
+/* Drops the CQEs of a QP that is reset: what it does next has the same number, and nobody could tell them apart. */
 void cq_forget_qp(struct shim_cq *cq, uint32_t qp_num);
-/* The same for an SRQ. */
-void cq_forget_srq(struct shim_cq *cq, uint32_t handle);
+/*
+ * Keeps those of a QP that is destroyed, to be polled, as a kernel's own device does (rdma-core: providers/rxe). IBTA
+ * leaves it open, and most NICs' drivers drop them; libfabric's ofi_rxm destroys a QP before it reads its last messages.
+ */
+void cq_orphan_qp(struct shim_cq *cq, uint32_t qp_num);
 
 /* Blocks until all events that were read about an object are acknowledged. */
 void events_wait(const uint32_t *given, const uint32_t *acked);

@@ -251,12 +251,12 @@ EXPORT struct ibv_qp_ex *ibv_qp_to_qp_ex(struct ibv_qp *qp)
     return to_qp(qp)->extended ? &to_qp(qp)->base.ex : NULL;
 }
 
-static void forget_completions(struct ibv_qp *public)
+static void with_completions(struct ibv_qp *public, void (*change)(struct shim_cq *cq, uint32_t qp_num))
 {
     if (public->send_cq)
-        cq_forget_qp(to_cq(public->send_cq), public->qp_num);
+        change(to_cq(public->send_cq), public->qp_num);
     if (public->recv_cq && public->recv_cq != public->send_cq)
-        cq_forget_qp(to_cq(public->recv_cq), public->qp_num);
+        change(to_cq(public->recv_cq), public->qp_num);
 }
 
 /* A forked child may still hold its parent's QPs, whose handles may be those of its own. */
@@ -275,7 +275,7 @@ EXPORT int ibv_destroy_qp(struct ibv_qp *public)
     pthread_mutex_lock(&objects_lock);
     qps[qp->handle] = NULL;
     pthread_mutex_unlock(&objects_lock);
-    forget_completions(public);
+    with_completions(public, cq_orphan_qp);
     events_wait(&qp->async_events_given, &public->events_completed);
     free(qp);
     return 0;
@@ -344,7 +344,7 @@ static void attr_from_abi(struct ibv_qp_attr *to, const struct sluice_qp_attr *f
 /* The engine has forgotten what was posted; so do we. */
 static void restart(struct shim_qp *qp)
 {
-    forget_completions(&qp->base.qp);
+    with_completions(&qp->base.qp, cq_forget_qp);
     store_relaxed(&qp->sq.tail, qp->sq.producer);
     store_relaxed(&qp->rq.tail, qp->rq.producer);
 }

@@ -150,8 +150,6 @@ EXPORT int ibv_destroy_srq(struct ibv_srq *public)
             break;
         }
     pthread_mutex_unlock(&objects_lock);
-    if (srq->cq)
-        cq_forget_srq(to_cq(srq->cq), srq->handle);
     events_wait(&srq->async_events_given, &public->events_completed);
     free(srq);
     return 0;

@@ -172,6 +172,36 @@ TEST(overrun, SOLO, "a CQ that overruns: CQ_ERR, and its QPs go to ERR with QP_F
     await_state(e, qp, IBV_QPS_ERR);
 }
 
+TEST(outlive_their_qp, SOLO, "completions that a CQ holds when their QP is destroyed can be polled, and are not mixed up with those of the next QP", "rdma-core: providers/rxe; IBTA leaves it open")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+
+    set_up(e, &plan);
+    struct ibv_cq *receives = MADE(ibv_create_cq(e->context, 64, NULL, NULL, 0), ibv_destroy_cq);
+    struct ibv_qp_init_attr init = {.send_cq = e->cq, .recv_cq = receives, .qp_type = IBV_QPT_RC,
+                                    .cap = {.max_send_wr = DEPTH, .max_recv_wr = 4, .max_send_sge = 1, .max_recv_sge = 1}};
+    uint32_t numbers[2];
+
+    for (unsigned round = 0; round < 2; round++) {
+        struct ibv_qp *one = create_qp(e, &plan), *other = MADE(ibv_create_qp(e->pd, &init), ibv_destroy_qp);
+
+        join_here(e, one, other, &plan);
+        numbers[round] = other->qp_num;
+        for (uint64_t i = 0; i < 4; i++) {
+            DO(receive_on(e, other, 10 * round + i, 4096, 64));
+            ASK(.opcode = IBV_WR_SEND, .qp = one, .wr_id = i, .length = 64);
+            EXPECT(i, IBV_WC_SUCCESS);
+        }
+        if (round == 0)
+            DO(drop(e, other));
+    }
+    for (uint64_t i = 0; i < 8; i++) {
+        struct ibv_wc wc = expect(e, receives, i / 4 * 10 + i % 4, IBV_WC_SUCCESS, __FILE__, __LINE__);
+
+        CHECK(wc.qp_num == numbers[i / 4] && wc.byte_len == 64 && wc.opcode == IBV_WC_RECV);
+    }
+}
+
 /* ---- channels ---------------------------------------------------------------------------- */
 
 static void connect_notified(struct end *e)
