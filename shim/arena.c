@@ -19,11 +19,13 @@
 #include <unistd.h>
 
 #include "abi.h"
+#include "atomic.h"
 #include "guard.h"
 #include "mapping.h"
 
 #define ADDRESS_END (1ull << SLUICE_ARENA_SHIFT)
 #define SWEEP_BYTES (64ull << 20)
+#define BLOCK_SHIFT 21
 
 /* A range that was adopted once: where to look, not proof of what is there. */
 struct range {
@@ -42,6 +44,7 @@ static struct {
     uint64_t adopted; /* bytes since the last sweep */
     bool forgotten;   /* a range is missing in the list */
     bool size_limited; /* by RLIMIT_FSIZE */
+    bool watched;
     pthread_mutex_t lock;
 } arena = {.fd = -1, .pagemap = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -61,10 +64,53 @@ int sluice_arena_open(int arena_fd, int userfaultfd_device_fd)
     return mapping_open();
 }
 
-static bool is_arena(const struct mapping *mapping)
+/* Also where the application has moved it to another address. */
+static bool is_of_file(const struct mapping *mapping)
 {
     return mapping->inode == arena.inode && mapping->dev_major == arena.dev_major &&
-           mapping->dev_minor == arena.dev_minor && mapping->shared && mapping->offset == mapping->start;
+           mapping->dev_minor == arena.dev_minor && mapping->shared;
+}
+
+static bool is_arena(const struct mapping *mapping)
+{
+    return is_of_file(mapping) && mapping->offset == mapping->start;
+}
+
+static int protection_of(const struct mapping *mapping)
+{
+    return (mapping->readable ? PROT_READ : 0) | (mapping->writable ? PROT_WRITE : 0) |
+           (mapping->executable ? PROT_EXEC : 0);
+}
+
+/* ---- blocks ------------------------------------------------------------- */
+
+/* A bit for each block of addresses that has ever been on the arena. Of these 8 MiB only what is written exists. */
+static uint64_t blocks[ADDRESS_END >> BLOCK_SHIFT >> 6];
+
+static void mark_blocks(uint64_t start, uint64_t end)
+{
+    for (uint64_t block = start >> BLOCK_SHIFT; block <= (end - 1) >> BLOCK_SHIFT; block++)
+        if (!(load_relaxed(&blocks[block >> 6]) >> (block & 63) & 1))
+            __atomic_fetch_or(&blocks[block >> 6], 1ull << (block & 63), __ATOMIC_RELAXED);
+}
+
+bool sluice_arena_may_hold(const void *addr, size_t length)
+{
+    uint64_t start = (uintptr_t)addr;
+
+    if (length == 0 || start >= ADDRESS_END)
+        return false;
+    uint64_t block = start >> BLOCK_SHIFT;
+    uint64_t last = (length > ADDRESS_END - start ? ADDRESS_END - 1 : start + length - 1) >> BLOCK_SHIFT;
+
+    while (block <= last) {
+        uint64_t bits = load_relaxed(&blocks[block >> 6]) >> (block & 63);
+
+        if (bits)
+            return block + (uint64_t)__builtin_ctzll(bits) <= last;
+        block = (block | 63) + 1;
+    }
+    return false;
 }
 
 /* ---- the ranges -------------------------------------------------------- */
@@ -127,6 +173,38 @@ static void remember(uint64_t start, uint64_t end)
     arena.live += end - start;
 }
 
+/* ---- what the application has moved ------------------------------------- */
+
+/* Parts of the file that are mapped at other addresses than their own: mremap that we didn't see. */
+struct strays {
+    struct range range[64];
+    size_t count;
+    bool more;
+};
+
+static bool note_stray(const struct mapping *mapping, void *context)
+{
+    struct strays *strays = context;
+
+    if (!is_of_file(mapping) || mapping->offset == mapping->start)
+        return true;
+    if (strays->count == sizeof(strays->range) / sizeof(*strays->range)) {
+        strays->more = true;
+        return false;
+    }
+    strays->range[strays->count++] =
+        (struct range){mapping->offset, mapping->offset + (mapping->end - mapping->start)};
+    return true;
+}
+
+static bool overlaps_stray(const struct strays *strays, uint64_t start, uint64_t end)
+{
+    for (size_t i = 0; i < strays->count; i++)
+        if (strays->range[i].start < end && start < strays->range[i].end)
+            return true;
+    return strays->more;
+}
+
 static void punch(uint64_t start, uint64_t end)
 {
     (void)fallocate(arena.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start, (off_t)(end - start));
@@ -138,6 +216,14 @@ static void punch(uint64_t start, uint64_t end)
  */
 static void sweep(void)
 {
+    struct strays strays = {.count = 0};
+
+    mapping_each(note_stray, &strays);
+    /* Rare, and given back when the process ends. */
+    if (strays.count) {
+        arena.adopted = 0;
+        return;
+    }
     struct range *old = arena.ranges;
     size_t old_count = arena.count, old_capacity = arena.capacity;
 
@@ -326,8 +412,17 @@ static void exchange_pages(struct exchange *exchange)
     size_t known = range_at(exchange->start);
 
     /* What an earlier mapping at this address left in the file. */
-    if (arena.forgotten || (known < arena.count && arena.ranges[known].start < exchange->end))
+    if (arena.forgotten || (known < arena.count && arena.ranges[known].start < exchange->end)) {
+        struct strays strays = {.count = 0};
+
+        if (!arena.watched)
+            mapping_each(note_stray, &strays);
+        if (overlaps_stray(&strays, exchange->start, exchange->end)) {
+            exchange->error = EOPNOTSUPP;
+            return;
+        }
         punch(exchange->start, exchange->end);
+    }
     arena.size_limited = getrlimit(RLIMIT_FSIZE, &limit) || limit.rlim_cur != RLIM_INFINITY;
     /* A signal handler on this thread would wait for ourselves. */
     sigfillset(&all);
@@ -357,8 +452,7 @@ static int adopt_piece(uint64_t start, uint64_t end, const struct mapping *mappi
     struct exchange exchange = {
         .start = start,
         .end = end,
-        .protection = (mapping->readable ? PROT_READ : 0) | (mapping->writable ? PROT_WRITE : 0) |
-                      (mapping->executable ? PROT_EXEC : 0),
+        .protection = protection_of(mapping),
         .anonymous = mapping->inode == 0,
     };
 
@@ -372,6 +466,7 @@ static int adopt_piece(uint64_t start, uint64_t end, const struct mapping *mappi
     if ((here >= mapping->start && here < mapping->end) ||
         (first_stack >= mapping->start && first_stack < mapping->end))
         return EOPNOTSUPP;
+    mark_blocks(start, end);
     exchange_pages(&exchange);
     if (exchange.error == EINVAL)
         exchange.error = EOPNOTSUPP; /* device memory: userfaultfd won't watch it */
@@ -429,6 +524,108 @@ void sluice_arena_retire(void *addr, size_t length)
     (void)length;
 }
 
+/* ---- private again -------------------------------------------------------- */
+
+/*
+ * Puts a copy of what the file holds at offset in the place of a mapping of it. By
+ * mremap, as everything here stays in use while it is exchanged, and with what was
+ * touched only. False: no memory.
+ */
+static bool make_private(uint64_t start, uint64_t end, uint64_t offset, int protection)
+{
+    uint64_t length = end - start;
+    uint8_t *copy = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (copy == MAP_FAILED)
+        return false;
+    for (uint64_t at = 0; at < length;) {
+        off_t data = lseek(arena.fd, (off_t)(offset + at), SEEK_DATA);
+        off_t hole = data < 0 ? data : lseek(arena.fd, data, SEEK_HOLE);
+
+        if (hole < 0 || (uint64_t)data >= offset + length)
+            break;
+        uint64_t until = (uint64_t)hole - offset < length ? (uint64_t)hole - offset : length;
+
+        for (at = (uint64_t)data - offset; at < until;) {
+            long done = syscall(SYS_pread64, arena.fd, copy + at, until - at, offset + at);
+
+            if (done <= 0) {
+                munmap(copy, length);
+                return false;
+            }
+            at += (uint64_t)done;
+        }
+    }
+    if (protection != (PROT_READ | PROT_WRITE))
+        mprotect(copy, length, protection);
+    if (syscall(SYS_mremap, copy, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, start) >= 0)
+        return true;
+    munmap(copy, length);
+    return false;
+}
+
+/* The next part of [at, end) that is mapped: it begins at mapping->start and ends at mapping->end. */
+static bool next_part(uint64_t at, uint64_t end, struct mapping *mapping)
+{
+    if (!mapping_find(at, mapping) || mapping->start >= end)
+        return false;
+    if (mapping->start < at) {
+        mapping->offset += at - mapping->start;
+        mapping->start = at;
+    }
+    if (mapping->end > end)
+        mapping->end = end;
+    return true;
+}
+
+int sluice_arena_release(void *addr, size_t length)
+{
+    uint64_t at = (uintptr_t)addr & ~(arena.page - 1), end = (uintptr_t)addr + length;
+    struct mapping part;
+
+    if (arena.fd < 0)
+        return 0;
+    for (end = (end + arena.page - 1) & ~(arena.page - 1); next_part(at, end, &part); at = part.end) {
+        if (!is_of_file(&part))
+            continue;
+        if (!make_private(part.start, part.end, part.offset, protection_of(&part)))
+            return ENOMEM;
+        punch(part.offset, part.offset + (part.end - part.start));
+    }
+    return 0;
+}
+
+int sluice_arena_drop(void *addr, size_t length, int advice, int (*advise)(void *addr, size_t length, int advice))
+{
+    uint64_t at = (uintptr_t)addr, end = (at + length + arena.page - 1) & ~(arena.page - 1);
+    struct mapping part;
+    int error = 0;
+
+    /* What is no range for the kernel isn't one here. */
+    if (arena.fd < 0 || at % arena.page || end < at || end > ADDRESS_END)
+        return advise(addr, length, advice);
+    for (; at < end; at = part.end) {
+        bool found = next_part(at, end, &part);
+
+        if (!found || part.start > at)
+            error = ENOMEM; /* as the kernel says of holes, when it has done the rest */
+        if (!found)
+            break;
+        if (is_of_file(&part))
+            punch(part.offset, part.offset + (part.end - part.start));
+        else if (advise((void *)(uintptr_t)part.start, part.end - part.start, advice))
+            return -1;
+    }
+    if (error)
+        errno = error;
+    return error ? -1 : 0;
+}
+
+void sluice_arena_watched(void)
+{
+    arena.watched = true;
+}
+
 /* ---- fork -------------------------------------------------------------- */
 
 void sluice_arena_fork_prepare(void)
@@ -442,55 +639,15 @@ void sluice_arena_fork_parent(void)
     pthread_mutex_unlock(&arena.lock);
 }
 
-/*
- * Takes a copy of what the file holds there to the same place. By mremap, as
- * everything here stays in use while it is exchanged, and with what was touched
- * only.
- */
-static void make_private(uint64_t start, uint64_t end, int protection)
-{
-    uint64_t length = end - start;
-    uint8_t *copy = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    if (copy == MAP_FAILED) {
-        /* Its own from the first write on; what the parent writes until then is seen here. */
-        mmap((void *)(uintptr_t)start, length, protection, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, arena.fd,
-             (off_t)start);
-        return;
-    }
-    for (uint64_t at = start; at < end;) {
-        off_t data = lseek(arena.fd, (off_t)at, SEEK_DATA);
-        off_t hole = data < 0 ? data : lseek(arena.fd, data, SEEK_HOLE);
-
-        if (hole < 0 || (uint64_t)data >= end)
-            break;
-        at = (uint64_t)hole < end ? (uint64_t)hole : end;
-        /* In whole pages, as both are. */
-        copy_pages(copy + ((uint64_t)data - start), (uint64_t)data, at - (uint64_t)data);
-    }
-    if (protection != (PROT_READ | PROT_WRITE))
-        mprotect(copy, length, protection);
-    mremap(copy, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)(uintptr_t)start);
-}
-
 static void make_range_private(const struct range *range)
 {
-    struct mapping mapping;
+    struct mapping part;
 
-    for (uint64_t at = range->start; at < range->end; at = mapping.end) {
-        if (!mapping_find(at, &mapping) || mapping.start >= range->end)
-            return;
-        uint64_t start = mapping.start > at ? mapping.start : at;
-        uint64_t end = mapping.end < range->end ? mapping.end : range->end;
-
-        /* Readable or not: what is forbidden now may be allowed later. */
-        if (is_arena(&mapping) && mapping.readable)
-            make_private(start, end, PROT_READ | (mapping.writable ? PROT_WRITE : 0) |
-                                         (mapping.executable ? PROT_EXEC : 0));
-        else if (is_arena(&mapping))
-            mmap((void *)(uintptr_t)start, end - start, PROT_NONE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, arena.fd,
-                 (off_t)start);
-    }
+    for (uint64_t at = range->start; next_part(at, range->end, &part); at = part.end)
+        /* Else its own from the first write on: what the parent writes until then is seen here. */
+        if (is_arena(&part) && !make_private(part.start, part.end, part.offset, protection_of(&part)))
+            mmap((void *)(uintptr_t)part.start, part.end - part.start, protection_of(&part),
+                 MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, arena.fd, (off_t)part.offset);
 }
 
 void sluice_arena_fork_child(void)

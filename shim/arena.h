@@ -45,6 +45,30 @@ bool sluice_arena_mapping(uint64_t addr, struct mapping *mapping);
 void sluice_arena_retire(void *addr, size_t length);
 
 /*
+ * What the application's own calls need (moved.h). A pointer that may lie in memory
+ * which is, or once was, on the arena: false is certain, and costs a load.
+ */
+bool sluice_arena_may_hold(const void *addr, size_t length);
+
+/*
+ * Makes what is on the arena private memory again, with its contents: before the
+ * application moves or grows it, since a mapping of a file would show there what
+ * belongs to other addresses. Nobody else may write to it meanwhile, as under
+ * mremap itself. 0 or ENOMEM. Takes no lock.
+ */
+int sluice_arena_release(void *addr, size_t length);
+
+/*
+ * madvise(2) with MADV_DONTNEED or MADV_FREE as for private memory: what is on the
+ * arena is zeroes afterwards, and its pages are free; the rest goes to advise. 0 or
+ * -1 and errno. Takes no lock.
+ */
+int sluice_arena_drop(void *addr, size_t length, int advice, int (*advise)(void *addr, size_t length, int advice));
+
+/* The application's calls come by us (moved.h): it moves nothing unseen. */
+void sluice_arena_watched(void);
+
+/*
  * Around fork (pthread_atfork): a child gets a copy of adopted memory, as the kernel
  * gives it one of memory that a device has pinned. prepare holds others off until
  * parent; the parent must not go on before child is done, or the child would see

@@ -96,38 +96,52 @@ static uint64_t number(struct reader *reader, int base, int end)
     return value;
 }
 
+/* start-end rwxp offset major:minor inode [path]. False: that was the last line. */
+static bool next_line(struct reader *reader, struct mapping *mapping)
+{
+    int c = next_char(reader);
+
+    if (c < 0)
+        return false;
+    reader->at--;
+    mapping->start = number(reader, 16, '-');
+    mapping->end = number(reader, 16, ' ');
+    mapping->readable = next_char(reader) == 'r';
+    mapping->writable = next_char(reader) == 'w';
+    mapping->executable = next_char(reader) == 'x';
+    mapping->shared = next_char(reader) == 's';
+    next_char(reader);
+    mapping->offset = number(reader, 16, ' ');
+    mapping->dev_major = (uint32_t)number(reader, 16, ':');
+    mapping->dev_minor = (uint32_t)number(reader, 16, ' ');
+    mapping->inode = 0;
+    for (c = next_char(reader); c >= '0' && c <= '9'; c = next_char(reader))
+        mapping->inode = mapping->inode * 10 + (unsigned)(c - '0');
+    while (c >= 0 && c != '\n')
+        c = next_char(reader);
+    return true;
+}
+
 static bool scan(uint64_t address, struct mapping *mapping)
 {
     struct reader reader = {.at = 0};
 
-    /* start-end rwxp offset major:minor inode [path] */
-    for (;;) {
-        int c = next_char(&reader);
-
-        if (c < 0)
-            return false;
-        reader.at--;
-        mapping->start = number(&reader, 16, '-');
-        mapping->end = number(&reader, 16, ' ');
-        mapping->readable = next_char(&reader) == 'r';
-        mapping->writable = next_char(&reader) == 'w';
-        mapping->executable = next_char(&reader) == 'x';
-        mapping->shared = next_char(&reader) == 's';
-        next_char(&reader);
-        mapping->offset = number(&reader, 16, ' ');
-        mapping->dev_major = (uint32_t)number(&reader, 16, ':');
-        mapping->dev_minor = (uint32_t)number(&reader, 16, ' ');
-        mapping->inode = 0;
-        for (c = next_char(&reader); c >= '0' && c <= '9'; c = next_char(&reader))
-            mapping->inode = mapping->inode * 10 + (unsigned)(c - '0');
-        while (c >= 0 && c != '\n')
-            c = next_char(&reader);
+    while (next_line(&reader, mapping))
         if (mapping->end > address)
             return true;
-    }
+    return false;
 }
 
 bool mapping_find(uint64_t address, struct mapping *mapping)
 {
     return can_query ? query(address, mapping) : scan(address, mapping);
+}
+
+void mapping_each(bool (*visit)(const struct mapping *mapping, void *context), void *context)
+{
+    struct reader reader = {.at = 0};
+    struct mapping mapping = {.end = 0};
+
+    while ((can_query ? query(mapping.end, &mapping) : next_line(&reader, &mapping)) && visit(&mapping, context))
+        ;
 }

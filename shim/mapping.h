@@ -21,4 +21,7 @@ void mapping_close(void);
 /* The mapping that covers address, or the next one above. False: there is none. */
 bool mapping_find(uint64_t address, struct mapping *mapping);
 
+/* Visits all mappings from below, until visit says false. */
+void mapping_each(bool (*visit)(const struct mapping *mapping, void *context), void *context);
+
 #endif

@@ -22,6 +22,11 @@ def test_regions(router: RunningRouter, program: Program) -> None:
     output_of(router.run("a", program("regions")))
 
 
+def test_memory_that_moves(router: RunningRouter, program: Program) -> None:
+    """mremap, realloc and madvise of memory that was registered."""
+    assert output_of(router.run("a", program("moves"))) == "as any other\n"
+
+
 def test_completion_queues(router: RunningRouter, program: Program) -> None:
     output_of(router.run("a", program("completions")))
 
