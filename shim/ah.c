@@ -161,3 +161,32 @@ EXPORT struct ibv_ah *ibv_create_ah_from_wc(struct ibv_pd *pd, struct ibv_wc *wc
 
     return ibv_init_ah_from_wc(pd->context, port_num, wc, grh, &attr) ? NULL : ibv_create_ah(pd, &attr);
 }
+
+/*
+ * Where a frame to this address would go. There are no frames: addresses on the link are made of those of the network,
+ * as the device's GUID is (router/sluice/device/virtual.py). vid: no VLAN. 0 or a negative errno.
+ */
+EXPORT int ibv_resolve_eth_l2_from_gid(struct ibv_context *context, struct ibv_ah_attr *attr, uint8_t mac[6],
+                                       uint16_t *vid)
+{
+    const uint8_t *gid = attr->grh.dgid.raw;
+    const uint32_t *words = (const uint32_t *)(const void *)attr->grh.dgid.raw;
+    bool mapped = !words[0] && !words[1] && words[2] == htonl(0xffff);
+    union ibv_gid own;
+    int error = ibv_query_gid(context, attr->port_num, attr->grh.sgid_index, &own);
+
+    if (error)
+        return error;
+    if (!words[0] && !words[1] && !words[2] && !words[3])
+        return -EINVAL;
+    memcpy(mac + 2, gid + 12, 4);
+    if (mapped && IN_MULTICAST(ntohl(words[3])))
+        memcpy(mac, (const uint8_t[]){0x01, 0x00, 0x5e, gid[13] & 0x7f}, 4); /* RFC 1112, 6.4 */
+    else if (gid[0] == 0xff)
+        memcpy(mac, (const uint8_t[]){0x33, 0x33}, 2); /* RFC 2464, 7 */
+    else
+        memcpy(mac, (const uint8_t[]){0x02, 0x53}, 2);
+    if (vid)
+        *vid = 0xffff;
+    return 0;
+}

@@ -325,12 +325,24 @@ static int connect_session(const char *directory)
     return 0;
 }
 
+/* What the environment says doesn't count for who has more rights than whoever set it. */
+static void tell_privileged(void)
+{
+    static bool told;
+
+    if (getenv("SLUICE_TENANT_DIR") && !__atomic_exchange_n(&told, true, __ATOMIC_RELAXED))
+        fputs("libsluice: a setuid program, or one with capabilities of its file's: SLUICE_TENANT_DIR doesn't count, so there is no device\n",
+              stderr);
+}
+
 int session_open(void)
 {
     const char *directory = secure_getenv("SLUICE_TENANT_DIR");
 
-    if (!directory)
+    if (!directory) {
+        tell_privileged();
         return ENOSYS;
+    }
     pthread_mutex_lock(&open_lock);
     int error = session.dead ? EIO : 0;
 

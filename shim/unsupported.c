@@ -88,12 +88,6 @@ EXPORT int ibv_query_qp_data_in_order(struct ibv_qp *qp, enum ibv_wr_opcode op, 
     return flags & RETURN_CAPS ? WHOLE_MESSAGE | ALIGNED_128_BYTES : 1;
 }
 
-EXPORT int ibv_resolve_eth_l2_from_gid(struct ibv_context *context, struct ibv_ah_attr *attr, uint8_t mac[6],
-                                       uint16_t *vid)
-{
-    return EOPNOTSUPP;
-}
-
 /* A forked child gets a private view of registered memory by itself (arena.h). */
 EXPORT int ibv_fork_init(void)
 {

@@ -72,6 +72,7 @@ def test_setuid_refuses(router: RunningRouter, program: Program, tmp_path: Path)
         pytest.skip(f"{tmp_path} is mounted nosuid")
     privileged = output_of(router.run("a", copy, "count", shim_path(), options=("--no-isolate",)))
     assert privileged.split()[-1] == "0"
+    assert privileged.count("SLUICE_TENANT_DIR doesn't count") == 1, privileged
 
 
 PYTHON = """

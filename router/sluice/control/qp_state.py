@@ -152,7 +152,7 @@ _CHECKS: tuple[tuple[int, Check], ...] = tuple(
         (Attr.MAX_QP_RD_ATOMIC, lambda attr, _gids: attr.max_rd_atomic <= MAX_RD_ATOMIC),
         (Attr.MAX_DEST_RD_ATOMIC, lambda attr, _gids: attr.max_dest_rd_atomic <= MAX_RD_ATOMIC),
         (Attr.PATH_MIG_STATE, lambda attr, _gids: attr.path_mig_state == MIGRATED),
-        (Attr.AV, lambda attr, gids: address_fits(attr.ah, gids) and attr.ah.port_num in (0, 1)),
+        (Attr.AV, lambda attr, gids: address_fits(attr.ah, gids) and attr.ah.port_num == 1 and any(attr.ah.dgid)),
     )
 )
 _TRANSITIONS = {
@@ -172,6 +172,8 @@ def allowed(kind: int, current: int, attr: Any, attr_mask: int, gid_count: int) 
     mask = attr_mask & ~_IGNORED[kind]
     if mask & _CUR_STATE and attr.cur_qp_state != current:
         return False
+    if not mask and current in (_RESET, _ERR):
+        return True  # nothing to change, as in any state that leads to itself
     target = attr.qp_state if mask & _STATE else current
     if mask & _STATE and (target == _RESET or (target == _ERR and current != _RESET)):
         return mask == _STATE

@@ -132,6 +132,31 @@ TEST(wrong_qkey_is_dropped, BOTH, "a datagram with another Q_Key is dropped; its
     meet(e);
 }
 
+/* Of libibverbs' drivers' own interface (driver.h), which applications have no header of. */
+int ibv_resolve_eth_l2_from_gid(struct ibv_context *context, struct ibv_ah_attr *attr, uint8_t mac[6], uint16_t *vid);
+
+TEST(link_address, SOLO, "over Ethernet each GID has an address on the link, and a group's is its own", "rdma-core: libibverbs/verbs.c; RFC 1112, 6.4")
+{
+    struct ibv_ah_attr attr = path_to(e, &e->gid);
+    uint8_t mac[6] = {0};
+    uint16_t vid = 7;
+
+    if (e->port.link_layer != IBV_LINK_LAYER_ETHERNET)
+        SKIP("not over Ethernet");
+    EQUAL(ibv_resolve_eth_l2_from_gid(e->context, &attr, mac, &vid), 0);
+    CHECK_THAT(mac[0] || mac[1] || mac[2] || mac[3] || mac[4] || mac[5], "no address");
+    CHECK(vid == 0xffff || vid < 4096);
+    const union ibv_gid group = {.raw = {[10] = 0xff, [11] = 0xff, 239, 129, 2, 3}};
+
+    attr.grh.dgid = group;
+    EQUAL(ibv_resolve_eth_l2_from_gid(e->context, &attr, mac, NULL), 0);
+    CHECK(!memcmp(mac, (const uint8_t[]){0x01, 0x00, 0x5e, 1, 2, 3}, 6));
+    memset(&attr.grh.dgid, 0, sizeof(attr.grh.dgid));
+    CHECK(ibv_resolve_eth_l2_from_gid(e->context, &attr, mac, &vid) != 0);
+    attr.port_num = 9;
+    CHECK(ibv_resolve_eth_l2_from_gid(e->context, &attr, mac, &vid) != 0);
+}
+
 TEST(controlled_qkey, BOTH, "a Q_Key with its top bit set in the WR stands for the sending QP's own", "IBTA 10.2.5; man ibv_post_send")
 {
     connect_ud(e);

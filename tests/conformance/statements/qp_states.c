@@ -363,6 +363,43 @@ TEST(pkey_index_out_of_range, SOLO, "a P_Key index beyond the table is refused: 
     EQUAL(state_of(e, e->qp), IBV_QPS_RESET);
 }
 
+TEST(nothing_to_modify, SOLO, "no attribute at all changes nothing, and is no error", "Linux: ib_modify_qp_is_ok")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_ERR};
+
+    set_up(e, &plan);
+    e->qp = create_qp(e, &plan);
+    DO(ibv_modify_qp(e->qp, &attr, 0));
+    EQUAL(state_of(e, e->qp), IBV_QPS_RESET);
+    DO(to_init(e, e->qp, &plan));
+    DO(ibv_modify_qp(e->qp, &attr, 0));
+    EQUAL(state_of(e, e->qp), IBV_QPS_INIT);
+}
+
+TEST(way_to_nobody, SOLO, "the way to a peer begins at a port of the device and doesn't end at the unspecified GID", "man ibv_modify_qp: EINVAL; RFC 4291, 2.5.2")
+{
+    struct plan plan = plan_of(IBV_QPT_RC);
+    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_RTR, .path_mtu = IBV_MTU_1024, .dest_qp_num = 1, .max_dest_rd_atomic = 1,
+                               .min_rnr_timer = 12, .ah_attr = path_to(e, &e->gid)};
+    const int mask = IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
+                     IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER;
+
+    set_up(e, &plan);
+    e->qp = create_qp(e, &plan);
+    DO(to_init(e, e->qp, &plan));
+    attr.ah_attr.port_num = 0;
+    REFUSED(ibv_modify_qp(e->qp, &attr, mask), EINVAL);
+    attr.ah_attr.port_num = e->device.phys_port_cnt + 1;
+    REFUSED(ibv_modify_qp(e->qp, &attr, mask), EINVAL);
+    if (e->port.link_layer == IBV_LINK_LAYER_ETHERNET) {
+        attr.ah_attr.port_num = 1;
+        memset(&attr.ah_attr.grh.dgid, 0, sizeof(attr.ah_attr.grh.dgid));
+        REFUSED(ibv_modify_qp(e->qp, &attr, mask), EINVAL);
+    }
+    EQUAL(state_of(e, e->qp), IBV_QPS_INIT);
+}
+
 TEST(public_state, SOLO, "qp->state follows ibv_modify_qp", "struct ibv_qp")
 {
     struct plan plan = plan_of(IBV_QPT_RC);

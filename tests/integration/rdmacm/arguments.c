@@ -252,6 +252,12 @@ static void addresses(void)
     IS("idle", rdma_resolve_addr(id, NULL, in_no_family(), 1), EINVAL);
     IS("idle", rdma_resolve_addr(id, in_no_family(), elsewhere(), 1), EINVAL);
     IS("idle", rdma_bind_addr(id, in_infiniband()), ENODEV); /* RoCE */
+    struct rdma_cm_id *over_infiniband = idle(RDMA_PS_IPOIB);
+
+    IS("idle", rdma_bind_addr(over_infiniband, at(0)), EINVAL); /* RoCE */
+    MUST(!rdma_resolve_addr(over_infiniband, NULL, at(htons(9)), 5000));
+    skip(RDMA_CM_EVENT_ADDR_ERROR);
+    MUST(!rdma_destroy_id(over_infiniband));
     IS("idle", rdma_resolve_addr(id, in_infiniband(), in_infiniband(), 1), ENODEV);
     IS("idle", rdma_resolve_addr(id, in_infiniband(), at(9), 1), ENODEV);
     MUST(!rdma_bind_addr(id, at(0)));

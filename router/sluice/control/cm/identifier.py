@@ -193,9 +193,11 @@ class Identifier:
     # ---- addresses ----------------------------------------------------------
 
     def bind(self, address: SocketAddress) -> None:
-        """EADDRNOTAVAIL, EADDRINUSE; EINVAL: it is bound already."""
+        """EADDRNOTAVAIL, EADDRINUSE; EINVAL: it is bound already, or its port space has no such device."""
         if self.state is not State.IDLE:
             raise _invalid("bound already")
+        if self.port_space == PS_IPOIB and not address.is_any:
+            raise _invalid("IP over InfiniBand")
         self._bind(address, list(self._owner.party.scopes(address.plain)))
         self.device = self._owner.party.device_of(gid_of(address.plain)) or self.device
         self.bound = not address.is_any
@@ -228,6 +230,9 @@ class Identifier:
         if destination.is_any:
             destination = loopback(destination.family).with_port(destination.port)
         self.destination = destination
+        if self.port_space == PS_IPOIB:
+            self.emit(Event(EventType.ADDR_ERROR, -errno.EINVAL))
+            return
         if not destination.plain.is_multicast:
             self._place = self._cm.locator.locate(destination.plain, self._owner.party)
             device = self._device_to(destination.plain, self._place)
