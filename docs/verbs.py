@@ -181,8 +181,18 @@ builds it alone.
 - setuid programs, RTLD_DEEPBIND and programs without a dynamic linker escape preloading.
 - Linked statically, the program's own `open` stays its own: sysfs is then read with `ibv_read_sysfs_file` only.
 - What makes system calls without libc doesn't find sysfs's files either: Go's package `os`, also in programs whose verbs come by cgo,
-  which work.
+  which work. A mount over `/sys/class` would show them; but a pod's `/sys` is that of its own network namespace, which no mount from outside is.
+- Memory that was once registered may be moved, grown and emptied (`mremap`, `realloc`, `madvise`) as any other, where the shim is asked first:
+  preloaded, searched or linked as above. Opened by dlopen and nothing else, or by who makes these system calls without libc, what is moved stays
+  whole, but `MADV_DONTNEED` keeps its contents, and what `mremap` grows may show bytes of registered memory beside it.
+- A setuid program is told on stderr why it finds no device.
 - rdma_cm takes IPv4 and IPv6 addresses, as on every RoCE device: those of InfiniBand's own kind (AF_IB) are answered with ENODEV.
+- Completions that are in a CQ when their QP is destroyed can be polled, as on a kernel's own device; most NICs' drivers drop them. IBTA leaves it
+  open, and libfabric's `ofi_rxm` destroys a QP before it has read its last messages. A QP that is reset takes its completions with it.
+- `ibv_post_send` and `ibv_post_recv` of no WR at all (NULL) give 0, as NICs' drivers do, which look through the list; the kernel's soft RoCE says EINVAL.
+- `ibv_attach_mcast` ignores the LID, which RoCE doesn't have: attachments that differ in nothing else are one.
+- A GID index beyond the table is EINVAL; ENODATA, which large tables give for an entry that is empty, doesn't occur, since none is.
+- `ibv_rc_pingpong -e -t` may end with "poll CQ failed": it takes an event for a completion, and the one that it polled just before was it.
 - In a UD completion, `sl` is 10 (bit 3: UDP, 2: IPv4), as hardware reports the header in front of the data; UCX needs it.
 """
 

@@ -121,14 +121,28 @@ def test_ld_so_preload(router: RunningRouter, tenant_dir: Path, tmp_path: Path) 
     assert done.stdout.strip() == LINKED, done.stderr
 
 
-def test_linked_statically(tenant_dir: Path, tmp_path: Path) -> None:
-    """With pkg-config; the program then needs neither libibverbs nor a preloaded library."""
+def link(program: Path, *arguments: str | Path) -> None:
+    """With libsluice.a, as its pkg-config file says."""
     flags = run("pkg-config", "--static", "--cflags", "--libs", "sluice", PKG_CONFIG_PATH=LIBRARIES / "pkgconfig")
-    source = Path(__file__).parent / "ways/linked.c"
+    subprocess.run(["cc", "-o", program, *arguments, *flags.split()], check=True)
+
+
+@pytest.mark.parametrize("option", ["-pie", "-static", "-static-pie"])
+def test_linked_statically(tenant_dir: Path, tmp_path: Path, option: str) -> None:
+    """The program then needs neither libibverbs nor a preloaded library; with -static no library at all."""
     program = tmp_path / "linked"
-    subprocess.run(["cc", "-o", program, source, *flags.split()], check=True)
-    assert "ibverbs" not in run("ldd", program)
+    link(program, option, "-fPIE", Path(__file__).parent / "ways/linked.c")
+    needed = subprocess.run(["readelf", "-d", program], capture_output=True, text=True, check=True).stdout
+    assert "ibverbs" not in needed
+    assert ("NEEDED" in needed) == (option == "-pie")
     assert run(program, SLUICE_TENANT_DIR=tenant_dir) == LINKED
+
+
+@pytest.mark.parametrize("option", ["-pie", "-static"])
+def test_linked_statically_memory_moves(tenant_dir: Path, tmp_path: Path, option: str) -> None:
+    program, sources = tmp_path / "moves", Path(__file__).parent / "verbs"
+    link(program, option, "-fPIE", "-O1", sources / "moves.c", sources / "pair.c")
+    assert run(program, SLUICE_TENANT_DIR=tenant_dir) == "as any other"
 
 
 def test_musl(tenant_dir: Path, tmp_path: Path) -> None:
@@ -141,6 +155,38 @@ def test_musl(tenant_dir: Path, tmp_path: Path) -> None:
     source, program = Path(__file__).parent / "ways/linked.c", tmp_path / "linked"
     subprocess.run(["musl-gcc", *headers, "-o", program, source, tmp_path / "libibverbs.so.1"], check=True)
     assert run(program, LD_LIBRARY_PATH=tmp_path, SLUICE_TENANT_DIR=tenant_dir) == LINKED
+
+
+SOURCES = Path(__file__).parent
+BYTES_STAY = "all bytes as they were\n"
+
+
+def need(command: str) -> None:
+    """Skips where it isn't installed; where everything is to be tested (CI), that is a failure."""
+    if shutil.which(command) is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{command} is not installed")
+
+
+def test_java(router: RunningRouter, tmp_path: Path) -> None:
+    """By a native library that is linked to libibverbs."""
+    need("javac")
+    home = Path(shutil.which("javac") or "").resolve().parents[1]
+    headers = ["-I", home / "include", "-I", home / "include/linux", "-I", SOURCES / "ways", "-I", SOURCES / "verbs"]
+    sources = [SOURCES / "ways/jni.c", SOURCES / "ways/loop.c", SOURCES / "verbs/pair.c"]
+    library = tmp_path / "libloop.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, *headers, *sources, "-libverbs"], check=True)
+    subprocess.run(["javac", "-d", tmp_path, SOURCES / "ways/Loop.java"], check=True)
+    assert output_of(router.run("a", "java", "-cp", tmp_path, "Loop", library)) == BYTES_STAY
+
+
+def test_go(router: RunningRouter, tmp_path: Path) -> None:
+    need("go")
+    for source in ("ways/loop.go", "ways/loop.c", "ways/loop.h", "verbs/pair.c", "verbs/pair.h"):
+        shutil.copy(SOURCES / source, tmp_path)
+    (tmp_path / "go.mod").write_text("module loop\n\ngo 1.19\n")
+    environment = {**os.environ, "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local", "CGO_ENABLED": "1"}
+    subprocess.run(["go", "build", "-o", "loop", "."], cwd=tmp_path, env=environment, check=True)
+    assert output_of(router.run("a", tmp_path / "loop")) == BYTES_STAY
 
 
 def test_pyverbs(router: RunningRouter) -> None:
