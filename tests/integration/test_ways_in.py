@@ -171,9 +171,10 @@ def test_java(router: RunningRouter, tmp_path: Path) -> None:
     """By a native library that is linked to libibverbs."""
     need("javac")
     home = Path(shutil.which("javac") or "").resolve().parents[1]
-    headers = ["-I", home / "include", "-I", home / "include/linux", "-I", SOURCES / "ways", "-I", SOURCES / "verbs"]
-    sources = [SOURCES / "ways/jni.c", SOURCES / "ways/loop.c", SOURCES / "verbs/pair.c"]
+    rooms = (home / "include", home / "include/linux", SOURCES / "ways", SOURCES / "verbs")
+    sources = (SOURCES / "ways/jni.c", SOURCES / "ways/loop.c", SOURCES / "verbs/pair.c")
     library = tmp_path / "libloop.so"
+    headers = [f"-I{room}" for room in rooms]
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, *headers, *sources, "-libverbs"], check=True)
     subprocess.run(["javac", "-d", tmp_path, SOURCES / "ways/Loop.java"], check=True)
     assert output_of(router.run("a", "java", "-cp", tmp_path, "Loop", library)) == BYTES_STAY
