@@ -567,7 +567,8 @@ static bool make_private(uint64_t start, uint64_t end, uint64_t offset, int prot
 /* The next part of [at, end) that is mapped: it begins at mapping->start and ends at mapping->end. */
 static bool next_part(uint64_t at, uint64_t end, struct mapping *mapping)
 {
-    if (!mapping_find(at, mapping) || mapping->start >= end)
+    /* One that goes on beyond end is found there again. */
+    if (at >= end || !mapping_find(at, mapping) || mapping->start >= end)
         return false;
     if (mapping->start < at) {
         mapping->offset += at - mapping->start;

@@ -295,6 +295,20 @@ static void a_child_writes_into_its_own(void)
     CHECK(system("true") == 0);
 }
 
+/* What a mapping goes on with beyond the pages that are given back stays on the arena. */
+static void a_part_becomes_private(void)
+{
+    uint8_t *pages = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    memset(pages, 7, 4 * PAGE);
+    CHECK(sluice_arena_adopt(pages, 4 * PAGE, 1) == 0);
+    CHECK(sluice_arena_release(pages + PAGE, PAGE) == 0);
+    expect_on_arena(pages, PAGE, 7);
+    CHECK(pages[PAGE] == 7 && pages[2 * PAGE - 1] == 7);
+    expect_on_arena(pages + 2 * PAGE, 2 * PAGE, 7);
+    munmap(pages, 4 * PAGE);
+}
+
 static void all(int device)
 {
     by_fault = device >= 0;
@@ -309,6 +323,7 @@ static void all(int device)
     RUN(neighbours_lose_nothing);
     RUN(errors_are_told);
     RUN(the_applications_handler_works);
+    RUN(a_part_becomes_private);
     RUN(a_child_writes_into_its_own);
     sluice_arena_close();
     close(arena_fd);
