@@ -12,8 +12,8 @@ PACKAGES := gcc pkg-config python3-dev python3-venv libibverbs-dev librdmacm-dev
 SOURCES := $(shell find csrc shim router benchmarks tests -name '*.[ch]' -o -name '*.py' -o -name '*.proto' -o -name meson.build) \
            meson.build meson.options pyproject.toml
 
-# What some tests need beyond that, and skip without: a compiler for MPI brings one for Fortran along.
-TEST_PACKAGES := openmpi-bin libopenmpi-dev
+# What some tests need beyond that, and skip without: MPI, whose compiler brings one for Fortran along, and those for Java and Go.
+TEST_PACKAGES := openmpi-bin libopenmpi-dev default-jdk-headless golang-go
 
 # A guest of tests/vm, and the compiler of tests/fuzz.
 VM_PACKAGES := qemu-system-x86 busybox-static cpio kmod iproute2 rdma-core

@@ -82,6 +82,23 @@ static void grown_beside_a_neighbour(void)
     munmap(moved, 2 * SIZE);
 }
 
+/* The middle of a region, and more than a region. */
+static void moved_in_part(void)
+{
+    uint8_t *memory = pages(4 * SIZE, 3);
+
+    register_once(memory + SIZE, 2 * SIZE);
+    uint8_t *middle = mremap(memory + SIZE + SIZE / 2, SIZE, 2 * SIZE, MREMAP_MAYMOVE);
+
+    CHECK(middle != MAP_FAILED, "mremap");
+    is_all(middle, 3, SIZE, "the middle");
+    is_all(middle + SIZE, 0, SIZE, "what it grew by");
+    is_all(memory, 3, SIZE + SIZE / 2, "before it");
+    is_all(memory + 2 * SIZE + SIZE / 2, 3, SIZE + SIZE / 2, "behind it");
+    munmap(memory, 4 * SIZE);
+    munmap(middle, 2 * SIZE);
+}
+
 static void reallocated(void)
 {
     uint8_t *memory = malloc(LARGE);
@@ -112,6 +129,7 @@ int main(void)
     emptied(MADV_DONTNEED);
     emptied(MADV_FREE);
     grown_beside_a_neighbour();
+    moved_in_part();
     reallocated();
     puts("as any other");
     return 0;
