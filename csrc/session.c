@@ -78,6 +78,7 @@ int session_open(struct tenant *tenant, struct sluice_session_files *files)
     }
     session->engine = tenant->engine;
     session->tenant = tenant;
+    session->moved = tenant->counters->tx_bytes + tenant->counters->rx_bytes;
     session->segment.fd = session->arena.view.fd = -1;
     session->next_handle = (uint32_t)(engine_random(tenant->engine) >> 34) + 1;
     session->qp_hint = (uint32_t)(engine_random(tenant->engine) >> 34) % SLUICE_SESSION_QPS;
