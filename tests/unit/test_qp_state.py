@@ -10,7 +10,7 @@ TRANSITIONS = [(kind, *transition) for kind, table in TABLES.items() for transit
 
 
 def attributes(**changed: int) -> SimpleNamespace:
-    ah = SimpleNamespace(is_global=1, sgid_index=0, port_num=1)
+    ah = SimpleNamespace(is_global=1, sgid_index=0, port_num=1, dgid=bytes(10) + b"\xff\xff\x0a\x00\x00\x01")
     values = dict.fromkeys(
         [
             "pkey_index",
@@ -99,3 +99,12 @@ def test_values_out_of_range(field: str, value: int, bit: Attr, state: State, ta
         required, _ = TABLES[kind][(state, target)]
         attr = attributes(qp_state=target, **{field: value})
         assert allowed(kind, state, attr, Attr.STATE | required, 1) == (not bit & required)
+
+
+@pytest.mark.parametrize(("port", "dgid"), [(0, b"\xfe" * 16), (2, b"\xfe" * 16), (1, bytes(16))])
+def test_a_way_has_a_port_and_a_gid(port: int, dgid: bytes) -> None:
+    required, _ = TABLES[Type.RC][(State.INIT, State.RTR)]
+    attr = attributes(qp_state=State.RTR)
+    assert allowed(Type.RC, State.INIT, attr, Attr.STATE | required, 1)
+    attr.ah.port_num, attr.ah.dgid = port, dgid
+    assert not allowed(Type.RC, State.INIT, attr, Attr.STATE | required, 1)
