@@ -64,14 +64,14 @@ static void copy_lanes_plain(uint8_t *dst, const uint8_t *src, size_t lanes)
 static void (*copy_lanes)(uint8_t *, const uint8_t *, size_t) = copy_lanes_plain;
 
 #ifdef __x86_64__
+/* PREFETCHW does nothing on processors with AVX2 that lack it. */
 __attribute__((target("avx2,prfchw"))) static void copy_lanes_avx2(uint8_t *dst, const uint8_t *src, size_t lanes)
 {
     copy_lanes_inline(dst, src, lanes);
 }
 
-__attribute__((target("avx512f,avx512bw,avx512vl,prfchw"))) static void copy_lanes_avx512(uint8_t *dst,
-                                                                                   const uint8_t *src,
-                                                                                   size_t lanes)
+__attribute__((target("avx512f,avx512bw,avx512vl,prfchw"))) static void copy_lanes_avx512(uint8_t *dst, const uint8_t *src,
+                                                                                          size_t lanes)
 {
     copy_lanes_inline(dst, src, lanes);
 }

@@ -159,8 +159,7 @@ struct session {
     uint32_t ah_count;
     bool asking;     /* where one of them leads: the event waits */
     uint64_t asked;  /* ns: when that was last */
-    bool gives_way;  /* as the segment says */
-    uint64_t moved;  /* bytes that its tenant had sent and received when that was judged */
+    uint64_t moved;  /* bytes that its tenant had sent and received when it was last judged whether that is much (worker.c) */
     uint32_t qp_hint, srq_hint, ah_hint; /* where to look for a free handle; they start anywhere as well */
 };
 

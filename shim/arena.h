@@ -45,7 +45,7 @@ bool sluice_arena_mapping(uint64_t addr, struct mapping *mapping);
 void sluice_arena_retire(void *addr, size_t length);
 
 /*
- * What the application's own calls need (moved.h). A pointer that may lie in memory
+ * What the application's own calls need (pages.c). A pointer that may lie in memory
  * which is, or once was, on the arena: false is certain, and costs a load.
  */
 bool sluice_arena_may_hold(const void *addr, size_t length);
@@ -65,7 +65,7 @@ int sluice_arena_release(void *addr, size_t length);
  */
 int sluice_arena_drop(void *addr, size_t length, int advice, int (*advise)(void *addr, size_t length, int advice));
 
-/* The application's calls come by us (moved.h): it moves nothing unseen. */
+/* The application's calls come by us (pages.c): it moves nothing unseen. */
 void sluice_arena_watched(void);
 
 /*

@@ -166,7 +166,7 @@ XRC_SETTINGS = ("FI_VERBS_PREFER_XRC=1", "FI_OFI_RXM_USE_SRX=1", "FI_LOG_LEVEL=i
 
 
 def fi_pingpong(router: RunningRouter, result: str, *options: str, settings: tuple[str, ...] = ()) -> str:
-    """Both ends, until the client prints this result; returns what it has said by then."""
+    """Both ends, to their end; returns what the client said, this result among it."""
     if not shutil.which("fi_pingpong"):
         pytest.skip("fi_pingpong (libfabric-bin) is not installed")
     port = next_port()

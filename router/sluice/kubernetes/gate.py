@@ -44,7 +44,7 @@ class PolicyGate:
         self.forbidden[mine] = self.forbidden.get(mine, 0) + 1
         pod = self._directory.pod_at(source)
         # A pod may try for ever: the log has what its Events have, the metric counts all.
-        if pod is not None and self._events.warn(
+        if pod is None or self._events.warn(
             subject_of(pod), "RDMAConnectionForbidden", "Connecting", f"RDMA connection to {other}: {text}"
         ):
             log.warning("pod %s: connection to %s refused: %s", mine, other, text)

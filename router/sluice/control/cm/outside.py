@@ -102,7 +102,7 @@ class Outside:
 
     def has_gid(self, gid: bytes) -> bool:
         """The same of a GID."""
-        return IPv4Address(gid[12:]) in self._addresses()
+        return any(gid_of(address) == gid for address in self._addresses())
 
     def path(self, number: int) -> Path | None:
         """Of a connection that the other end calls so."""
