@@ -15,6 +15,7 @@
 #include "clock.h"
 #include "copy.h"
 #include "device.h"
+#include "gate.h"
 #include "mr.h"
 #include "multicast.h"
 #include "net.h"
@@ -185,6 +186,7 @@ void sluice_engine_close(struct sluice_engine *engine)
     for (uint32_t i = 0; engine->tenant_groups && i < SLUICE_MAX_GROUPS; i++)
         if (engine->tenant_groups[i])
             tenant_group_free(engine->tenant_groups[i]);
+    gate_free(engine);
     while (engine->device_count)
         device_free(engine->devices[--engine->device_count]);
     port_close(engine);

@@ -158,7 +158,8 @@ enum sluice_engine_event_kind {
     SLUICE_EVENT_QP_DISCONNECTED,    /* its connection to another node broke: make another (sluice_qp_connect) */
     SLUICE_EVENT_TRUNK_DISCONNECTED, /* the same of a trunk (sluice_trunk_connect) */
     SLUICE_EVENT_AH_UNRESOLVED,      /* it is used, and leads nowhere: say where to, if that is known by now (sluice_ah_lead) */
-    SLUICE_EVENT_NEIGHBOUR           /* may this tenant send datagrams to that one? answer with sluice_neighbour_admit */
+    SLUICE_EVENT_NEIGHBOUR,          /* may this tenant send datagrams to that one? answer with sluice_neighbour_admit */
+    SLUICE_EVENT_MEMBER              /* may this tenant hear what that GID sends to groups? answer with sluice_gate_admit */
 };
 
 struct sluice_engine_event {
@@ -167,8 +168,8 @@ struct sluice_engine_event {
     uint32_t qp; /* handle: QP_DISCONNECTED */
     uint32_t trunk; /* TRUNK_DISCONNECTED */
     uint32_t ah; /* handle: AH_UNRESOLVED */
-    uint8_t gid[16]; /* which it was made for */
-    uint32_t tenant, peer; /* NEIGHBOUR: numbers */
+    uint8_t gid[16]; /* which it was made for; MEMBER: the sender's */
+    uint32_t tenant, peer; /* numbers: NEIGHBOUR; MEMBER: tenant */
     char reason[84];
 };
 
@@ -255,6 +256,15 @@ int sluice_tenant_add(struct sluice_engine *engine, uint32_t device, int32_t of,
 int sluice_tenant_address(struct sluice_engine *engine, uint32_t tenant, const uint8_t *gid);
 /* The answer to SLUICE_EVENT_NEIGHBOUR, or another one later, of tenants as wholes. -EINVAL: no such tenant. */
 int sluice_neighbour_admit(struct sluice_engine *engine, uint32_t tenant, uint32_t peer, int admitted);
+/*
+ * From now on multicast datagrams, of this node and others, come only to those of this node's tenants of which
+ * SLUICE_EVENT_MEMBER was answered with yes. -ENOMEM.
+ */
+int sluice_gate_close(struct sluice_engine *engine);
+/* The answer to SLUICE_EVENT_MEMBER, of a tenant as a whole; what waits for it goes on. -EINVAL: no such number; -ENOMEM. */
+int sluice_gate_admit(struct sluice_engine *engine, const uint8_t *sender, uint32_t tenant, int admitted);
+/* The answers about a sender may be others by now, those about all where it is NULL: they are asked for again. */
+void sluice_gate_forget(struct sluice_engine *engine, const uint8_t *sender);
 /* -EBUSY while it has sessions, further devices, or contexts on this one. */
 int sluice_tenant_remove(struct sluice_engine *engine, uint32_t tenant);
 /* -EINVAL: no such tenant, or no such group. */

@@ -10,6 +10,7 @@
 
 #include "account.h"
 #include "device.h"
+#include "gate.h"
 #include "neighbours.h"
 #include "node.h"
 #include "tenant.h"
@@ -51,6 +52,31 @@ int sluice_neighbour_admit(struct sluice_engine *engine, uint32_t number, uint32
 
     worker_leave(engine);
     return result;
+}
+
+int sluice_gate_close(struct sluice_engine *engine)
+{
+    worker_enter(engine);
+    int result = gate_close(engine);
+
+    worker_leave(engine);
+    return result;
+}
+
+int sluice_gate_admit(struct sluice_engine *engine, const uint8_t *sender, uint32_t tenant, int admitted)
+{
+    worker_enter(engine);
+    int result = gate_admit(engine, sender, tenant, admitted);
+
+    worker_leave(engine);
+    return result;
+}
+
+void sluice_gate_forget(struct sluice_engine *engine, const uint8_t *sender)
+{
+    worker_enter(engine);
+    gate_forget(engine, sender);
+    worker_leave(engine);
 }
 
 int sluice_tenant_remove(struct sluice_engine *engine, uint32_t number)

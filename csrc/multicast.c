@@ -15,13 +15,18 @@ bool gid_is_multicast(const uint8_t gid[16])
     return gid[0] == 0xff || (memcmp(gid, mapped, sizeof(mapped)) == 0 && gid[12] >> 4 == 0xe);
 }
 
-static struct list *bucket_of(struct sluice_engine *engine, const uint8_t gid[16])
+uint32_t gid_hash(const uint8_t gid[16])
 {
     uint32_t hash = 2166136261u; /* FNV-1a */
 
     for (int i = 0; i < 16; i++)
         hash = (hash ^ gid[i]) * 16777619u;
-    return &engine->groups[hash % GROUP_BUCKETS];
+    return hash;
+}
+
+static struct list *bucket_of(struct sluice_engine *engine, const uint8_t gid[16])
+{
+    return &engine->groups[gid_hash(gid) % GROUP_BUCKETS];
 }
 
 struct group *group_find(struct sluice_engine *engine, const uint8_t gid[16])

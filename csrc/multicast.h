@@ -26,6 +26,7 @@ struct member {
 
 /* IPv4 224.0.0.0/4, mapped, or IPv6 ff00::/8. */
 bool gid_is_multicast(const uint8_t gid[16]);
+uint32_t gid_hash(const uint8_t gid[16]);
 
 /* The group with this GID, with one more user. NULL: no memory. */
 struct group *group_get(struct sluice_engine *engine, const uint8_t gid[16]);

@@ -4,25 +4,13 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "answers.h"
 #include "qp.h"
 
-enum { WORD = 64 };
-
 struct neighbours {
-    uint64_t known[SLUICE_MAX_TENANTS / WORD];
-    uint64_t admitted[SLUICE_MAX_TENANTS / WORD];
+    struct answers answers;
     bool asked; /* one question at a time */
 };
-
-static bool has(const uint64_t *set, uint32_t number)
-{
-    return set[number / WORD] >> number % WORD & 1;
-}
-
-static void put(uint64_t *set, uint32_t number, bool value)
-{
-    set[number / WORD] = (set[number / WORD] & ~(1ull << number % WORD)) | (uint64_t)value << number % WORD;
-}
 
 static bool make(struct tenant *tenant)
 {
@@ -37,8 +25,10 @@ enum neighbour neighbour_admission(struct tenant *from, const struct tenant *to)
         return NEIGHBOUR_ADMITTED;
     if (!make(from))
         return NEIGHBOUR_REFUSED;
-    if (has(from->neighbours->known, to->number))
-        return has(from->neighbours->admitted, to->number) ? NEIGHBOUR_ADMITTED : NEIGHBOUR_REFUSED;
+    enum answer answer = answers_get(&from->neighbours->answers, to->number);
+
+    if (answer != ANSWER_UNKNOWN)
+        return answer == ANSWER_YES ? NEIGHBOUR_ADMITTED : NEIGHBOUR_REFUSED;
     if (!from->neighbours->asked) {
         from->neighbours->asked = true;
         engine_ask_neighbour(from->engine, from->number, to->number);
@@ -52,8 +42,7 @@ int neighbour_admit(struct tenant *from, uint32_t to, bool admitted)
 
     if (!make(from))
         return -ENOMEM;
-    put(from->neighbours->known, to, true);
-    put(from->neighbours->admitted, to, admitted);
+    answers_put(&from->neighbours->answers, to, admitted);
     from->neighbours->asked = false;
     list_init(&woken);
     list_splice(&woken, &from->asking);
@@ -66,7 +55,7 @@ void neighbours_forget(struct sluice_engine *engine, uint32_t number)
 {
     for (uint32_t i = 0; i < SLUICE_MAX_TENANTS; i++)
         if (engine->tenants[i] && engine->tenants[i]->neighbours)
-            put(engine->tenants[i]->neighbours->known, number, false);
+            answers_forget(&engine->tenants[i]->neighbours->answers, number);
 }
 
 void neighbours_free(struct tenant *tenant)

@@ -32,6 +32,7 @@ struct ah;
 struct context;
 struct cq;
 struct device;
+struct gate;
 struct group;
 struct ibv_pd;
 struct mr;
@@ -164,10 +165,10 @@ struct session {
 };
 
 /*
- * A session breaks once and asks one question at a time, as a tenant does; a QP and a trunk have one connection at a time:
- * more can't wait.
+ * A session breaks once and asks one question at a time, as a tenant and the gate do; a QP and a trunk have one connection at
+ * a time: more can't wait.
  */
-enum { ENGINE_EVENTS = 2 * SLUICE_MAX_SESSIONS + SLUICE_MAX_QPS + SLUICE_MAX_NODES + SLUICE_MAX_TENANTS };
+enum { ENGINE_EVENTS = 2 * SLUICE_MAX_SESSIONS + SLUICE_MAX_QPS + SLUICE_MAX_NODES + SLUICE_MAX_TENANTS + 1 };
 
 struct sluice_engine {
     struct worker *worker;
@@ -200,6 +201,7 @@ struct sluice_engine {
     struct srq **srqs;        /* SLUICE_MAX_SRQN + 1: those for XRC, by number */
     uint32_t srq_hint;
     struct list *groups;      /* GROUP_BUCKETS; see multicast.h */
+    struct gate *gate;        /* gate.h; NULL: what is sent to groups comes to all of their members */
     uint64_t incarnations;    /* of tenants, so far */
 
     struct mr *mrs;           /* MR_MAX, by index, windows too; see mr.h */
@@ -234,6 +236,8 @@ void engine_tell_qp(struct qp *qp, uint32_t kind);
 void engine_tell_ah(struct ah *ah);
 /* May this tenant send datagrams to that one (neighbours.h)? */
 void engine_ask_neighbour(struct sluice_engine *engine, uint32_t from, uint32_t to);
+/* May this tenant hear what the sender with this GID sends to groups (gate.h)? */
+void engine_ask_member(struct sluice_engine *engine, const uint8_t sender[16], uint32_t tenant);
 /* A trunk's connection broke. */
 void engine_tell_trunk(struct sluice_engine *engine, uint32_t number);
 

@@ -9,6 +9,7 @@
 #include "account.h"
 #include "clock.h"
 #include "device.h"
+#include "gate.h"
 #include "neighbours.h"
 
 /* What a turn is taken to cost before one was measured. */
@@ -93,6 +94,7 @@ void tenant_free(struct tenant *tenant)
     account_free(&tenant->account);
     tenant->engine->tenants[tenant->number] = NULL;
     neighbours_forget(tenant->engine, tenant->number);
+    gate_forget_tenant(tenant->engine, tenant->number);
     free(tenant);
 }
 

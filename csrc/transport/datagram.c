@@ -10,6 +10,7 @@
 
 #include "../account.h"
 #include "../ah.h"
+#include "../gate.h"
 #include "../multicast.h"
 #include "../parcel.h"
 #include "../relay.h"
@@ -186,12 +187,27 @@ static bool deliver_within_ceiling(const struct datagram *datagram, struct qp *t
     return true;
 }
 
-static bool deliver_to_group(const struct datagram *datagram, struct group *group, const struct spans *src)
+/* Whether the gate has judged all members that the sender may come to; it is asked where it hasn't. */
+static bool is_judged(struct sluice_engine *engine, const struct sender *sender, const struct group *group)
+{
+    for (struct list *link = group->members.next; link != &group->members; link = link->next)
+        if (gate_answer(engine, sender, list_entry(link, struct member, link)->qp->tenant) == ANSWER_UNKNOWN)
+            return false;
+    return true;
+}
+
+/* To those that the gate lets it come to; all are judged. */
+static bool deliver_to_group(struct sluice_engine *engine, const struct datagram *datagram, const struct sender *sender,
+                             struct group *group, const struct spans *src)
 {
     bool delivered = false;
 
-    for (struct list *link = group->members.next; link != &group->members; link = link->next)
-        delivered |= deliver_within_ceiling(datagram, list_entry(link, struct member, link)->qp, src);
+    for (struct list *link = group->members.next; link != &group->members; link = link->next) {
+        struct qp *to = list_entry(link, struct member, link)->qp;
+
+        if (gate_answer(engine, sender, to->tenant) == ANSWER_YES)
+            delivered |= deliver_within_ceiling(datagram, to, src);
+    }
     return delivered;
 }
 
@@ -276,12 +292,19 @@ static struct datagram_frame make_frame(const struct qp *qp, const struct ah *ah
 /* To its members here, and to all other nodes, which know theirs. */
 static enum progress send_to_group(struct qp *qp, const struct ah *ah, const struct spans *src, uint32_t *status)
 {
+    struct sluice_engine *engine = qp->session->engine;
     struct datagram datagram = describe(qp);
     struct datagram_frame frame = make_frame(qp, ah, &datagram);
+    const struct sender *sender = gate_find(engine, ah->sgid);
     uint32_t copies;
 
     if (qp->message.wqe->remote_qpn != MULTICAST_QPN)
         return PROGRESS_DROPPED;
+    /* Before anything is sent: once it goes on, all of it does. */
+    if (!is_judged(engine, sender, ah->group)) {
+        qp->line = gate_line(engine);
+        return PROGRESS_BLOCKED;
+    }
     *status = IBV_WC_LOC_PROT_ERR;
     enum progress progress = trunks_send(qp, &frame, src, &copies);
 
@@ -290,7 +313,7 @@ static enum progress send_to_group(struct qp *qp, const struct ah *ah, const str
     /* One is charged as the message itself. */
     if (copies > 1)
         account_charge(&qp->tenant->account, FLOW_EGRESS, (copies - 1ull) * datagram.length);
-    return deliver_to_group(&datagram, ah->group, src) || copies ? sent(qp) : PROGRESS_DROPPED;
+    return deliver_to_group(engine, &datagram, sender, ah->group, src) || copies ? sent(qp) : PROGRESS_DROPPED;
 }
 
 enum progress local_send_datagram(struct qp *qp, uint32_t *status)
@@ -361,7 +384,35 @@ void datagram_from_nic(struct qp *to, uint32_t src_qp, bool immediate, uint32_t 
     deliver_within_ceiling(&datagram, to, &src);
 }
 
-void datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame)
+/* Its sender's GID, as the header in front of the data has it. */
+static void sender_of(const struct datagram_frame *frame, uint8_t gid[16])
+{
+    union grh grh;
+
+    memcpy(grh.bytes, frame->grh, sizeof(grh.bytes));
+    memcpy(gid, grh.ipv6.sgid.raw, 16);
+    if (is_ipv4(frame->dgid)) {
+        memcpy(gid, frame->dgid, 12);
+        memcpy(gid + 12, &grh.ipv4.header.saddr, 4);
+    }
+}
+
+/* False: it waits for the gate. */
+static bool group_arrived(struct sluice_engine *engine, const struct datagram_frame *frame, const struct datagram *datagram,
+                          struct group *group, const struct spans *src)
+{
+    uint8_t gid[16];
+
+    sender_of(frame, gid);
+    const struct sender *sender = gate_find(engine, gid);
+
+    if (!is_judged(engine, sender, group))
+        return false;
+    deliver_to_group(engine, datagram, sender, group, src);
+    return true;
+}
+
+bool datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame)
 {
     struct datagram datagram = {
         .src_qp = frame->src_qp,
@@ -377,12 +428,11 @@ void datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame
     if (gid_is_multicast(frame->dgid)) {
         struct group *group = frame->dst_qp == MULTICAST_QPN ? group_find(engine, frame->dgid) : NULL;
 
-        if (group)
-            deliver_to_group(&datagram, group, &src);
-        return;
+        return !group || group_arrived(engine, frame, &datagram, group, &src);
     }
     struct qp *to = qp_lookup(engine, frame->dst_qp);
 
     if (to && memcmp(to->tenant->first->gid, frame->dgid, sizeof(frame->dgid)) == 0)
         deliver_within_ceiling(&datagram, to, &src);
+    return true;
 }

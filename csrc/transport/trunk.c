@@ -259,48 +259,73 @@ static void serve_out(struct sluice_engine *engine, struct net_socket *socket)
 
 /* ---- receiving --------------------------------------------------------------- */
 
-/* False: the peer makes no sense. */
-static bool take_datagrams(struct trunk *trunk)
+/* PROGRESS_FAILED: the peer makes no sense; PROGRESS_BLOCKED: the next one waits for the gate. */
+static enum progress take_datagrams(struct trunk *trunk)
 {
+    enum progress progress = PROGRESS_DONE;
     uint32_t start = 0;
 
     while (trunk->has - start >= sizeof(struct datagram_frame)) {
         struct datagram_frame *frame = (struct datagram_frame *)(trunk->reading + start);
 
         if (frame->length > SLUICE_MTU)
-            return false;
+            return PROGRESS_FAILED;
         if (trunk->has - start < datagram_size(frame->length))
             break;
-        datagram_arrived(trunk->engine, frame);
+        if (!datagram_arrived(trunk->engine, frame)) {
+            progress = PROGRESS_BLOCKED;
+            break;
+        }
         start += datagram_size(frame->length);
     }
     trunk->has -= start;
     memmove(trunk->reading, trunk->reading + start, trunk->has);
-    return true;
+    return progress;
+}
+
+/* As take_datagrams; PROGRESS_FAILED also: the connection is over. */
+static enum progress receive(struct trunk *trunk)
+{
+    struct net_socket *socket = &trunk->in;
+    size_t room = TRUNK_BUFFER - trunk->has;
+    ssize_t result = recv(socket->fd, trunk->reading + trunk->has, room, MSG_DONTWAIT);
+
+    if (result < 0 && (errno == EAGAIN || errno == EINTR)) {
+        socket->readable = false;
+        return PROGRESS_DONE;
+    }
+    if (result <= 0)
+        return PROGRESS_FAILED;
+    trunk->has += (uint32_t)result;
+    if ((size_t)result < room && !socket->hung_up)
+        socket->readable = false;
+    return take_datagrams(trunk);
 }
 
 static void serve_in(struct sluice_engine *engine, struct net_socket *socket)
 {
     struct trunk *trunk = list_entry(socket, struct trunk, in);
 
-    if (socket->fd < 0 || !socket->readable)
+    if (socket->fd < 0)
         return;
-    size_t room = TRUNK_BUFFER - trunk->has;
-    ssize_t result = recv(socket->fd, trunk->reading + trunk->has, room, MSG_DONTWAIT);
+    /* What waited for the gate comes first. */
+    enum progress progress = take_datagrams(trunk);
 
-    if (result < 0 && (errno == EAGAIN || errno == EINTR)) {
-        socket->readable = false;
-        return;
-    }
-    if (result > 0)
-        trunk->has += (uint32_t)result;
+    if (progress == PROGRESS_DONE && socket->readable)
+        progress = receive(trunk);
     /* Whoever sends makes another connection where this one ends. */
-    if (result <= 0 || !take_datagrams(trunk)) {
+    if (progress == PROGRESS_FAILED)
         close_in(trunk);
-        return;
-    }
-    if ((size_t)result < room && !socket->hung_up)
-        socket->readable = false;
-    else
+    else if (progress == PROGRESS_DONE && socket->readable)
         net_wake(engine->net, socket);
+}
+
+void trunks_look_again(struct sluice_engine *engine)
+{
+    for (uint32_t number = 0; number < TRUNKS && engine->trunks[number]; number++) {
+        struct trunk *trunk = engine->trunks[number];
+
+        if (trunk->in.fd >= 0 && trunk->has)
+            net_wake(engine->net, &trunk->in);
+    }
 }

@@ -80,8 +80,11 @@ enum progress trunk_send(struct trunk *trunk, struct qp *qp, const struct datagr
  */
 enum progress trunks_send(struct qp *qp, const struct datagram_frame *frame, const struct spans *src, uint32_t *copies);
 
-/* datagram.c: the data follow the frame. */
-void datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame);
+/* Datagrams that waited for the gate (gate.h) are looked at again. */
+void trunks_look_again(struct sluice_engine *engine);
+
+/* datagram.c: the data follow the frame. False: it is for a group, and waits for the gate. */
+bool datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame);
 
 /* The socket whose id this is, where it isn't a QP's. */
 struct net_socket *trunk_socket(struct sluice_engine *engine, uint32_t id);

@@ -155,3 +155,18 @@ def write_bandwidth(worker: Worker, server: str, client: str, address: str) -> f
     rows = [line.split() for line in text.splitlines() if line.startswith(" 65536")]
     assert rows, text
     return float(rows[0][3])
+
+
+GROUP = "239.1.2.3"
+
+
+def join_group(worker: Worker, name: str) -> None:
+    """A pod's mckey, which ends when ten datagrams have come."""
+    address = worker.plane.pod(name)["status"]["podIP"]
+    in_background(worker, name, "mckey", "-b", address, "-m", GROUP)
+
+
+def send_to_group(worker: Worker, name: str) -> None:
+    """Ten datagrams; who isn't there yet hears none of them."""
+    address = worker.plane.pod(name)["status"]["podIP"]
+    assert "return status 0" in worker.output(name, "mckey", "-b", address, "-m", GROUP, "-s")

@@ -15,7 +15,7 @@ from sluice import shim_path
 from sluice.shim import MUSL
 
 NAME = "sluice.test/perftest:1"
-PROGRAMS = ("ib_write_bw", "ib_write_lat", "ib_read_bw", "ib_send_bw", "ibv_devinfo")
+PROGRAMS = ("ib_write_bw", "ib_write_lat", "ib_read_bw", "ib_send_bw", "ibv_devinfo", "mckey")
 
 
 OPTIONAL = ("ucx_perftest", "ucx_info")

@@ -9,8 +9,10 @@ from cluster import (
     PERFTEST,
     RETRY_EXCEEDED,
     in_background,
+    join_group,
     network_policy,
     pod,
+    send_to_group,
     start_server,
     template,
     wait_for_policies,
@@ -103,6 +105,28 @@ def test_a_later_policy_ends_connections(plane: ControlPlane, worker: Worker, se
     wait_until(lambda: told("client") and told("server"), "the events")
     code = wait_until(lambda: worker.execute("client", "cat", "/tmp/exit").stdout.strip(), "perftest to notice")
     assert code != "0"
+
+
+def test_who_hears_whom_in_a_group(plane: ControlPlane, worker: Worker, second: Worker, address: str) -> None:
+    """It is the member's node that asks."""
+    friend = [{"from": [{"podSelector": {"matchLabels": {"friend": "yes"}}}]}]
+    plane.apply(network_policy("friends-only", {"app": "server"}, policyTypes=["Ingress"], ingress=friend))
+    wait_for_policies(1, worker, second)
+    join_group(second, "server")
+
+    def refused() -> bool:
+        send_to_group(worker, "client")
+        return second.metric("sluice_connections_forbidden_total", pod="default/client") >= 1
+
+    wait_until(refused, "the server to be in the group, where it doesn't hear the client")
+    assert second.tenant_of("server")["counters"]["rx_bytes"] == 0
+    plane.kubectl("label", "pod", "client", "friend=yes")
+
+    def heard() -> bool:
+        send_to_group(worker, "client")
+        return worker.execute("server", "cat", "/tmp/exit").stdout.strip() == "0"
+
+    wait_until(heard, "the server to hear the client")
 
 
 def test_a_node_is_lost(plane: ControlPlane, worker: Worker, second: Worker, address: str) -> None:

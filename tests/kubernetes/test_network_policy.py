@@ -6,8 +6,10 @@ from cluster import (
     PERFTEST,
     RETRY_EXCEEDED,
     in_background,
+    join_group,
     network_policy,
     pod,
+    send_to_group,
     start_server,
     template,
     wait_for_policies,
@@ -103,3 +105,29 @@ def test_a_later_policy_ends_connections(plane: ControlPlane, worker: Worker, ad
     code = wait_until(lambda: worker.execute("client", "cat", "/tmp/exit").stdout.strip(), "perftest to notice")
     assert code != "0"
     wait_until(lambda: "RDMAConnectionEnded" in plane.kubectl("describe", "pod", "client"), "the event")
+
+
+def test_who_hears_whom_in_a_group(plane: ControlPlane, worker: Worker, address: str) -> None:
+    """Where they meet nobody is named: a member that lets nobody in hears nobody, until its policy says otherwise."""
+    only_friends = [{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}]}]
+    plane.apply(network_policy("friends-only", {"app": "server"}, policyTypes=["Ingress"], ingress=only_friends))
+    wait_for_policies(1, worker)
+    before = worker.metric("sluice_connections_forbidden_total", pod="default/client")
+    join_group(worker, "server")
+
+    def refused() -> bool:
+        send_to_group(worker, "client")
+        return worker.metric("sluice_connections_forbidden_total", pod="default/client") > before
+
+    wait_until(refused, "the server to be in the group, where it doesn't hear the client")
+    assert worker.tenant_of("server")["counters"]["rx_bytes"] == 0
+    said = "RDMA multicast to default/server: no ingress rule of NetworkPolicy friends-only lets it through"
+    wait_until(lambda: said in plane.kubectl("describe", "pod", "client"), "the event")
+    plane.kubectl("label", "pod", "client", "app=friend", "--overwrite")
+
+    def heard() -> bool:
+        send_to_group(worker, "client")
+        return worker.execute("server", "cat", "/tmp/exit").stdout.strip() == "0"
+
+    wait_until(heard, "the server to hear the client")
+    assert worker.tenant_of("server")["counters"]["rx_bytes"] > 0

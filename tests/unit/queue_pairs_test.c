@@ -442,6 +442,97 @@ static void multicast(void)
     close_client(&a);
 }
 
+/* The engine's next event is the question whether this tenant hears the sender, and there is no other. */
+static void expect_question(const uint8_t sender[16], uint32_t tenant)
+{
+    struct sluice_engine_event event;
+
+    while (!sluice_engine_next_event(engine, &event))
+        sched_yield();
+    CHECK(event.kind == SLUICE_EVENT_MEMBER && event.tenant == tenant && memcmp(event.gid, sender, 16) == 0);
+    CHECK(!sluice_engine_next_event(engine, &event));
+}
+
+/* The last of all: a gate stays. */
+static void who_hears_whom_in_a_group_is_asked(void)
+{
+    static const uint8_t group[16] = {[10] = 0xff, [11] = 0xff, [12] = 239, [15] = 7};
+    static const uint8_t sender[16] = {[10] = 0xff, [11] = 0xff, [12] = 10, [15] = 1}; /* make_ah's */
+    struct sluice_shape shape = {0};
+    struct sluice_engine_event event;
+    struct client a, b, c;
+
+    open_client(&a, tenants[0]);
+    open_client(&b, tenants[1]);
+    open_client(&c, (uint32_t)sluice_tenant_add(engine, 0, -1, &shape));
+    struct queue_pair from = make_qp(&a, IBV_QPT_UD, 0, 0), one = make_qp(&b, IBV_QPT_UD, 0, 0),
+                      two = make_qp(&c, IBV_QPT_UD, 0, 0);
+    struct queue_pair *all[] = {&from, &one, &two};
+
+    for (int i = 0; i < 3; i++)
+        start(all[i], NULL);
+    CHECK(sluice_qp_attach(engine, b.session, one.handle, group) == 0);
+    CHECK(sluice_qp_attach(engine, c.session, two.handle, group) == 0);
+    uint32_t ah = make_ah(&a, NULL, group);
+
+    CHECK(sluice_gate_admit(engine, sender, b.tenant, 1) == -EINVAL);
+    sluice_gate_forget(engine, NULL);
+    for (int i = 0; i < 2; i++) /* closing twice is closing once */
+        CHECK(sluice_gate_close(engine) == 0);
+    CHECK(sluice_gate_admit(engine, sender, SLUICE_MAX_TENANTS, 1) == -EINVAL);
+
+    /* One is asked for after the other, and nobody gets anything before all are known. */
+    receive(&one, 1, 200);
+    receive(&two, 1, 200);
+    post(&from, datagram(1, ah, GROUP_QPN, QKEY), 100);
+    expect_question(sender, b.tenant);
+    CHECK(sluice_gate_admit(engine, sender, b.tenant, 0) == 0);
+    expect_question(sender, c.tenant);
+    CHECK(load_acquire(&a.ring[a.polled % a.entries].turn) != a.polled / a.entries + 1);
+    CHECK(sluice_gate_admit(engine, sender, c.tenant, 1) == 0);
+    expect(&a, 1, IBV_WC_SUCCESS);
+    expect(&c, 1, IBV_WC_SUCCESS);
+    /* The answers are kept: what comes to nobody is a drop of its sender's. */
+    uint64_t drops = drops_of(&a);
+
+    post(&from, datagram(2, ah, GROUP_QPN, QKEY), 100);
+    expect(&a, 2, IBV_WC_SUCCESS);
+    CHECK(drops_of(&a) == drops + 1 && !sluice_engine_next_event(engine, &event));
+    /* Until they may be others: of one sender, or of all. */
+    for (uint64_t i = 3; i <= 4; i++) {
+        sluice_gate_forget(engine, i == 3 ? sender : NULL);
+        receive(&two, i, 200);
+        post(&from, datagram(i, ah, GROUP_QPN, QKEY), 100);
+        expect_question(sender, b.tenant);
+        CHECK(sluice_gate_admit(engine, sender, b.tenant, i == 3) == 0);
+        expect_question(sender, c.tenant);
+        CHECK(sluice_gate_admit(engine, sender, c.tenant, 1) == 0);
+        expect(&a, i, IBV_WC_SUCCESS);
+        expect(&c, i, IBV_WC_SUCCESS);
+    }
+    expect(&b, 1, IBV_WC_SUCCESS);
+    /* Another sender is another question. */
+    sluice_gate_forget(engine, (const uint8_t[16]){1});
+    post(&from, datagram(5, ah, GROUP_QPN, QKEY), 100);
+    expect(&a, 5, IBV_WC_SUCCESS);
+    CHECK(!sluice_engine_next_event(engine, &event));
+    /* A tenant that has another's number has not its answers; who waits may end meanwhile. */
+    close_client(&c);
+    CHECK(sluice_tenant_remove(engine, c.tenant) == 0);
+    CHECK(sluice_tenant_add(engine, 0, -1, &shape) == (int)c.tenant);
+    open_client(&c, c.tenant);
+    two = make_qp(&c, IBV_QPT_UD, 0, 0);
+    start(&two, NULL);
+    CHECK(sluice_qp_attach(engine, c.session, two.handle, group) == 0);
+    post(&from, datagram(6, ah, GROUP_QPN, QKEY), 100);
+    expect_question(sender, c.tenant);
+    close_client(&a);
+    CHECK(sluice_gate_admit(engine, sender, c.tenant, 1) == 0);
+    close_client(&b);
+    close_client(&c);
+    CHECK(sluice_tenant_remove(engine, c.tenant) == 0);
+}
+
 /* ---- shared receive queues --------------------------------------------- */
 
 static void many_take_from_one(void)
@@ -774,6 +865,7 @@ int main(void)
 #ifndef __SANITIZE_THREAD__
     RUN(random_bytes_everywhere);
 #endif
+    RUN(who_hears_whom_in_a_group_is_asked);
     for (int i = 0; i < 2; i++) {
         const struct sluice_tenant_counters *counters = engine->tenants[tenants[i]]->counters;
 

@@ -220,6 +220,9 @@ class Doorman:
         self.asked.append(Flow(source, destination, port))
         return port == self.port
 
+    def delivers(self, sender: IPv4Address, member: IPv4Address) -> bool:
+        return False
+
 
 def test_a_gate_is_told_the_port(clock: Clock) -> None:
     doorman = Doorman(7000)

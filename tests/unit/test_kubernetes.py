@@ -4,6 +4,7 @@ and what a node's router makes of grants."""
 
 import asyncio
 import copy
+import dataclasses
 import json
 import shutil
 import socket
@@ -28,7 +29,9 @@ from sluice.kubernetes.cdi import Injection, Specifications, userfaultfd
 from sluice.kubernetes.claim import ClaimError, Share, shares
 from sluice.kubernetes.device_plugin import Plugin
 from sluice.kubernetes.devices import devices_of
+from sluice.kubernetes.directory import PodDirectory
 from sluice.kubernetes.events import BURST, REPEAT_SECONDS, Events, Subject
+from sluice.kubernetes.gate import PolicyGate
 from sluice.kubernetes.inventory import Nic, configured, discover, trouble
 from sluice.kubernetes.network_policy import End, Evaluation, NetworkPolicy
 from sluice.kubernetes.parameters import FieldError, Parameters, live_of, parse_annotations, parse_parameters
@@ -421,6 +424,74 @@ def test_the_port_of_the_connection_manager() -> None:
     assert rules(spec).refusal(CLIENT, SERVER) != ""
     assert rules(spec).refusal(CLIENT, SERVER, port=7000) == ""
     assert rules(spec).refusal(CLIENT, SERVER, port=7001) != ""
+
+
+class Forgetful:
+    """Stands for a router without tenants. forgotten: the senders, None for all."""
+
+    def __init__(self) -> None:
+        self.tenants: dict[str, Any] = {}
+        self.forgotten: list[IPv4Address | None] = []
+
+    def forget_members(self, sender: IPv4Address | None = None) -> None:
+        self.forgotten.append(sender)
+
+
+def gated(*specs: dict[str, Any]) -> tuple[PolicyGate, PodDirectory, Forgetful]:
+    """A gate that knows the pods SERVER, CLIENT and FOREIGN, and policies of their namespace a."""
+    router: Any = Forgetful()
+    api: Any = None
+    directory = PodDirectory(api, lambda pod: pod.name, lambda old, new: gate.moved(old, new), lambda: gate.enforce())
+    gate = PolicyGate(router, directory, Events(api, "here"))
+    for index, spec in enumerate(specs):
+        directory.policies.objects[f"p{index}"] = NetworkPolicy("a", f"p{index}", spec)
+    for each in (SERVER, CLIENT, FOREIGN):
+        directory._on_pod(None, each.pod)
+    return gate, directory, router
+
+
+def test_who_hears_whom_in_a_group() -> None:
+    """A member that lets nobody in hears nobody, though it may be connected to the sender."""
+    to_server = {"to": [{"podSelector": {"matchLabels": {"app": "server"}}}]}
+    to_group = {"to": [{"ipBlock": {"cidr": "224.0.0.0/4"}}]}
+    out = {"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"]}
+    for specs, heard in (
+        ([], True),
+        ([TO_SERVER | {"policyTypes": ["Ingress"]}], False),
+        ([ingress({"podSelector": {}})], True),
+        ([ingress({"podSelector": {}}, ports=[{"port": 4791}])], False),
+        ([out], False),
+        ([out | {"egress": [to_group]}], False),
+        ([out | {"egress": [to_server]}], True),
+        ([out | {"egress": [to_server]}, TO_SERVER | {"policyTypes": ["Ingress"]}], False),
+    ):
+        gate, _, _ = gated(*specs)
+        assert gate.delivers(CLIENT.address, SERVER.address) == heard, specs
+        assert gate.delivers(SERVER.address, SERVER.address), "a pod hears itself"
+        assert gate.forbidden == ({} if heard else {"a/client": 1})
+    gate, _, _ = gated(TO_SERVER | {"policyTypes": ["Ingress"]})
+    assert gate.admits(CLIENT.address, SERVER.address)
+
+
+def test_what_is_known_of_a_sender_is_forgotten_in_time() -> None:
+    gate, directory, router = gated(ingress({"podSelector": {}}))
+    assert CLIENT.pod is not None
+    late = dataclasses.replace(CLIENT.pod, name="late", uid="late", address=IPv4Address("10.0.0.9"))
+    assert not gate.delivers(IPv4Address("10.0.0.9"), SERVER.address), "of whom nothing is known yet"
+    assert gate.delivers(CLIENT.address, SERVER.address)
+    # Others than senders are of no interest.
+    directory._on_pod(FOREIGN.pod, None)
+    assert router.forgotten == []
+    directory._on_pod(None, late)
+    assert router.forgotten == [late.address]
+    assert gate.delivers(IPv4Address("10.0.0.9"), SERVER.address)
+    directory._on_pod(late, dataclasses.replace(late, annotations={"other": "one"}))
+    assert router.forgotten == [late.address]
+    directory._on_pod(CLIENT.pod, dataclasses.replace(CLIENT.pod, ended=True))
+    assert router.forgotten == [late.address, CLIENT.address]
+    # New rules, or other labels: all of it.
+    directory._on_pod(late, dataclasses.replace(late, labels={"app": "other"}))
+    assert router.forgotten[2:] == [None]
 
 
 def test_selectors() -> None:

@@ -315,6 +315,91 @@ static void nonsense_harms_nobody(void)
     finish();
 }
 
+static void send_frame(int socket, const uint8_t dgid[16], uint32_t dst_qp, const uint8_t source[4], uint32_t imm)
+{
+    struct datagram_frame frame = {.src_qp = 1, .dst_qp = dst_qp, .qkey = QKEY, .imm = imm, .flags = DATAGRAM_IMMEDIATE};
+
+    memcpy(frame.dgid, dgid, sizeof(frame.dgid));
+    memcpy(frame.grh + 32, source, 4);
+    CHECK(send(socket, &frame, sizeof(frame), MSG_NOSIGNAL) == sizeof(frame));
+}
+
+static void expect_arrived(uint32_t imm)
+{
+    struct sluice_cqe cqe = wait_cqe(&to);
+
+    CHECK(cqe.status == IBV_WC_SUCCESS && cqe.imm_data == imm);
+}
+
+static void expect_question(const uint8_t source[4])
+{
+    struct sluice_engine_event event;
+
+    while (!sluice_engine_next_event(engine, &event))
+        sched_yield();
+    CHECK(event.kind == SLUICE_EVENT_MEMBER && event.tenant == tenants[1]);
+    CHECK(event.gid[10] == 0xff && event.gid[11] == 0xff && memcmp(event.gid + 12, source, 4) == 0);
+    CHECK(!sluice_engine_next_event(engine, &event));
+}
+
+static void admit(const uint8_t source[4], bool admitted)
+{
+    uint8_t gid[16] = {[10] = 0xff, [11] = 0xff};
+
+    memcpy(gid + 12, source, 4);
+    CHECK(sluice_gate_admit(engine, gid, tenants[1], admitted) == 0);
+}
+
+/* The last of all: a gate stays. Whatever comes behind a datagram that waits for it waits too, and in order. */
+static void a_group_is_asked_for(void)
+{
+    static const uint8_t group[16] = {[10] = 0xff, [11] = 0xff, 239, 0, 0, 7}, one[4] = {10, 9, 0, 1}, other[4] = {10, 9, 0, 2};
+    enum { GROUP_QPN = 0xffffff };
+    int ends[2];
+
+    begin();
+    CHECK(sluice_gate_close(engine) == 0 && sluice_qp_attach(engine, to.session, to.qp, group) == 0);
+    make_pair(ends);
+    CHECK(sluice_trunk_accept(engine, in, ends[0]) == 0);
+    for (uint32_t i = 0; i < 8; i++)
+        post_receive(&to, i, i * SLOT, SLOT);
+    send_frame(ends[1], group, GROUP_QPN, one, 1);
+    send_frame(ends[1], group, GROUP_QPN, other, 2);
+    send_frame(ends[1], gids[1], to.qp_num, other, 3);
+    expect_question(one);
+    admit(one, true);
+    expect_arrived(1);
+    expect_question(other);
+    admit(other, false);
+    expect_arrived(3);
+    /* More than there is room for waits at the sender; one at the end says that all that may come has come. */
+    sluice_gate_forget(engine, NULL);
+    send_frame(ends[1], group, GROUP_QPN, other, 4);
+    expect_question(other);
+    admit(one, true);
+    expect_question(other);
+    for (uint32_t i = 0; i < 2 * TRUNK_BUFFER / sizeof(struct datagram_frame); i++) {
+        struct datagram_frame frame = {.src_qp = 1, .dst_qp = GROUP_QPN, .qkey = QKEY};
+
+        memcpy(frame.dgid, group, sizeof(group));
+        memcpy(frame.grh + 32, other, 4);
+        if (send(ends[1], &frame, sizeof(frame), MSG_NOSIGNAL | MSG_DONTWAIT) != sizeof(frame))
+            break;
+    }
+    admit(other, false);
+    send_frame(ends[1], group, GROUP_QPN, one, 5);
+    expect_arrived(5);
+    /* A connection that ends while something waits. */
+    sluice_gate_forget(engine, NULL);
+    send_frame(ends[1], group, GROUP_QPN, other, 6);
+    close(ends[1]);
+    expect_question(other);
+    admit(other, true);
+    expect_arrived(6);
+    CHECK(sluice_qp_detach(engine, to.session, to.qp, group) == 0);
+    finish();
+}
+
 int main(void)
 {
     struct sluice_shape none = {0};
@@ -332,6 +417,7 @@ int main(void)
     RUN(what_is_beyond_a_ceiling_is_lost);
     RUN(nonsense_harms_nobody);
     RUN(nobody_connects);
+    RUN(a_group_is_asked_for);
     for (int i = 0; i < 2; i++)
         CHECK(sluice_tenant_remove(engine, tenants[i]) == 0);
     sluice_engine_close(engine);

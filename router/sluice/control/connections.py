@@ -3,7 +3,8 @@
 
 A connection is a QP that went to RTR with a destination address, or an address handle.
 A forbidden one fails as an unreachable peer does: its requests end with
-IBV_WC_RETRY_EXC_ERR, its datagrams are lost. A QP's that is forbidden later goes to the
+IBV_WC_RETRY_EXC_ERR, its datagrams are lost. An address handle of a multicast group is
+none: who hears whom in a group is asked when it comes to it (csrc/gate.h). A QP's that is forbidden later goes to the
 error state, and IBV_EVENT_QP_FATAL tells its application.
 """
 
@@ -23,11 +24,18 @@ class Gate(Protocol):
         """
         ...
 
+    def delivers(self, sender: IPv4Address, member: IPv4Address) -> bool:
+        """Whether what sender sends to a multicast group comes to a member of it; as admits, but that sender began."""
+        ...
+
 
 class OpenGate:
     """Where nothing is forbidden."""
 
     def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
+        return True
+
+    def delivers(self, sender: IPv4Address, member: IPv4Address) -> bool:
         return True
 
 

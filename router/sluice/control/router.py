@@ -23,7 +23,7 @@ from typing import Any
 import zmq
 
 from sluice.cluster.connector import Connector
-from sluice.cluster.directory import AddressError, Directory
+from sluice.cluster.directory import AddressError, Directory, address_of, gid_of_address
 from sluice.cluster.join import Joins
 from sluice.cluster.links import Links
 from sluice.cluster.nics import PeerNics
@@ -36,7 +36,7 @@ from sluice.control.connections import Gate, OpenGate
 from sluice.control.tenant import Tenant
 from sluice.device.nic import DEVICE_FATAL, PORT_EVENTS, PORT_IS_ACTIVE, Nic
 from sluice.device.node import DeviceSpec, NodeDevice, NodeDevices
-from sluice.engine import AhUnresolved, Engine, Neighbour, QpDisconnected, TrunkDisconnected, lib
+from sluice.engine import AhUnresolved, Engine, Member, Neighbour, QpDisconnected, TrunkDisconnected, lib
 from sluice.engine.counters import Counters
 from sluice.policy.file import DevicePolicies, PolicyFile, load_policies
 from sluice.policy.hierarchy import Capacity, Hierarchy
@@ -190,6 +190,9 @@ class Router:
                     if tenant.number == event.tenant:
                         tenant.admit_neighbour(event.peer)
                 continue
+            if isinstance(event, Member):
+                self._engine.admit_member(event.sender, event.tenant, self._hears(event.tenant, event.sender))
+                continue
             for tenant in self.tenants.values():
                 session = tenant.sessions.get(event.session)
                 if session is None:
@@ -284,6 +287,23 @@ class Router:
     def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
         """Whether these two addresses may connect (connections.Gate)."""
         return self.gate.admits(source, destination, port)
+
+    def delivers(self, sender: IPv4Address, member: IPv4Address) -> bool:
+        """Whether what sender sends to groups comes to member (connections.Gate)."""
+        return self.gate.delivers(sender, member)
+
+    def set_gate(self, gate: Gate) -> None:
+        """Before there are sessions: from now on this one decides."""
+        self.gate = gate
+        self._engine.close_gate()
+
+    def forget_members(self, sender: IPv4Address | None = None) -> None:
+        """What the gate said of who hears a sender, or all of them, may be wrong by now."""
+        self._engine.forget_members(None if sender is None else gid_of_address(sender))
+
+    def _hears(self, tenant: int, sender: bytes) -> bool:
+        source, member = address_of(sender), self.directory.address_of_tenant(tenant)
+        return source is not None and member is not None and self.delivers(source, member)
 
     def find_tenant(self, name: str) -> Tenant:
         try:

@@ -387,23 +387,28 @@ class Verbs:
         if not any(gid):
             raise OSError(errno.EINVAL, "the unspecified address is nobody's")
         destination = address_of(gid)
+        if gid[0] == MULTICAST_IPV6 or (destination is not None and destination.is_multicast):
+            self._create_ah_of_group(session, device, request, reply)
+            return
         admitted = destination is not None and self._gate.admits(self._address, destination)
-        by_nic = device.is_of_nic(request.attr.sgid_index)
-        if by_nic and destination is not None and not destination.is_multicast:
+        if device.is_of_nic(request.attr.sgid_index) and destination is not None:
             self._create_ah_by_nic(session, device, request, reply, destination, admitted)
             return
         peer = self._directory.tenant_of(gid) if admitted else None
         reply.handle = self._engine.create_ah(session.number, request, device.gid, peer)
         # Freed with its context, another may have had the handle before.
         self._forget_ah(session.number, reply.handle)
-        if gid[0] == MULTICAST_IPV6 or (admitted and destination is not None and destination.is_multicast):
-            # Of groups no gate is asked where their members are: here neither.
-            if self._directory.remote is not None:
-                self._directory.remote.trunks_to_all()
-        elif admitted and destination is not None:
+        if admitted and destination is not None:
             self._lead(session.number, reply.handle, destination, peer)
         else:
             self._forbidden.add((session.number, reply.handle))
+
+    def _create_ah_of_group(self, session: Session, device: VirtualDevice, request: Any, reply: Any) -> None:
+        """Members may be anywhere; which of them hear the tenant is asked where they are (Gate.delivers)."""
+        reply.handle = self._engine.create_ah(session.number, request, device.gid, None)
+        self._forget_ah(session.number, reply.handle)
+        if self._directory.remote is not None:
+            self._directory.remote.trunks_to_all()
 
     def _lead(self, session: int, handle: int, destination: IPv4Address, peer: int | None) -> None:
         """The AH leads to this node's tenant, or to the node where the destination is, where that is known."""

@@ -4,6 +4,7 @@
 from sluice.engine.engine import (
     AhUnresolved,
     Engine,
+    Member,
     Neighbour,
     Pair,
     QpDisconnected,
@@ -19,6 +20,7 @@ from sluice.engine.engine import (
 __all__ = [
     "AhUnresolved",
     "Engine",
+    "Member",
     "Neighbour",
     "Pair",
     "QpDisconnected",

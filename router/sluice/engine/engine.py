@@ -103,6 +103,14 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class Member:
+    """May a tenant (its number) hear what a sender (its GID) sends to groups? Engine.admit_member answers."""
+
+    sender: bytes
+    tenant: int
+
+
+@dataclass(frozen=True)
 class SessionFiles:
     """Descriptors for a session's process. engine_page stays the engine's; the rest are the caller's."""
 
@@ -147,7 +155,9 @@ class Engine:
         """Readable while events() has something to say."""
         return int(lib.sluice_engine_event_fd(self._engine))
 
-    def events(self) -> Iterator[SessionBroken | QpDisconnected | TrunkDisconnected | AhUnresolved | Neighbour]:
+    def events(
+        self,
+    ) -> Iterator[SessionBroken | QpDisconnected | TrunkDisconnected | AhUnresolved | Neighbour | Member]:
         """What has happened since the last call."""
         event = ffi.new("struct sluice_engine_event *")
         while lib.sluice_engine_next_event(self._engine, event):
@@ -161,6 +171,8 @@ class Engine:
                 yield AhUnresolved(int(event.session), int(event.ah), bytes(ffi.buffer(event.gid)))
             elif event.kind == lib.SLUICE_EVENT_NEIGHBOUR:
                 yield Neighbour(int(event.tenant), int(event.peer))
+            elif event.kind == lib.SLUICE_EVENT_MEMBER:
+                yield Member(bytes(ffi.buffer(event.gid)), int(event.tenant))
 
     def open_nic(self, device: int, name: str, port: int) -> None:
         """The RDMA NIC behind a device. OSError ELIBACC, ELIBBAD: no libibverbs, or an old one; EBUSY: there is one."""
@@ -205,6 +217,18 @@ class Engine:
 
     def admit_neighbour(self, tenant: int, peer: int, admitted: bool) -> None:
         checked(lib.sluice_neighbour_admit(self._engine, tenant, peer, admitted))
+
+    def close_gate(self) -> None:
+        """From now on multicast datagrams come only to those that admit_member lets hear their sender."""
+        checked(lib.sluice_gate_close(self._engine))
+
+    def admit_member(self, sender: bytes, tenant: int, admitted: bool) -> None:
+        """sender: a GID of 16 bytes, of any node."""
+        checked(lib.sluice_gate_admit(self._engine, sender, tenant, admitted))
+
+    def forget_members(self, sender: bytes | None = None) -> None:
+        """What was said of a sender, or of all, may be wrong by now."""
+        lib.sluice_gate_forget(self._engine, ffi.NULL if sender is None else sender)
 
     def add_tenant(self, shape: Shape, device: int = 0, of: int | None = None) -> int:
         """A tenant on a device. of: its number on its first device, which stands for the tenant as a whole."""
@@ -439,6 +463,7 @@ def measure_copy() -> int:
 __all__ = [
     "AhUnresolved",
     "Engine",
+    "Member",
     "Neighbour",
     "Pair",
     "QpDisconnected",

@@ -100,17 +100,19 @@ class PodDirectory:
         """Nobody's: a pod's tenant learns its address later, from its pod."""
         return None
 
-    def refusal(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> str:
+    def refusal(
+        self, source: IPv4Address, destination: IPv4Address, port: int | None = None, one_way: bool = False
+    ) -> str:
         """Empty where source may connect to destination, else who forbids it.
 
         Nobody can say which end of a QP began: two pods are connected if either may connect to
         the other, as a TCP connection carries both directions' bytes. With a port (of the
-        connection manager), source is who asks.
+        connection manager), source is who asks; one_way: it is in any case.
         """
         if self._evaluation is None:
             self._evaluation = Evaluation(self.policies.objects.values(), lambda name: self._namespaces.get(name, {}))
         one, other = End(source, self.pod_at(source)), End(destination, self.pod_at(destination))
         text = self._evaluation.refusal(one, other, port)
-        if text and port is None and not self._evaluation.refusal(other, one):
+        if text and port is None and not one_way and not self._evaluation.refusal(other, one):
             return ""
         return text

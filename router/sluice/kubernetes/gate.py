@@ -24,6 +24,8 @@ class PolicyGate:
         self._router = router
         self._directory = directory
         self._events = events
+        self._senders: set[IPv4Address] = set()
+        """Of whom it was asked who hears them."""
         self.forbidden: dict[str, int] = {}
         self.ended: dict[str, int] = {}
 
@@ -36,8 +38,24 @@ class PolicyGate:
         for counts in (self.forbidden, self.ended):
             counts.pop(f"{pod.namespace}/{pod.name}", None)
 
+    def moved(self, old: Pod | None, new: Pod | None) -> None:
+        """A pod came, changed or went: an address may be another one's, and known for the first time."""
+        addresses = [None if pod is None or pod.ended else pod.address for pod in (old, new)]
+        if addresses[0] == addresses[1]:
+            return
+        for address in self._senders.intersection(each for each in addresses if each is not None):
+            self._senders.remove(address)
+            self._router.forget_members(address)
+
     def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
-        text = self._directory.refusal(source, destination, port)
+        return self._report(source, destination, "connection", self._directory.refusal(source, destination, port))
+
+    def delivers(self, sender: IPv4Address, member: IPv4Address) -> bool:
+        self._senders.add(sender)
+        return self._report(sender, member, "multicast", self._directory.refusal(sender, member, one_way=True))
+
+    def _report(self, source: IPv4Address, destination: IPv4Address, what: str, text: str) -> bool:
+        """text: why not. Whether it may be."""
         if not text:
             return True
         mine, other = self._whose(source), self._whose(destination)
@@ -45,13 +63,15 @@ class PolicyGate:
         pod = self._directory.pod_at(source)
         # A pod may try for ever: the log has what its Events have, the metric counts all.
         if pod is None or self._events.warn(
-            subject_of(pod), "RDMAConnectionForbidden", "Connecting", f"RDMA connection to {other}: {text}"
+            subject_of(pod), "RDMAConnectionForbidden", "Connecting", f"RDMA {what} to {other}: {text}"
         ):
-            log.warning("pod %s: connection to %s refused: %s", mine, other, text)
+            log.warning("pod %s: %s to %s refused: %s", mine, what, other, text)
         return False
 
     def enforce(self) -> None:
-        """Ends the connections that are forbidden by now."""
+        """Ends the connections that are forbidden by now, and has who hears whom in groups asked again."""
+        self._senders.clear()
+        self._router.forget_members()
         for tenant in list(self._router.tenants.values()):
             if tenant.address is None:
                 continue

@@ -60,7 +60,7 @@ class KubernetesNode:
 
     async def start(self) -> None:
         """OSError."""
-        self._router.gate = self.gate
+        self._router.set_gate(self.gate)
         # An address that the API server says is ours must be known as ours.
         self._router.directory.node = self.settings.node
         self._router.directory.add_source(self.directory)
@@ -120,6 +120,7 @@ class KubernetesNode:
         return self.attachments.tenant_of_pod(pod.uid) or tenant_name(pod.namespace, pod.name, pod.uid)
 
     def _on_pod(self, old: Pod | None, new: Pod | None) -> None:
+        self.gate.moved(old, new)
         if new is not None and new.node == self.settings.node:
             self._apply(new)
         gone = new if new is not None and new.ended else old if new is None else None
