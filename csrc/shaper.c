@@ -418,6 +418,11 @@ static bool device_ready(struct shaper *shaper, enum flow flow)
     return false;
 }
 
+static struct entity *of_node(const struct heap_node *node, enum flow flow)
+{
+    return (struct entity *)((char *)(node - flow) - offsetof(struct entity, node));
+}
+
 static struct entity *first_child(struct entity *entity, enum flow flow)
 {
     struct heap_node *least = entity->children[flow].least;
@@ -425,7 +430,7 @@ static struct entity *first_child(struct entity *entity, enum flow flow)
 
     if (key_before(*clock, least->key))
         *clock = least->key;
-    return (struct entity *)((char *)(least - flow) - offsetof(struct entity, node));
+    return of_node(least, flow);
 }
 
 static struct entity *leaf_below(struct entity *entity, enum flow flow)
@@ -498,6 +503,18 @@ bool shaper_next(struct shaper *shaper, uint64_t now, struct turn *turn)
     turn->guaranteed = NULL;
     turn->leaf = leaf_below(device, turn->flow);
     return true;
+}
+
+struct entity *shaper_guess(const struct turn *turn)
+{
+    /* Who goes by its weight is the least of its heap. The next one is just below. */
+    const struct heap_node *node = &turn->leaf->node[turn->flow], *left = node->left, *right = node->right;
+    const struct heap_node *next = right && key_before(right->key, left->key) ? right : left;
+    struct entity *entity = NULL;
+
+    for (; next; next = entity->children[turn->flow].least)
+        entity = of_node(next, turn->flow);
+    return entity;
 }
 
 /* Moves the virtual time of everyone from the leaf up to the child of top. */

@@ -143,6 +143,8 @@ uint32_t entity_working(const struct entity *leaf);
 bool shaper_next(struct shaper *shaper, uint64_t now, struct turn *turn);
 /* Only on account of a guarantee that is due: the most urgent one. *deadline: ns. */
 bool shaper_next_due(struct shaper *shaper, uint64_t now, struct turn *turn, uint64_t *deadline);
+/* Who is likely to go after the turn; a guess, only to have its state in a cache by then. NULL: the same, or nobody. */
+struct entity *shaper_guess(const struct turn *turn);
 /* What the turn took, ended now. */
 void shaper_charge(struct shaper *shaper, const struct turn *turn, uint64_t bytes, uint64_t operations, uint64_t ns,
                    uint64_t now);

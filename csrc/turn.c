@@ -13,7 +13,7 @@
 #include "transport/transport.h"
 
 /* How long a turn should last where others wait, and its bounds where the cost is not known well. */
-enum { TURN_NS = 5000, MESSAGES_SHARED = 64, MESSAGES_ALONE = 256, BYTES_LEAST = 4096, MEASURED_BYTES = 512 };
+enum { TURN_NS = 5000, MESSAGES_SHARED = 64, MESSAGES_ALONE = 256, BYTES_LEAST = 4096, MEASURED_BYTES = 512, CACHE_LINE = 64 };
 
 enum flow turn_flow(const struct qp *qp)
 {
@@ -162,6 +162,31 @@ static bool chore_is_next(struct tenant *tenant, enum flow flow)
            !bucket_ready(&tenant->account.entity.operations, tenant->engine->now);
 }
 
+/* Of a thousand tenants none is in a cache near the core when its turn comes: asked for a turn ahead, it is. */
+static void fetch(const void *object, size_t size)
+{
+    for (size_t offset = 0; offset < size; offset += CACHE_LINE)
+        __builtin_prefetch((const char *)object + offset);
+}
+
+static void fetch_tenant(const struct turn *turn)
+{
+    struct entity *entity = shaper_guess(turn);
+
+    if (entity)
+        fetch(list_entry(entity, struct tenant, account.entity), sizeof(struct tenant));
+}
+
+/* Later, as it is found in the tenant. */
+static void fetch_qp(const struct turn *turn)
+{
+    struct entity *entity = shaper_guess(turn);
+    const struct list *active = entity ? &list_entry(entity, struct tenant, account.entity)->active[turn->flow] : NULL;
+
+    if (active && turn->flow != FLOW_CONTROL && !list_empty(active))
+        fetch(list_entry(active->next, struct qp, link), sizeof(struct qp));
+}
+
 static void command(struct tenant *tenant, struct allowance *allowance)
 {
     session_command(list_entry(list_take(&tenant->active[FLOW_CONTROL]), struct session, command));
@@ -185,12 +210,14 @@ bool turn_take(struct sluice_engine *engine)
         uint64_t start = engine->now;
         struct allowance allowance = allow(tenant, turn.flow);
 
+        fetch_tenant(&turn);
         if (turn.flow == FLOW_CONTROL)
             command(tenant, &allowance);
         else if (chore_is_next(tenant, turn.flow))
             attend(tenant, &allowance);
         else
             send(tenant, &allowance);
+        fetch_qp(&turn);
         engine->now = clock_now();
         uint64_t ns = engine->now - start;
 
