@@ -27,7 +27,7 @@ from pathlib import Path
 
 from figure import MIB, Figure, medians, show
 from sluice.cli.temporary import temporary_router
-from sluice.control.admin import ask
+from sluice.control.operator import ask
 
 BUILD = Path(os.environ.get("SLUICE_BUILD", "build")) / "benchmarks"
 UCX_TLS = "posix,cma,self,tcp"

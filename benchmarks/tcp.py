@@ -28,7 +28,7 @@ from pathlib import Path
 
 from figure import MIB, Figure, medians, show
 from sluice.cli.nodes import LocalNode, NoNodes, two_nodes
-from sluice.control.admin import ask
+from sluice.control.operator import ask
 
 PORT = 18600
 BUILD = Path(os.environ.get("SLUICE_BUILD", "build")) / "benchmarks"

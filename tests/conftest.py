@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from sluice import shim_path
-from sluice.control.admin import ask
+from sluice.control.operator import ask
 
 PATIENCE = 30
 """Seconds after which a condition that doesn't come true fails a test."""

@@ -35,7 +35,7 @@ import cffi
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from local import Bench, _free_port, _wait_for_listener
 from sluice.cli.temporary import temporary_router
-from sluice.control.admin import ask
+from sluice.control.operator import ask
 from sluice.engine.counters import Counters
 from sluice.policy.rate import format_rate, format_size
 from sluice.shim import with_shim

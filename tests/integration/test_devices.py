@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import RunningRouter, listening, next_port, output_of, wait_until
 from sluice import shim_path
-from sluice.control.admin import RouterError
+from sluice.control.operator import RouterError
 
 
 def test_one_device(router: RunningRouter) -> None:

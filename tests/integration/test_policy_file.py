@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RunningRouter, next_port, output_of, wait_until
-from sluice.control.admin import RouterError
+from sluice.control.operator import RouterError
 
 
 def load(router: RunningRouter, path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ from control_plane import ControlPlane
 from image import NAME, write_image
 from names import DOMAIN, Names
 from programs import folder, free_port, program, start, stop
-from sluice.control.admin import ask
+from sluice.control.operator import ask
 
 
 def restricted() -> bool:

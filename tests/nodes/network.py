@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import PATIENCE, wait_until
 from sluice.cluster import keys
-from sluice.control.admin import RouterAbsent, ask
+from sluice.control.operator import RouterAbsent, ask
 from wire import MTU, Wire
 
 NETWORK = "192.0.2"

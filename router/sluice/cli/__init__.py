@@ -4,11 +4,14 @@
 import argparse
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from sluice import __version__
-from sluice.cli import demo, doctor, keys, policy, router, run, status, top
-from sluice.control.admin import RouterAbsent, RouterError
+from sluice.control.operator import RouterAbsent, RouterError
+
+COMMANDS = ("router", "run", "policy", "status", "top", "doctor", "keys", "demo")
+"""Each a module of this package."""
 
 
 def default_state_dir() -> Path:
@@ -19,19 +22,22 @@ def default_state_dir() -> Path:
     return Path(runtime) / "sluice" if runtime else Path(f"/tmp/sluice-{os.geteuid()}")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(arguments: list[str]) -> argparse.ArgumentParser:
+    """Of the command that comes first, alone: the others' modules take longer to load than it may take."""
     sluice = argparse.ArgumentParser(
         prog="sluice", description="A software RDMA device for every container, metered and shaped."
     )
     sluice.add_argument("--version", action="version", version=f"sluice {__version__}")
     commands = sluice.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (router, run, policy, status, top, doctor, keys, demo):
-        command.add_to(commands, default_state_dir())
+    named = [name for name in COMMANDS if arguments[:1] == [name]]
+    for name in named or COMMANDS:
+        import_module(f"sluice.cli.{name}").add_to(commands, default_state_dir())
     return sluice
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser(arguments).parse_args(arguments)
     try:
         return int(options.run(options))
     except (RouterAbsent, RouterError, ValueError) as error:

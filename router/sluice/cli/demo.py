@@ -17,7 +17,7 @@ from typing import Any
 
 from sluice.cli.nodes import LocalNode, NoNodes, one_node, two_nodes
 from sluice.cli.plot import Plot
-from sluice.control.admin import ask
+from sluice.control.operator import ask
 from sluice.policy.rate import format_rate, parse_rate
 
 PHASES = (("no ceiling", None), ("ceiling 2Gbps", "2Gbps"), ("changed live to 500Mbps", "500Mbps"))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice import __version__, shim_path
-from sluice.control.admin import RouterAbsent, RouterError, ask
+from sluice.control.operator import RouterAbsent, RouterError, ask
 from sluice.engine.counters import Counters
 
 OLDEST_KERNEL = (5, 13)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sluice.cli.temporary import temporary_router
 from sluice.cluster import keys
-from sluice.control.admin import RouterAbsent, ask
+from sluice.control.operator import RouterAbsent, ask
 
 NETWORK = "192.0.2"
 """TEST-NET-1 of RFC 5737; seen in the namespaces alone."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sluice.control.admin import ask
+from sluice.control.operator import ask
 from sluice.policy.file import load_policies
 from sluice.policy.policy import SHARE_FIELDS, TENANT_FIELDS, GroupPolicy, Policy, PolicyError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice.cli.isolation import run_command
-from sluice.control.admin import RouterAbsent, ask
+from sluice.control.operator import RouterAbsent, ask
 from sluice.policy.policy import TENANT_FIELDS, Policy, check_name
 from sluice.shim import with_shim
 

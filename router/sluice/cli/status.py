@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sluice.control.admin import ask
+from sluice.control.operator import ask
 from sluice.policy.rate import format_count, format_rate, format_size
 
 INTERVAL = 0.2

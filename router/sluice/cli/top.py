@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice.cli.status import group_rows, of_devices, several, table, tenant_rows
-from sluice.control.admin import ask
+from sluice.control.operator import ask
 from sluice.policy.rate import format_rate
 
 COLUMNS = "TENANT DEVICE GROUP TX-RATE RX-RATE OPS/S ENGINE GUARANTEE CEILING WEIGHT THROTTLED REFUSED"

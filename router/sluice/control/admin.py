@@ -13,18 +13,11 @@ from typing import Any
 
 import zmq
 
+from sluice.control.operator import endpoint
 from sluice.control.router import Router
 from sluice.policy.policy import Policy
 
 log = logging.getLogger(__name__)
-
-
-class RouterAbsent(RuntimeError):
-    """No router answers."""
-
-
-def _endpoint(state_dir: Path) -> str:
-    return f"ipc://{state_dir}/admin"
 
 
 class Admin:
@@ -38,7 +31,7 @@ class Admin:
         # From the first moment for the router's user alone: a later chmod would leave a gap.
         mask = os.umask(0o177)
         try:
-            self._socket.bind(_endpoint(router.state_dir))
+            self._socket.bind(endpoint(router.state_dir))
         finally:
             os.umask(mask)
         self._operations: dict[str, Callable[..., Any]] = {
@@ -126,27 +119,3 @@ class Admin:
         asyncio.get_running_loop().remove_reader(self._socket.FD)
         self._socket.close()
         (self._router.state_dir / "admin").unlink(missing_ok=True)
-
-
-class RouterError(RuntimeError):
-    """The router refused; the text says why."""
-
-
-def ask(state_dir: Path, op: str, timeout: float = 5.0, **fields: object) -> Any:
-    """One request to a running router. RouterAbsent: none answers in time (seconds). RouterError: it refuses."""
-    if not (state_dir / "admin").exists():
-        raise RouterAbsent(f"no router runs with the state directory {state_dir}")
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    try:
-        client = context.socket(zmq.REQ)
-        client.setsockopt(zmq.LINGER, 0)
-        client.connect(_endpoint(state_dir))
-        client.send(json.dumps({"op": op, **fields}).encode())
-        if not client.poll(int(timeout * 1000)):
-            raise RouterAbsent(f"the router with the state directory {state_dir} does not answer")
-        answer = json.loads(client.recv())
-    finally:
-        context.destroy(linger=0)
-    if isinstance(answer, dict) and "error" in answer:
-        raise RouterError(answer["error"])
-    return answer
