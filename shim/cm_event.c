@@ -74,11 +74,9 @@ EXPORT void rdma_destroy_event_channel(struct rdma_event_channel *public)
 
 /* ---- reading ----------------------------------------------------------- */
 
-/* Waits until there is something to ask for; 0 or errno. EAGAIN as the descriptor's flags say. */
-static int wait_for_event(struct cm_channel *channel)
+/* A reader counts until its question is answered: the channel is the router's as long. */
+static void begin_reading(struct cm_channel *channel)
 {
-    char one;
-
     pthread_mutex_lock(&readers_lock);
     bool late = channel->destroyed;
 
@@ -86,32 +84,38 @@ static int wait_for_event(struct cm_channel *channel)
     pthread_mutex_unlock(&readers_lock);
     while (late)
         pause();
-    ssize_t got = read(channel->channel.fd, &one, 1);
-    int error = got < 0 ? errno : got ? 0 : EIO; /* at its end the router is gone */
-
-    pthread_mutex_lock(&readers_lock);
-    bool last = --channel->readers == 0 && channel->destroyed;
-
-    pthread_mutex_unlock(&readers_lock);
-    if (last) {
-        forget_channel(channel);
-        return EBADF;
-    }
-    return error;
 }
 
-static int ask_for_event(struct rdma_event_channel *channel, struct sluice_cm_event_reply *reply)
+/* Whether the channel was destroyed meanwhile. */
+static bool end_reading(struct cm_channel *channel)
+{
+    pthread_mutex_lock(&readers_lock);
+    bool destroyed = channel->destroyed, last = --channel->readers == 0 && destroyed;
+
+    pthread_mutex_unlock(&readers_lock);
+    if (last)
+        forget_channel(channel);
+    return destroyed;
+}
+
+/* Waits for an event and asks for it; 0 or errno. EAGAIN as the descriptor's flags say. */
+static int ask_for_event(struct cm_channel *channel, struct sluice_cm_event_reply *reply)
 {
     for (;;) {
-        int error = wait_for_event(to_cm_channel(channel));
+        struct sluice_handle_request request = {.handle = channel->handle};
+        char one;
 
-        if (error)
-            return error;
-        struct sluice_handle_request request = {.handle = to_cm_channel(channel)->handle};
+        begin_reading(channel);
+        ssize_t got = read(channel->channel.fd, &one, 1);
+        int error = got < 0 ? errno : got ? 0 : EIO; /* at its end the router is gone */
+        bool empty = error; /* by itself, and not because what it told of is gone */
 
-        error = session_call(SLUICE_OP_CM_GET_EVENT, &request, sizeof(request), reply, sizeof(*reply));
-        /* Its id was destroyed or migrated between the byte and the question. */
-        if (error != EAGAIN)
+        if (!error)
+            error = session_call(SLUICE_OP_CM_GET_EVENT, &request, sizeof(request), reply, sizeof(*reply));
+        bool destroyed = end_reading(channel);
+
+        /* Again: where its id was destroyed or migrated between the byte and the question; where the channel was, to wait. */
+        if (!(error && destroyed) && (empty || error != EAGAIN))
             return error;
     }
 }
@@ -272,7 +276,7 @@ EXPORT int rdma_get_cm_event(struct rdma_event_channel *channel, struct rdma_cm_
         return cm_result(EINVAL);
     for (;;) {
         struct sluice_cm_event_reply reply;
-        int error = ask_for_event(channel, &reply);
+        int error = ask_for_event(to_cm_channel(channel), &reply);
 
         if (error)
             return cm_result(error);
