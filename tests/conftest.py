@@ -16,8 +16,8 @@ import pytest
 from sluice import shim_path
 from sluice.control.operator import ask
 
-PATIENCE = 30
-"""Seconds after which a condition that doesn't come true fails a test."""
+PATIENCE = 120
+"""Seconds after which a condition that doesn't come true fails a test: far more than a slow and busy machine takes."""
 
 
 def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
@@ -46,11 +46,15 @@ class RunningRouter:
             [sys.executable, "-m", "sluice", "router", "--verbose", "--state-dir", str(self.state_dir), *self._options],
             stderr=self.log,
         )
-        wait_until((self.state_dir / "admin").exists, "the router's admin socket")
+        wait_until(lambda: (self.state_dir / "admin").exists() or self._ended(), "the router's admin socket")
         self.ask("ping")
 
+    def _ended(self) -> bool:
+        assert self.process.poll() is None, self.logged()
+        return False
+
     def ask(self, op: str, **fields: Any) -> Any:
-        return ask(self.state_dir, op, **fields)
+        return ask(self.state_dir, op, timeout=PATIENCE, **fields)
 
     def status(self, tenant: str) -> dict[str, Any]:
         found: dict[str, Any] = self.ask("status")["tenants"][tenant]
@@ -166,6 +170,37 @@ def next_port() -> int:
 
 def output_of(child: "subprocess.Popen[str]", expected: int = 0) -> str:
     """Waits for the end; the exit code must be as expected."""
-    text, _ = child.communicate(timeout=120)
+    text, _ = child.communicate(timeout=2 * PATIENCE)
     assert child.returncode == expected, text
     return text
+
+
+def endless(tool: str, port: int, *options: str) -> list[str]:
+    """A perftest server's command line, for traffic until it is stopped; reports come every hour."""
+    return [tool, "-p", str(port), "--run_infinitely", "-D", "3600", *options]
+
+
+def perftest(router: RunningRouter, argv: list[str], by_rdma_cm: bool = False) -> str:
+    """Runs its server as tenant b and its client as tenant a, to their ends; returns what the client says.
+
+    It compares two clocks before it reports, and gives up where a busy machine drives them apart: then once more.
+    """
+
+    def run() -> list["subprocess.Popen[str]"]:
+        port = next_port()
+        command = [*argv, "-p", str(port)]
+        if by_rdma_cm:
+            server = serving(router, "b", *command, port=port)
+        else:
+            server = router.run("b", *command)
+            wait_until(lambda: listening(port) or server.poll() is not None, "the server")
+        return [router.run("a", *command, "127.0.0.1"), server]
+
+    for _ in range(3):
+        ends = run()
+        texts = [child.communicate(timeout=2 * PATIENCE)[0] for child in ends]
+        if not any("Can't produce a report" in text for text in texts):
+            break
+    assert [child.returncode for child in ends] == [0, 0], "\n".join(texts)
+    assert "Failed" not in texts[0] and "Completion with error" not in texts[0], texts[0]
+    return texts[0]

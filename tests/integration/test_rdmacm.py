@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import RunningRouter, next_port, output_of, serving, wait_until
+from conftest import PATIENCE, RunningRouter, next_port, output_of, perftest, serving, wait_until
 
 
 def address_of(router: RunningRouter, tenant: str) -> str:
@@ -60,7 +60,7 @@ def test_by_ipv6_loopback(router: RunningRouter) -> None:
 
 def test_nobody_listens(router: RunningRouter) -> None:
     client = router.run("a", "rping", "-c", "-a", "127.0.0.1", "-p", str(next_port()), "-C", "1")
-    text, _ = client.communicate(timeout=60)
+    text, _ = client.communicate(timeout=PATIENCE)
     assert client.returncode != 0
     assert "RDMA_CM_EVENT_REJECTED, error 8" in text
 
@@ -94,12 +94,8 @@ def test_mckey(router: RunningRouter) -> None:
 
 
 def test_perftest_of_datagrams(router: RunningRouter) -> None:
-    port = next_port()
-    options = ["-R", "-c", "UD", "-p", str(port), "-n", "200", "-F"]
-    server = serving(router, "b", "ib_send_lat", *options, port=port)
-    client = router.run("a", "ib_send_lat", *options, "127.0.0.1")
-    assert re.search(r"^ *\d+ +200 ", output_of(client), re.MULTILINE)
-    output_of(server)
+    text = perftest(router, ["ib_send_lat", "-R", "-c", "UD", "-n", "50", "-F"], by_rdma_cm=True)
+    assert re.search(r"^ *\d+ +50 ", text, re.MULTILINE), text
 
 
 def test_endpoints(router: RunningRouter) -> None:
@@ -123,7 +119,7 @@ def test_cmtime(router: RunningRouter) -> None:
 def test_rsockets_are_absent(router: RunningRouter) -> None:
     for options in ([], ["-s", "127.0.0.1"]):
         child = router.run("a", "rstream", *options)
-        text, _ = child.communicate(timeout=60)
+        text, _ = child.communicate(timeout=PATIENCE)
         assert 0 < child.returncode < 128 or child.returncode == 255
         assert "Function not implemented" in text
 
@@ -140,18 +136,14 @@ PERFTEST = [
 
 @pytest.mark.parametrize("argv", PERFTEST, ids=" ".join)
 def test_perftest(router: RunningRouter, argv: list[str]) -> None:
-    port = next_port()
-    options = ["-R", "-p", str(port), "-n", "200", "-F"]
-    server = serving(router, "b", *argv, *options, port=port)
-    client = router.run("a", *argv, *options, "127.0.0.1")
-    assert re.search(r"^ *\d+ +\d00 ", output_of(client), re.MULTILINE)
-    output_of(server)
+    text = perftest(router, [*argv, "-R", "-n", "50" if argv[0].endswith("_lat") else "200", "-F"], by_rdma_cm=True)
+    assert re.search(r"^ *\d+ +\d*[05]0 ", text, re.MULTILINE), text
 
 
 @pytest.mark.parametrize("kind", ["XRC", "UC"])
 def test_perftest_refuses_by_itself(router: RunningRouter, kind: str) -> None:
     """What it connects by rdma_cm on no device."""
-    text, _ = router.run("a", "ib_send_bw", "-R", "-c", kind, "-p", str(next_port())).communicate(timeout=60)
+    text, _ = router.run("a", "ib_send_bw", "-R", "-c", kind, "-p", str(next_port())).communicate(timeout=PATIENCE)
     assert "not support" in text, text
 
 
@@ -175,7 +167,7 @@ def fi_pingpong(router: RunningRouter, result: str, *options: str, settings: tup
     # Its own handshake is over TCP.
     wait_until(lambda: server.poll() is not None or f":{port:04X} " in tcp_table(), "fi_pingpong listens")
     client = router.run("a", *argv, "-P", str(port), "127.0.0.1")
-    text, _ = client.communicate(timeout=120)
+    text, _ = client.communicate(timeout=PATIENCE)
     assert result in text and client.returncode == 0, text
     output_of(server)
     return text

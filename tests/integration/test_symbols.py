@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import RunningRouter, exported
+from conftest import PATIENCE, RunningRouter, exported
 from sluice import shim_path
 from sluice.shim import LIBRARIES
 
@@ -92,7 +92,7 @@ def test_rdma_cores_own_symbols() -> None:
 def test_application_starts(router: RunningRouter, application: str, option: str) -> None:
     """All its symbols are bound at once; a missing one is a message of the dynamic linker's and exit code 127."""
     child = router.run("a", "env", "LD_BIND_NOW=1", application, *option.split())
-    text, _ = child.communicate(timeout=60)
+    text, _ = child.communicate(timeout=PATIENCE)
     if "command not found" in text:
         pytest.skip(f"{application} is not installed")
     if "rdma_create_id" not in exported() and "RDMACM" in text:
@@ -110,7 +110,7 @@ def test_mlx5_says_that_the_device_is_not_its_own(router: RunningRouter) -> None
         "print(m.mlx5dv_is_supported(v.ibv_get_device_list(None)[0]))"
     )
     child = router.run("a", "/usr/bin/python3", "-c", script)
-    assert child.communicate(timeout=60)[0].strip() == "False"
+    assert child.communicate(timeout=PATIENCE)[0].strip() == "False"
 
 
 def test_all_names_of_the_library_are_there() -> None:

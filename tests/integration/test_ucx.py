@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import RunningRouter, listening, next_port, output_of, serving, wait_until
+from conftest import PATIENCE, RunningRouter, listening, next_port, output_of, serving, wait_until
 
 pytestmark = pytest.mark.skipif(shutil.which("ucx_perftest") is None, reason="ucx-utils is not installed")
 
@@ -86,5 +86,5 @@ def test_wire_up_by_rdma_cm(router: RunningRouter, client_server: Path, protocol
     assert " ERROR " not in text, text
     # It serves for ever.
     server.terminate()
-    text, _ = server.communicate(timeout=60)
+    text, _ = server.communicate(timeout=PATIENCE)
     assert "ERROR" not in text, text

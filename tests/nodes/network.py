@@ -94,7 +94,7 @@ class Node:
         self.process.wait()
 
     def ask(self, op: str, **fields: Any) -> Any:
-        return ask(self.state_dir, op, **fields)
+        return ask(self.state_dir, op, timeout=PATIENCE, **fields)
 
     def status(self, tenant: str) -> dict[str, Any]:
         found: dict[str, Any] = self.ask("status")["tenants"][tenant]

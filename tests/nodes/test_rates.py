@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import next_port, wait_until
+from conftest import PATIENCE, next_port, wait_until
+from conftest import endless as endless_argv
 from network import Cluster, Node, made
 
 
@@ -24,7 +25,7 @@ def endless(
 ) -> "list[subprocess.Popen[str]]":
     """Traffic without end between a tenant (node and name) and another."""
     port = next_port()
-    argv = [tool, "-p", str(port), "--run_infinitely", "-D", "1", *options]
+    argv = endless_argv(tool, port, *options)
     node = cluster[server[0]]
     passive = node.run(server[1], *argv)
     wait_until(lambda: node.listening(port) or passive.poll() is not None, "the server")
@@ -35,7 +36,7 @@ def end(children: "list[subprocess.Popen[str]]") -> None:
     for child in children:
         child.terminate()
     for child in children:
-        child.wait(60)
+        child.wait(PATIENCE)
 
 
 def moved(node: Node, counter: str, tenants: tuple[str, ...]) -> tuple[int, int]:
