@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import next_port, output_of, wait_until
+from conftest import PATIENCE, next_port, output_of, wait_until
 from network import Cluster, Node, made
 
 
@@ -50,7 +50,7 @@ def test_nobody_listens(cluster: Cluster) -> None:
     client = cluster["alpha"].run(
         "client", "rping", "-c", "-a", cluster["beta"].address, "-p", str(next_port()), "-C", "1"
     )
-    text, _ = client.communicate(timeout=60)
+    text, _ = client.communicate(timeout=PATIENCE)
     assert client.returncode != 0 and "RDMA_CM_EVENT_REJECTED, error 8" in text
 
 
@@ -94,5 +94,5 @@ def test_the_other_node_dies(cluster: Cluster) -> None:
     server.kill()
     beta.start()
     cluster.wait_for_links()
-    text, _ = client.communicate(timeout=120)
+    text, _ = client.communicate(timeout=PATIENCE)
     assert "DISCONNECT EVENT" in text

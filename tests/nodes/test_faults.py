@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import next_port, output_of, wait_until
+from conftest import PATIENCE, next_port, output_of, wait_until
 from network import Cluster, Node, made
 from wire import Faults
 
@@ -63,7 +63,7 @@ class Soak:
         assert self.client.poll() is None, self.client.communicate()[0]
 
     def ends_right(self) -> None:
-        text, _ = self.client.communicate("", timeout=120)
+        text, _ = self.client.communicate("", timeout=PATIENCE)
         assert self.client.returncode == 0 and "steps right" in text, text
         assert "messages right" in output_of(self.server)
 
@@ -96,14 +96,14 @@ def test_connections_are_killed_again_and_again(cluster: Cluster, program: Progr
 def test_a_cut_for_ever(cluster: Cluster, program: Program) -> None:
     soak = Soak(cluster, program("soak"), HASTY)
     cluster["beta"].cut()
-    text, _ = soak.client.communicate(timeout=120)
+    text, _ = soak.client.communicate(timeout=PATIENCE)
     assert soak.client.returncode == 0 and "transport retry counter exceeded" in text, text
 
 
 def test_a_router_dies_and_returns(cluster: Cluster, program: Program) -> None:
     soak = Soak(cluster, program("soak"), HASTY)
     cluster["beta"].kill()
-    text, _ = soak.client.communicate(timeout=120)
+    text, _ = soak.client.communicate(timeout=PATIENCE)
     assert soak.client.returncode == 0 and "transport retry counter exceeded" in text, text
     soak.server.kill()
     # Found again, with nothing restarted on alpha.
@@ -149,7 +149,7 @@ def test_silence_for_ever(rough: Cluster, program: Program) -> None:
     assert rough.wire is not None
     soak = Soak(rough, program("soak"), HASTY)
     rough.wire.faults = Faults(loss=1)
-    text, _ = soak.client.communicate(timeout=120)
+    text, _ = soak.client.communicate(timeout=PATIENCE)
     assert soak.client.returncode == 0 and "transport retry counter exceeded" in text, text
     soak.server.kill()
     # Nothing was restarted, and new ones connect.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import next_port, output_of, wait_until
+from conftest import PATIENCE, REPORTS, next_port, output_of, wait_until
 from network import Cluster, made
 
 Program = Callable[[str], Path]
@@ -38,7 +38,10 @@ def test_every_pair_at_once(cluster: Cluster, program: Program) -> None:
 
 @pytest.mark.parametrize("argv", [["ib_write_bw", "-a"], ["ib_send_lat", "-c", "UD"], ["ib_atomic_bw"]], ids=" ".join)
 def test_perftest_to_two_nodes(cluster: Cluster, argv: list[str]) -> None:
-    running = [start(cluster, "alpha", node, *argv, "-n", "104", "-p") for node in NODES[1:]]
+    running = [
+        start(cluster, "alpha", node, *argv, REPORTS, "-n", "104" if argv[0].endswith("_bw") else "20", "-p")
+        for node in NODES[1:]
+    ]
     for client, server in running:
         text = output_of(client)
         output_of(server)
@@ -58,5 +61,5 @@ def test_a_group_of_three_nodes(cluster: Cluster, program: Program) -> None:
     sender.stdin.flush()
     for receiver in receivers:
         assert "arrived" in output_of(receiver)
-    sender.communicate("\n", timeout=30)
+    sender.communicate("\n", timeout=PATIENCE)
     assert sender.returncode == 0
