@@ -120,12 +120,12 @@ test-vm: setup build/build.ninja
 	$(call install,$(VM_PACKAGES))
 	$(BIN)/ninja -C build >/dev/null
 	rm -rf build/vm && mkdir build/vm
-	$(SUDO) tests/vm/boot -t 1500 -o build/vm -- $(CURDIR)/tests/vm/conformance $(CURDIR) /run/vm/out
+	$(SUDO) tests/vm/boot -t 1800 -o build/vm -- $(CURDIR)/tests/vm/conformance $(CURDIR) /run/vm/out
 	$(BIN)/python tests/vm/compare.py build/vm/bare-one-process.json build/vm/local-one-tenant.json \
 	  build/vm/local-two-tenants.json
-	$(SUDO) tests/vm/boot -t 1200 -o build/vm -- $(CURDIR)/tests/vm/nic $(CURDIR) /run/vm/out
+	$(SUDO) tests/vm/boot -t 1800 -o build/vm -- $(CURDIR)/tests/vm/nic $(CURDIR) /run/vm/out
 	$(BIN)/python tests/vm/compare.py build/vm/bare-two-processes.json build/vm/nic-two-tenants.json
-	$(SUDO) tests/vm/boot -n 2 -t 900 -o build/vm -- $(CURDIR)/tests/vm/pair $(CURDIR) /run/vm/out
+	$(SUDO) tests/vm/boot -n 2 -t 1800 -o build/vm -- $(CURDIR)/tests/vm/pair $(CURDIR) /run/vm/out
 	$(BIN)/python tests/vm/compare.py build/vm/bare-two-hosts.json build/vm/nic-two-hosts.json
 
 # Leaks are looked for by the unit tests, which close what they open: sessions that live on between two inputs are found

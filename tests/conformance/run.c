@@ -29,8 +29,15 @@
 
 enum {
     TEST_LIMIT = 6, /* a test may last that many times the patience */
-    HASTE = 3,      /* seconds of patience with a known deviation */
+    HASTE = 1,      /* seconds of patience with a known deviation */
+    LATER = 3,      /* the patience of a second try, in that of the first */
     NAME = 128,
+};
+
+/* What the end that chooses says of the next test; no name: there is none. */
+struct choice {
+    char name[NAME];
+    int32_t patience;
 };
 
 static struct test *first_test, **next_test = &first_test;
@@ -38,10 +45,11 @@ static struct test *first_test, **next_test = &first_test;
 static struct {
     struct options options;
     bool processes, list, json, untried;
+    int tries;
     const char *filters[32];
     int filter_count;
     const char *listen, *connect, *over;
-} say = {.options = {.gid_index = -1, .patience = 10}};
+} say = {.options = {.gid_index = -1, .patience = 10}, .tries = 1};
 
 static struct result *results; /* of both ends, shared with the children */
 
@@ -235,18 +243,27 @@ static void print_json_string(const char *text)
     putchar('"');
 }
 
-static void report(const struct test *test, const char *name, const struct deviation *deviation, double seconds)
+/* Of the two ends' results the one that says most. */
+static const struct result *worst_result(void)
 {
-    const struct result *worst = &results[0];
-    const char *outcome = "ok";
-    bool other = results[0].outcome == OUTCOME_OK;
-
-    if (other)
-        worst = &results[1];
     /* The end that found it, not the one that was left alone. */
     if (results[1].outcome == OUTCOME_FAILED && strncmp(results[1].reason, "meet.c", 6) != 0 &&
         (results[0].outcome != OUTCOME_FAILED || strncmp(results[0].reason, "meet.c", 6) == 0))
-        worst = &results[1], other = true;
+        return &results[1];
+    return &results[results[0].outcome == OUTCOME_OK];
+}
+
+static bool has_failed(const struct result *result)
+{
+    return result->outcome != OUTCOME_OK && result->outcome != OUTCOME_SKIPPED;
+}
+
+static void report(const struct test *test, const char *name, const struct deviation *deviation, int tries,
+                   double seconds)
+{
+    const struct result *worst = worst_result();
+    const char *outcome = "ok";
+
     counts.run++;
     if (worst->outcome == OUTCOME_OK)
         counts.ok++;
@@ -263,7 +280,7 @@ static void report(const struct test *test, const char *name, const struct devia
         print_json_string(test->statement);
         printf(", \"source\": ");
         print_json_string(test->source);
-        printf(", \"outcome\": \"%s\", \"seconds\": %.3f, \"reason\": ", outcome, seconds);
+        printf(", \"outcome\": \"%s\", \"tries\": %d, \"seconds\": %.3f, \"reason\": ", outcome, tries, seconds);
         print_json_string(worst->reason);
         if (deviation) {
             printf(", \"deviation\": ");
@@ -277,9 +294,11 @@ static void report(const struct test *test, const char *name, const struct devia
             printf(" # SKIP %s", worst->reason);
         else if (deviation)
             printf(" # deviation%s: %s", worst->outcome == OUTCOME_OK ? ", but not now" : "", deviation->reason);
+        else if (tries > 1)
+            printf(" # at try %d", tries);
         printf("\n");
         if (worst->outcome == OUTCOME_FAILED)
-            printf("#   %s (%s)\n#   %s%s\n", test->statement, test->source, other ? "the answering end: " : "",
+            printf("#   %s (%s)\n#   %s%s\n", test->statement, test->source, worst == &results[1] ? "the answering end: " : "",
                    worst->reason);
         if (worst->outcome == OUTCOME_NONE)
             printf("#   an end gave no result\n");
@@ -384,23 +403,26 @@ static int apart(void)
 /* The end that doesn't choose: runs what it is told, until it is told nothing. */
 static int follow(int socket)
 {
-    char name[NAME], wanted_name[NAME];
+    struct choice choice;
+    char name[NAME];
 
     for (;;) {
-        if (recv(socket, wanted_name, NAME, MSG_WAITALL) != NAME) {
+        if (recv(socket, &choice, sizeof(choice), MSG_WAITALL) != sizeof(choice)) {
             fprintf(stderr, "conformance: the other end is gone\n");
             return 1;
         }
-        if (!wanted_name[0])
+        choice.name[NAME - 1] = 0;
+        if (!choice.name[0])
             return 0;
         struct test *test = first_test;
 
-        while (test && strcmp(full_name(test, name), wanted_name) != 0)
+        while (test && strcmp(full_name(test, name), choice.name) != 0)
             test = test->next;
         if (!test) {
-            fprintf(stderr, "conformance: the other end has a test that this one hasn't: %s\n", wanted_name);
+            fprintf(stderr, "conformance: the other end has a test that this one hasn't: %s\n", choice.name);
             return 1;
         }
+        say.options.patience = choice.patience;
         run_apart(test, false, socket);
     }
 }
@@ -411,14 +433,15 @@ static void usage(void)
 {
     fputs("usage: conformance [--device NAME] [--gid-index N] [--patience SECONDS] [--filter PATTERN]... [--json]\n"
           "                   [--processes | --listen PORT | --connect HOST:PORT] [--untried]\n"
-          "                   [--over DEVICE]\n"
+          "                   [--over DEVICE] [--tries N]\n"
           "       conformance --list\n"
           "\n"
           "  --filter      shell pattern of names, as 'qp_states.*'; several are alternatives\n"
           "  --processes   the two ends are two processes, not two threads of one\n"
           "  --listen      wait for the other end, which runs on another node or as another tenant\n"
-          "  --connect     be the other end: it runs what the first one asks for\n"
+          "  --connect     be the other end: it runs what the first one asks for, with the first one's patience\n"
           "  --over        what this device hands everything to: that one's known deviations are its own\n"
+          "  --tries       how often a test may fail, each time with more patience, before it counts as failed\n"
           "  --untried     run also what is known to harm this device\n",
           stderr);
     exit(2);
@@ -432,7 +455,7 @@ static void parse(int argc, char **argv)
         {"json", no_argument, NULL, 'j'},          {"list", no_argument, NULL, 'l'},
         {"processes", no_argument, NULL, '2'},     {"listen", required_argument, NULL, 'L'},
         {"connect", required_argument, NULL, 'C'}, {"untried", no_argument, NULL, 'u'},
-        {"over", required_argument, NULL, 'o'},
+        {"over", required_argument, NULL, 'o'},    {"tries", required_argument, NULL, 't'},
         {NULL, 0, NULL, 0},
     };
     int option;
@@ -449,6 +472,7 @@ static void parse(int argc, char **argv)
         case 'C': say.connect = optarg; break;
         case 'o': say.over = optarg; break;
         case 'u': say.untried = true; break;
+        case 't': say.tries = atoi(optarg); break;
         case 'f':
             if (say.filter_count == sizeof(say.filters) / sizeof(*say.filters))
                 usage();
@@ -457,7 +481,7 @@ static void parse(int argc, char **argv)
         default: usage();
         }
     }
-    if (optind != argc || say.options.patience < 1 || say.processes + !!say.listen + !!say.connect > 1)
+    if (optind != argc || say.options.patience < 1 || say.tries < 1 || say.processes + !!say.listen + !!say.connect > 1)
         usage();
 }
 
@@ -469,6 +493,31 @@ static int list_tests(void)
         if (wanted(full_name(test, name)))
             printf("%-44s %s (%s)\n", name, test->statement, test->source);
     return 0;
+}
+
+static bool choose(int socket, const char *name)
+{
+    struct choice choice = {.patience = say.options.patience};
+
+    snprintf(choice.name, NAME, "%s", name);
+    return send(socket, &choice, sizeof(choice), MSG_NOSIGNAL) == sizeof(choice);
+}
+
+static void run(const struct test *test, const char *name, const struct deviation *deviation, int socket)
+{
+    memset(results, 0, 2 * sizeof(*results));
+    if (deviation && deviation->untried && !say.untried) {
+        results[0] = results[1] = (struct result){OUTCOME_SKIPPED, ""};
+        snprintf(results[0].reason, REASON, "deviation: %s", deviation->reason);
+    } else if (socket >= 0) {
+        if (!choose(socket, name)) {
+            fprintf(stderr, "conformance: the other end is gone\n");
+            exit(1);
+        }
+        run_apart(test, true, socket);
+    } else {
+        run_here(test);
+    }
 }
 
 int main(int argc, char **argv)
@@ -500,30 +549,21 @@ int main(int argc, char **argv)
             continue;
         const struct deviation *deviation = deviation_of(say.over ? say.over : on, name);
         double start = now();
+        int tries = 0;
 
         /* What is known to fail isn't waited for long. */
         say.options.patience = deviation && patience > HASTE ? HASTE : patience;
-        memset(results, 0, 2 * sizeof(*results));
-        if (deviation && deviation->untried && !say.untried) {
-            results[0] = results[1] = (struct result){OUTCOME_SKIPPED, ""};
-            snprintf(results[0].reason, REASON, "deviation: %s", deviation->reason);
-        } else if (socket >= 0) {
-            memset(name + strlen(name), 0, sizeof(name) - strlen(name));
-            if (send(socket, name, NAME, MSG_NOSIGNAL) != NAME) {
-                fprintf(stderr, "conformance: the other end is gone\n");
-                return 1;
+        do {
+            if (tries++) {
+                fprintf(stderr, "conformance: %s: try %d: %s\n", name, tries - 1, worst_result()->reason);
+                say.options.patience = LATER * patience;
             }
-            run_apart(test, true, socket);
-        } else {
-            run_here(test);
-        }
-        report(test, name, deviation, now() - start);
+            run(test, name, deviation, socket);
+        } while (!deviation && has_failed(worst_result()) && tries < say.tries);
+        report(test, name, deviation, tries, now() - start);
     }
-    if (socket >= 0) {
-        memset(name, 0, sizeof(name));
-        if (send(socket, name, NAME, MSG_NOSIGNAL) != NAME)
-            return 1;
-    }
+    if (socket >= 0 && !choose(socket, ""))
+        return 1;
     if (say.json)
         printf("\n], \"ok\": %d, \"failed\": %d, \"skipped\": %d, \"deviating\": %d}\n", counts.ok, counts.failed,
                counts.skipped, counts.deviating);

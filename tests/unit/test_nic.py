@@ -149,6 +149,30 @@ def test_each_device_has_its_own_nic(monkeypatch: pytest.MonkeyPatch) -> None:
         mlx.nic.close()
 
 
+def test_a_device_is_back_when_it_is_of_use(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ports: dict[tuple[str, int], list[bytes]] = {("rxe7", 1): [gid_of(1)]}
+    monkeypatch.setattr(Devices, "ports", ports)
+    monkeypatch.setattr(nic, "VERBS", sysfs / "verbs")
+    (sysfs / "verbs" / "uverbs0").mkdir(parents=True)
+    there, state = sysfs / "verbs" / "uverbs0" / "ibdev", sysfs / "rxe7" / "ports" / "1" / "state"
+    there.write_text("rxe7\n")
+    with Devices() as engine:
+        rxe = Nic(engine, 0, "rxe7")
+        rxe.lost()
+        there.unlink()
+        assert not rxe.came_back()
+        there.write_text("rxe7\n")
+        state.write_text("1: DOWN\n")
+        assert not rxe.came_back()
+        state.write_text("4: ACTIVE\n")
+        ports["rxe7", 1] = []  # as a device that was just added
+        assert not rxe.came_back() and not engine.open and "gone" in rxe.describe()
+        ports["rxe7", 1] = [gid_of(2)]
+        assert rxe.came_back() and engine.open == {0: ("rxe7", 1)} and rxe.gids == [gid_of(2)]
+        assert rxe.describe() == "port 1 is active, addresses: 10.0.0.2"
+        rxe.close()
+
+
 def test_without_a_nic_the_address_is_the_only_gid() -> None:
     device = VirtualDevice(IPv4Address("100.64.0.9"))
     reply = ffi.new("struct sluice_device_reply *")

@@ -216,12 +216,13 @@ class Router:
             self._tell_of_nic(device, nic, event)
 
     def _tell_of_nic(self, device: NodeDevice, nic: Nic, event: int) -> None:
-        log.warning("device %s: %s: %s", device.name, PORT_EVENTS[event], nic.describe())
         if self._peer_nics is not None:
             self._peer_nics.changed()
         for tenant in self.tenants.values():
             tenant.renew_devices()
             tenant.tell(device, event, 1)
+        # Last: who reads it finds the device so.
+        log.warning("device %s: %s: %s", device.name, PORT_EVENTS[event], nic.describe())
 
     def _lose_nic(self, device: NodeDevice, nic: Nic) -> None:
         asyncio.get_running_loop().remove_reader(nic.event_fd())

@@ -154,16 +154,19 @@ class Nic:
         return self._verbs is None or self._verbs.exists()
 
     def came_back(self) -> bool:
-        """Opens a device that was lost, where it is there again."""
-        if self._closing or self.device not in devices() or _verbs_device(self.device) is None:
+        """Opens a device that was lost, where it is there again and of use: its port is up, and has an address.
+
+        A kernel that adds a device gives it its addresses a little later; who opened it before would find none.
+        """
+        if self._closing or _verbs_device(self.device) is None or not _is_active(self.device, self._port):
             return False
-        try:
+        with suppress(OSError):
             self._open()
-        except OSError:
+            self.present = self._now.port_state == PORT_ACTIVE and bool(self.gids)
+        if not self.present:
             self._engine.close_nic(self._number)
-            return False
-        self.present = True
-        return True
+            self._now.port_state = PORT_DOWN
+        return self.present
 
     def reach(self, gid_index: int, gid: bytes) -> "Future[None] | None":
         """None: the way to this GID is known. A future: until then it is looked for. OSError: there is none."""
