@@ -17,8 +17,9 @@
 #define VIRTUAL_AHEAD_NS 1000000ull
 /* Engine time by which a flow that rested comes behind the others. */
 #define FLOW_CREDIT_NS 50000ull
-/* How much of a guarantee that wasn't wanted is kept for later. */
+/* How much of a guarantee that wasn't wanted is kept for later, and of one that was while the device had no room. */
 #define FLOOR_LAG_NS 2000000ull
+#define FLOOR_HELD_NS NS_PER_SECOND
 /* Bytes in a guarantee's turn, for its deadline. */
 #define FLOOR_QUANTUM 65536u
 
@@ -80,6 +81,18 @@ static void floor_enter(struct entity *entity, enum flow flow)
     if (floor->bucket.tat < oldest)
         floor->bucket.tat = oldest;
     heap_insert(&shaper->waiting[flow], &floor->node, floor->bucket.tat);
+}
+
+/* It is wanted from now on, or has been since it was held. */
+static void floor_wanted(struct entity *entity, enum flow flow)
+{
+    if (flow >= DIRECTIONS)
+        return;
+    struct floor *floor = &entity->floor[flow];
+    uint64_t held = floor->held_since && floor->held_since < entity->shaper->now ? entity->shaper->now - floor->held_since : 0;
+
+    floor->bucket.lag_ns = FLOOR_LAG_NS + (held < FLOOR_HELD_NS ? held : FLOOR_HELD_NS);
+    floor->held_since = 0;
 }
 
 static struct entity *closed_above(struct entity *entity, enum flow flow)
@@ -161,6 +174,7 @@ static void enter(struct entity *entity, enum flow flow)
 
     catch_up(entity, time);
     heap_insert(&entity->parent->children[flow], &entity->node[flow], entity->virtual_time[time]);
+    floor_wanted(entity, flow);
     floor_enter(entity, flow);
 }
 
@@ -305,6 +319,14 @@ void entity_set_work(struct entity *leaf, enum flow flow, bool has_work)
     update(leaf, flow);
 }
 
+void entity_was_held(struct entity *leaf, enum flow flow, uint64_t since)
+{
+    if (flow >= DIRECTIONS)
+        return;
+    for (struct entity *entity = leaf; entity->parent && !heap_has(&entity->node[flow]); entity = entity->parent)
+        entity->floor[flow].held_since = since;
+}
+
 void entity_set_chores(struct entity *leaf, uint32_t direction, bool has_chores)
 {
     if (leaf->chores[direction] == has_chores)
@@ -349,6 +371,7 @@ static void set_floor(struct entity *entity, enum flow flow, uint64_t rate)
     if (rate == 0)
         return;
     floor->bucket.lag_ns = FLOOR_LAG_NS;
+    floor->held_since = 0;
     floor->bucket.peaked = false;
     floor->time_cost = (uint64_t)(((unsigned __int128)shaper->capacity << 16) / rate);
     floor->quantum_ns = (uint64_t)((unsigned __int128)floor->bucket.ns_per_unit * FLOOR_QUANTUM >> 32);

@@ -67,6 +67,7 @@ struct floor {
     uint64_t quantum_ns;     /* from due to the deadline */
     struct heap_node node;   /* in shaper->waiting or shaper->due */
     struct list parked;      /* due, but the group's ceiling is reached */
+    uint64_t held_since;     /* entity_was_held; 0: it wasn't */
     bool due;
 };
 
@@ -134,6 +135,11 @@ void entity_set_limits(struct entity *entity, uint64_t operations, uint64_t verb
 
 /* Whether a leaf has work of this kind. */
 void entity_set_work(struct entity *leaf, enum flow flow, bool has_work);
+/*
+ * All the while since then a leaf that has no work had some, which the device had no room for: what its guarantee was due
+ * meanwhile is due when the work is set.
+ */
+void entity_was_held(struct entity *leaf, enum flow flow, uint64_t since);
 /* Whether some of it is others' operations. */
 void entity_set_chores(struct entity *leaf, uint32_t direction, bool has_chores);
 /* Kinds of work that a leaf has. */

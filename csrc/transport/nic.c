@@ -133,8 +133,10 @@ bool nic_has_room(struct qp *qp, uint32_t bytes)
         return false;
     if (nic->flying == 0 || nic->flying + (uint64_t)bytes <= NIC_FLIGHT)
         return true;
-    if (list_unlinked(&twin->blocked))
+    if (list_unlinked(&twin->blocked)) {
         list_append(&nic->blocked, &twin->blocked);
+        twin->blocked_since = qp->session->engine->now;
+    }
     return false;
 }
 

@@ -50,7 +50,8 @@ struct nic_qp {
     uint32_t posted, completed;   /* requests, running free */
     uint32_t received;            /* receives that came back; those up to rq.head are in the NIC */
     struct timer timer;           /* while draining */
-    struct list blocked;          /* in nic->blocked */
+    struct list blocked;          /* in nic->blocked, */
+    uint64_t blocked_since;       /* ns: since then */
     struct list ending;           /* in nic->ending */
 };
 

@@ -8,6 +8,8 @@
 #include "../nic_pool.h"
 #include "../nic_srq.h"
 #include "../session.h"
+#include "../tenant.h"
+#include "../turn.h"
 #include "nic.h"
 
 enum { POLL = 32, ROUNDS = 8 };
@@ -21,10 +23,13 @@ void nic_wake_blocked(struct nic *nic)
     list_init(&woken);
     list_splice(&woken, &nic->blocked);
     while (!list_empty(&woken)) {
-        struct qp *qp = list_entry(list_take(&woken), struct nic_qp, blocked)->owner;
+        struct nic_qp *twin = list_entry(list_take(&woken), struct nic_qp, blocked);
+        struct qp *qp = twin->owner;
 
-        if (qp->wait == QP_WAIT_TRANSPORT)
-            qp_activate(qp);
+        if (qp->wait != QP_WAIT_TRANSPORT)
+            continue;
+        entity_was_held(&qp->tenant->account.entity, turn_flow(qp), twin->blocked_since);
+        qp_activate(qp);
     }
 }
 

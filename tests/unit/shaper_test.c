@@ -5,6 +5,7 @@
 #include "check.h"
 #include "clock.h"
 #include "heap.h"
+#include "shaper.h"
 
 #define GBPS 1000000000ull
 #define MS 1000000ull
@@ -116,6 +117,65 @@ static void a_guarantee_holds_against_costly_messages(void)
     CHECK(rate(simulation, victim, EGRESS, 100 * MS) >= 20e9);
     CHECK(simulation_lag(simulation, victim, EGRESS) <= 2 * 65536);
     simulation_close(simulation);
+}
+
+/*
+ * A device of 100 Mbit/s that carries 65, from a queue of 1 MiB: tenants whose messages find no room there are without work until
+ * half of it is gone, as with a NIC.
+ */
+static void a_guarantee_holds_on_a_device_that_carries_less(void)
+{
+    enum { VICTIM, HOG, TENANTS, CHUNK = 64 * KIB, ROOM = 16 };
+    const uint64_t mbps = 1000000, end = 20 * NS_PER_SECOND, takes = 8ull * CHUNK * NS_PER_SECOND / (65 * mbps);
+    static struct timers timers;
+    static struct shaper shaper;
+    static struct entity device, tenants[TENANTS];
+    static uint64_t throttled_ns[TENANTS][SLUICE_LIMITS];
+    const struct sluice_share shares[TENANTS] = {share(60 * mbps, 0, 100), share(0, 0, 100)};
+    uint64_t now = 1000, done = 0, held_since[TENANTS] = {0}, carried[TENANTS] = {0};
+    struct entity *queue[ROOM];
+    uint32_t first = 0, last = 0;
+
+    CHECK(shaper_init(&shaper, &device, &timers, now) == 0);
+    shaper_set_device(&shaper, 100 * mbps, 100 * mbps, true);
+    for (int i = 0; i < TENANTS; i++) {
+        CHECK(entity_init(&tenants[i], &shaper, NULL, throttled_ns[i]) == 0);
+        entity_set_share(&tenants[i], &shares[i]);
+        entity_set_work(&tenants[i], FLOW_EGRESS, true);
+    }
+    while (now < end) {
+        struct turn turn;
+
+        timers_run(&timers, now);
+        for (; first != last && done <= now; done += takes)
+            carried[queue[first++ % ROOM] - tenants] += CHUNK;
+        for (int i = 0; i < TENANTS && last - first <= ROOM / 2; i++)
+            if (held_since[i]) {
+                entity_was_held(&tenants[i], FLOW_EGRESS, held_since[i]);
+                entity_set_work(&tenants[i], FLOW_EGRESS, true);
+                held_since[i] = 0;
+            }
+        if (!shaper_next(&shaper, now, &turn)) {
+            uint64_t next = timers_next(&timers);
+
+            now = first != last && done < next ? done : next;
+        } else if (last - first == ROOM) {
+            held_since[turn.leaf - tenants] = now;
+            entity_set_work(turn.leaf, FLOW_EGRESS, false);
+        } else {
+            if (first == last)
+                done = now + takes;
+            queue[last++ % ROOM] = turn.leaf;
+            now += 1000;
+            shaper_charge(&shaper, &turn, CHUNK, 1, 1000, now);
+        }
+    }
+    CHECK(8e9 * (double)carried[VICTIM] / (double)end > 0.99 * 60e6);
+    CHECK(near(8e9 * (double)(carried[VICTIM] + carried[HOG]) / (double)end, 65e6, 0.01));
+    for (int i = 0; i < TENANTS; i++)
+        entity_free(&tenants[i]);
+    entity_free(&device);
+    timers_free(&timers);
 }
 
 /* Its own costly messages eat its guarantee: it can't have more of the engine than was promised. */
@@ -294,6 +354,7 @@ int main(void)
     RUN(costly_messages_cost_their_sender);
     RUN(guarantees_come_first_and_the_rest_goes_by_weight);
     RUN(a_guarantee_holds_against_costly_messages);
+    RUN(a_guarantee_holds_on_a_device_that_carries_less);
     RUN(a_guarantee_is_no_weapon);
     RUN(groups_share_and_keep_their_ceiling);
     RUN(a_groups_guarantee_is_its_tenants);
