@@ -156,7 +156,8 @@ def test_a_device_is_back_when_it_is_of_use(sysfs: Path, monkeypatch: pytest.Mon
     (sysfs / "verbs" / "uverbs0").mkdir(parents=True)
     there, state = sysfs / "verbs" / "uverbs0" / "ibdev", sysfs / "rxe7" / "ports" / "1" / "state"
     there.write_text("rxe7\n")
-    with Devices() as engine:
+    engine = Devices()
+    with engine:
         rxe = Nic(engine, 0, "rxe7")
         rxe.lost()
         there.unlink()
