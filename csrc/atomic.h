@@ -7,7 +7,9 @@
 #ifndef SLUICE_ATOMIC_H
 #define SLUICE_ATOMIC_H
 
+#include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* A word that may change any time, without ordering: counters, hints. */
 #define load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
@@ -34,6 +36,13 @@ extern uint32_t sluice_fence_word;
 /* Earlier stores are visible before later ones. */
 #define release_fence() __atomic_thread_fence(__ATOMIC_RELEASE)
 #endif
+
+/* A private copy of what somebody else may change meanwhile. The compiler may not go back to the original for a part of it. */
+static inline void copy_once(void *to, const void *from, size_t length)
+{
+    memcpy(to, from, length);
+    __asm__ volatile("" : : "r"(to) : "memory");
+}
 
 /* Tells the core that this is a spin loop. */
 static inline void spin_hint(void)

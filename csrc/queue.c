@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "queue.h"
 
-#include <string.h>
-
 #include "atomic.h"
 
 uint32_t queue_entries(uint32_t count)
@@ -65,7 +63,7 @@ bool queue_take_receive(struct session *session, struct queue *queue, uint32_t m
     }
     receive->wr_id = slot->wr_id;
     receive->num_sge = num_sge;
-    memcpy(receive->sges, slot + 1, num_sge * sizeof(struct sluice_sge));
+    copy_once(receive->sges, slot + 1, num_sge * sizeof(struct sluice_sge));
     receive->active = true;
     queue->head++;
     return true;

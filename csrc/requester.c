@@ -119,7 +119,7 @@ void qp_complete_oldest(struct qp *qp, uint32_t status, uint32_t byte_len)
         return;
     }
     /* The slot is still the engine's; what a tenant writes there nevertheless is its own loss. */
-    memcpy(&wqe, queue_slot_at(&qp->sq, qp->completed), sizeof(wqe));
+    copy_once(&wqe, queue_slot_at(&qp->sq, qp->completed), sizeof(wqe));
     complete(qp, &wqe, status, byte_len);
     /* All that was begun before SQD is done now (IBTA 10.3.1.5). */
     if (qp->state == IBV_QPS_SQD && qp->completed == qp->sq.head && !qp->message.active)
@@ -143,16 +143,15 @@ void qp_flush_sends(struct qp *qp)
         qp_complete_send(qp, IBV_WC_WR_FLUSH_ERR);
     if (queue->entries == 0)
         return;
-    do {
-        while (queue_waiting(session, queue) && !session->broken) {
-            const struct sluice_wqe *slot = (const struct sluice_wqe *)queue_slot(queue);
-
-            qp->message.wqe = (struct sluice_wqe *)qp->message.bytes;
-            memcpy(qp->message.bytes, slot, sizeof(*slot));
-            qp->message.total = 0;
-            qp_complete_send(qp, IBV_WC_WR_FLUSH_ERR);
-        }
-    } while (!session->broken && !queue_arm(session, queue));
+    /* What is there now: who goes on posting meanwhile would keep the worker here for ever. */
+    for (uint32_t left = queue_waiting(session, queue); left && !session->broken; left--) {
+        qp->message.wqe = (struct sluice_wqe *)qp->message.bytes;
+        copy_once(qp->message.bytes, queue_slot(queue), sizeof(struct sluice_wqe));
+        qp->message.total = 0;
+        qp_complete_send(qp, IBV_WC_WR_FLUSH_ERR);
+    }
+    if (!session->broken && !queue_arm(session, queue) && !session->broken)
+        session_ring_again(session, qp->handle);
 }
 
 /* ---- taking WQEs from shared memory ------------------------------------ */
@@ -175,7 +174,7 @@ bool qp_copy_message(struct qp *qp, uint32_t index, struct message *message)
     const struct sluice_wqe *wqe = (const struct sluice_wqe *)message->bytes;
     uint32_t size = sizeof(*wqe);
 
-    memcpy(message->bytes, slot, SLUICE_BLOCK);
+    copy_once(message->bytes, slot, SLUICE_BLOCK);
     message->wqe = (struct sluice_wqe *)message->bytes;
     message->sges = (struct sluice_sge *)(message->bytes + size);
     message->inline_data = message->bytes + size;
@@ -200,7 +199,7 @@ bool qp_copy_message(struct qp *qp, uint32_t index, struct message *message)
         return false;
     }
     if (size > SLUICE_BLOCK)
-        memcpy(message->bytes + SLUICE_BLOCK, slot + SLUICE_BLOCK, size - SLUICE_BLOCK);
+        copy_once(message->bytes + SLUICE_BLOCK, slot + SLUICE_BLOCK, size - SLUICE_BLOCK);
     /* Nothing of a message that was given up goes into this one. */
     if (__builtin_expect(qp->relay != NULL, 0))
         relay_drop(qp);

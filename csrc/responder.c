@@ -4,6 +4,7 @@
 
 #include "parcel.h"
 #include "qp.h"
+#include "session.h"
 #include "srq.h"
 
 void qp_establish(struct qp *qp)
@@ -69,16 +70,17 @@ void qp_flush_receives(struct qp *qp)
         qp_complete_receive(qp, IBV_WC_WR_FLUSH_ERR, IBV_WC_RECV, 0, 0, 0, false);
     if (queue->entries == 0)
         return;
-    do {
-        while (queue_waiting(session, queue) && !session->broken) {
-            const struct sluice_recv_wqe *slot = (const struct sluice_recv_wqe *)queue_slot(queue);
+    /* As sends are (qp_flush_sends). */
+    for (uint32_t left = queue_waiting(session, queue); left && !session->broken; left--) {
+        const struct sluice_recv_wqe *slot = (const struct sluice_recv_wqe *)queue_slot(queue);
 
-            qp->receive.wr_id = slot->wr_id;
-            qp->receive.src_qp = qp->attr.dest_qp_num;
-            qp->receive.cq = qp->recv_cq;
-            qp->receive.srq = NULL;
-            queue->head++;
-            qp_complete_receive(qp, IBV_WC_WR_FLUSH_ERR, IBV_WC_RECV, 0, 0, 0, false);
-        }
-    } while (!session->broken && !queue_arm(session, queue));
+        qp->receive.wr_id = slot->wr_id;
+        qp->receive.src_qp = qp->attr.dest_qp_num;
+        qp->receive.cq = qp->recv_cq;
+        qp->receive.srq = NULL;
+        queue->head++;
+        qp_complete_receive(qp, IBV_WC_WR_FLUSH_ERR, IBV_WC_RECV, 0, 0, 0, false);
+    }
+    if (!session->broken && !queue_arm(session, queue) && !session->broken)
+        session_ring_again(session, qp->handle);
 }

@@ -22,6 +22,7 @@
 #include "srq.h"
 #include "xrc.h"
 #include "tenant.h"
+#include "worker.h"
 
 int pipe_open(int *read_fd, int *write_fd)
 {
@@ -179,6 +180,16 @@ bool session_rung(const struct session *session)
            load_relaxed(&head->summary[3]) | load_relaxed(&head->srq_summary) | load_relaxed(&head->command_rung);
 }
 
+void session_ring_again(struct session *session, uint32_t qp)
+{
+    struct sluice_segment *head = segment_head(&session->segment);
+    uint32_t word = qp / 64;
+
+    __atomic_fetch_or(&head->words[word], 1ull << (qp % 64), __ATOMIC_SEQ_CST);
+    __atomic_fetch_or(&head->summary[word / 64], 1ull << (word % 64), __ATOMIC_SEQ_CST);
+    worker_wake(session->engine->page);
+}
+
 void session_answer(struct session *session, const struct sluice_command *command)
 {
     struct sluice_command *mailbox = &segment_head(&session->segment)->command;
@@ -200,7 +211,7 @@ void session_command(struct session *session)
     /* Who posts another before the one is answered is no shim of ours. */
     if (load_acquire(&mailbox->state) != SLUICE_COMMAND_POSTED || session->registration)
         return;
-    memcpy(&command, mailbox, sizeof(command));
+    copy_once(&command, mailbox, sizeof(command));
     bool done = mr_command(session, &command);
 
     session->engine->commanded = session->engine->now;

@@ -19,6 +19,9 @@ void session_answer(struct session *session, const struct sluice_command *comman
 /* The command waits for its tenant's turn. */
 void session_queue_command(struct session *session);
 
+/* Rings for a QP as its shim would: in the next round, after others have had theirs. */
+void session_ring_again(struct session *session, uint32_t qp);
+
 /* Whether there is something for session_poll. */
 bool session_rung(const struct session *session);
 

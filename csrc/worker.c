@@ -369,6 +369,11 @@ static void *work(void *argument)
 void worker_ring(struct sluice_engine_page *page, uint32_t *word)
 {
     exchange(word, 1);
+    worker_wake(page);
+}
+
+void worker_wake(struct sluice_engine_page *page)
+{
     /* Pairs with the one in park(). */
     full_fence();
     if (!load_relaxed(&page->parked))

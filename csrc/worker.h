@@ -18,6 +18,8 @@ bool worker_called(const struct sluice_engine *engine);
 int worker_start(struct sluice_engine *engine);
 void worker_stop(struct sluice_engine *engine);
 
+/* After a store that the worker looks at, before it sleeps: wakes it where it does. */
+void worker_wake(struct sluice_engine_page *page);
 /* From any other thread: sets a word that the worker looks at, and wakes it where it sleeps. */
 void worker_ring(struct sluice_engine_page *page, uint32_t *word);
 

@@ -114,6 +114,53 @@ static void garbage_ends_its_session_only(void)
     }
 }
 
+/* Raises the producer of a queue that is flushed, always as far as there is room, as long as posting says so. */
+static uint32_t posting;
+
+static void *post_for_ever(void *argument)
+{
+    struct client *bad = argument;
+    uint32_t flushed = 0;
+
+    while (load_relaxed(&posting)) {
+        const struct sluice_cqe *cqe = &bad->ring[bad->polled & (bad->cq_entries - 1)];
+
+        if (load_acquire(&cqe->turn) == bad->polled / bad->cq_entries + 1) {
+            flushed = load_relaxed(&cqe->tail);
+            store_release(&bad->cq->consumer, ++bad->polled);
+        }
+        store_release(&bad->shared->sq.producer, flushed + ENTRIES);
+    }
+    return NULL;
+}
+
+/* Who posts as fast as its WQEs are flushed has no more of the worker than its part. */
+static void a_flush_has_an_end(void)
+{
+    struct client a, b, bad;
+    pthread_t thread;
+
+    open_client(&a);
+    open_client(&b);
+    open_client(&bad);
+    join(&a, &b);
+    move(&bad, IBV_QPS_INIT, 0);
+    move(&bad, IBV_QPS_ERR, 0);
+    store_relaxed(&posting, 1u);
+    CHECK(pthread_create(&thread, NULL, post_for_ever, &bad) == 0);
+    ring(&bad);
+    for (uint64_t round = 0; round < 300; round++) {
+        post_write(&a, &b, round, 8);
+        publish(&a);
+        CHECK(wait_cqe(&a).status == IBV_WC_SUCCESS);
+    }
+    store_relaxed(&posting, 0u);
+    CHECK(pthread_join(thread, NULL) == 0);
+    close_client(&bad);
+    close_client(&a);
+    close_client(&b);
+}
+
 #ifndef __SANITIZE_THREAD__ /* stores that race by design */
 static void random_bytes_everywhere(void)
 {
@@ -321,6 +368,7 @@ int main(void)
     RUN(rings_lose_nothing);
     RUN(data_arrives_in_chunks);
     RUN(garbage_ends_its_session_only);
+    RUN(a_flush_has_an_end);
     RUN(the_peer_leaves);
     RUN(tenants_cannot_write_the_engine_page);
     RUN(a_full_memory_is_an_error);
