@@ -40,3 +40,15 @@ def test_it_says_why(tmp_path: Path, options: list[str], message: str) -> None:
     assert done.returncode == 1, done.stderr
     assert message.format(root=tmp_path) in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_option_that_there_is_none_of_is_answered_with_those_that_there_are(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sluice", "router", f"--state-dir={tmp_path}", "--policy", "limits.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "[--config FILE]" in done.stderr and "unrecognized arguments: --policy limits.yaml" in done.stderr

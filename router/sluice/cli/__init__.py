@@ -6,6 +6,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from sluice import __version__
 from sluice.control.operator import RouterAbsent, RouterError
@@ -22,11 +23,19 @@ def default_state_dir() -> Path:
     return Path(runtime) / "sluice" if runtime else Path(f"/tmp/sluice-{os.geteuid()}")
 
 
+class Parser(argparse.ArgumentParser):
+    """Of a command: an argument that it doesn't know is its own error, beside the usage that has the right one."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
 def parser(arguments: list[str]) -> argparse.ArgumentParser:
     """Of the command that comes first, alone: the others' modules take longer to load than it may take."""
-    sluice = argparse.ArgumentParser(
-        prog="sluice", description="A software RDMA device for every container, metered and shaped."
-    )
+    sluice = Parser(prog="sluice", description="A software RDMA device for every container, metered and shaped.")
     sluice.add_argument("--version", action="version", version=f"sluice {__version__}")
     commands = sluice.add_subparsers(dest="command", required=True, metavar="COMMAND")
     named = [name for name in COMMANDS if arguments[:1] == [name]]
