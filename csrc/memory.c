@@ -5,10 +5,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <infiniband/verbs.h>
-#include <linux/magic.h>
 #include <stdlib.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 
 #include "reach.h"
 #include "tenant.h"
@@ -51,12 +49,11 @@ void memory_free(struct memory *memory)
 /*
  * Files that live in memory only: with any other, a page that is missing could keep
  * the worker waiting for a disk, or for a file system that the tenant serves itself.
+ * Only tmpfs and hugetlbfs have seals, and the kernel says so without asking the file system.
  */
 static bool is_in_memory(int fd)
 {
-    struct statfs system;
-
-    return fstatfs(fd, &system) == 0 && (system.f_type == TMPFS_MAGIC || system.f_type == HUGETLBFS_MAGIC);
+    return fcntl(fd, F_GET_SEALS) >= 0;
 }
 
 int memory_open_file(struct session *session, int fd, bool writable)
@@ -64,11 +61,17 @@ int memory_open_file(struct session *session, int fd, bool writable)
     struct stat status;
     int flags = fcntl(fd, F_GETFL);
 
-    if (flags < 0 || fstat(fd, &status))
+    if (flags < 0)
         return -errno;
-    if (!S_ISREG(status.st_mode) || !is_in_memory(fd))
+    if (flags & O_PATH)
+        return -EACCES;
+    if (!is_in_memory(fd))
         return -EOPNOTSUPP;
-    if ((flags & O_PATH) || (flags & O_ACCMODE) == O_WRONLY || (writable && (flags & O_ACCMODE) != O_RDWR))
+    if (fstat(fd, &status))
+        return -errno;
+    if (!S_ISREG(status.st_mode))
+        return -EOPNOTSUPP;
+    if ((flags & O_ACCMODE) == O_WRONLY || (writable && (flags & O_ACCMODE) != O_RDWR))
         return -EACCES;
     if (status.st_size <= 0 || (uint64_t)status.st_size > ARENA_SIZE)
         return -EINVAL;

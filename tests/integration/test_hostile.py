@@ -312,6 +312,29 @@ def test_descriptors_that_nobody_asks_for(intruder: Intruder, router: RunningRou
     wait_until(lambda: len(list(open_files.iterdir())) <= before, "the descriptors' end")
 
 
+def test_sockets_that_linger(intruder: Intruder) -> None:
+    """Who closes one last waits for bytes that its peer never takes: not the router."""
+    assert intruder.hello() == 0
+    kept = []
+    for cookie in (1, 2):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            sender = socket.create_connection(listener.getsockname())
+            kept.append(listener.accept()[0])
+        sender.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                sender.send(bytes(1 << 16))
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+        packet = ffi.new("struct sluice_descriptor *", {"cookie": cookie})
+        socket.send_fds(intruder.descriptors, [bytes(ffi.buffer(packet))], [sender.fileno()])
+        sender.close()
+    # One is refused, the other is still unread when the session ends.
+    assert intruder.ask(open_memory(lib.SLUICE_MEMORY_FILE, 1, 1, 0, 0, cookie=1)) == errno.EOPNOTSUPP
+    intruder.descriptors.send(b"hello?")
+    assert intruder.is_over()
+    del kept
+
+
 def test_many_files(intruder: Intruder) -> None:
     """As many as a session may have, and no more."""
     assert intruder.hello() == 0

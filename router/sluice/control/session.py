@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from sluice.control.closer import Closer
 from sluice.control.mapping import open_mapping, open_process
 from sluice.engine import Engine, ffi, lib
 
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 USERFAULTFD = "/dev/userfaultfd"
 SO_PEERPIDFD = 77
 """Linux 6.5, asm-generic/socket.h: a descriptor of the process that connected, which no later one can be taken for."""
+MAX_FILES = 253
+"""That one packet may carry (SCM_MAX_FD in unix(7)): what is cut off is closed by whoever receives."""
 MAX_PENDING = 4
 """Descriptors that came before the requests that speak of them."""
 
@@ -36,12 +39,18 @@ class Session:
     """on_end is called once, when the session is over for whatever reason."""
 
     def __init__(
-        self, engine: Engine, tenant: int, connection: socket.socket, on_end: Callable[["Session", str], None]
+        self,
+        engine: Engine,
+        tenant: int,
+        connection: socket.socket,
+        on_end: Callable[["Session", str], None],
+        closer: Closer,
     ) -> None:
         """Takes the connection over. OSError: the engine has no room, or the process is gone already."""
         self._engine = engine
         self._connection = connection
         self._on_end = on_end
+        self._closer = closer
         self._ended = False
         self._pidfd: int | None = None
         self._is_proved = False
@@ -106,7 +115,7 @@ class Session:
     def _receive(self) -> str | None:
         """Takes what came on the descriptor socket; a reason why the session must end."""
         try:
-            data, files, _, _ = socket.recv_fds(self._connection, 64, MAX_PENDING)
+            data, files, _, _ = socket.recv_fds(self._connection, 64, MAX_FILES)
         except BlockingIOError:
             return None
         except OSError:
@@ -115,20 +124,24 @@ class Session:
             len(data) == ffi.sizeof("struct sluice_descriptor")
             and len(files) == 1
             and len(self._received) < MAX_PENDING
+            and not self._closer.is_behind
         ):
             cookie = ffi.from_buffer("struct sluice_descriptor *", data).cookie
             if cookie not in self._received:
                 self._received[cookie] = files[0]
                 return None
-        for fd in files:
-            os.close(fd)
+        self._closer.close(*files)
         return "it sent garbage on the descriptor socket" if data else "it closed its connection"
 
     def take_descriptor(self, cookie: int) -> int | None:
-        """What the process has sent for the request with this cookie; the caller's to close."""
+        """What the process has sent for the request with this cookie; the caller's to close, by close_descriptor."""
         if cookie not in self._received and not self._ended:
             self._receive()
         return self._received.pop(cookie, None)
+
+    def close_descriptor(self, fd: int) -> None:
+        """Closes what the process has sent."""
+        self._closer.close(fd)
 
     def open_mapping(self, start: int, end: int, writable: bool) -> int:
         """mapping.open_mapping of this session's process."""
@@ -180,9 +193,10 @@ class Session:
         self._ended = True
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._connection.fileno())
-        self._connection.close()
-        for fd in self._received.values():
-            os.close(fd)
+        # With whatever lies in it unread.
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._closer.close(self._connection.detach(), *self._received.values())
         self._received.clear()
         if self._pidfd is not None:
             loop.remove_reader(self._pidfd)

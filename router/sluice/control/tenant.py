@@ -16,6 +16,7 @@ from typing import Any
 import zmq
 
 from sluice.cluster.directory import Directory, gid_of_address
+from sluice.control.closer import Closer
 from sluice.control.cm.manager import CommunicationManager
 from sluice.control.cm.place import CmDevice
 from sluice.control.cm.requests import TenantCm
@@ -95,6 +96,7 @@ class Tenant:
         self._speakers: dict[bytes, Session] = {}
         self._waiting: list[tuple[bytes, bytes, Session]] = []
         self.path.mkdir(parents=True, exist_ok=True)
+        self._closer = Closer()
         self._sysfs = Sysfs(path, counters.tenant_total)
         self.number: int
         self._cm: TenantCm
@@ -206,23 +208,34 @@ class Tenant:
         for name in ("descriptors", "control"):
             (self.path / name).chmod(0o666)
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._listener.fileno(), self._accept)
+        self._listen()
         loop.add_reader(self._control.FD, self._on_control)
 
+    def _listen(self) -> None:
+        if not self._closed:
+            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+
     def _accept(self) -> None:
+        if self._closer.is_behind:
+            # What waits to be closed is the router's as long: nobody brings more.
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listener.fileno())
+            loop.call_later(1, self._listen)
+            return
         try:
             connection, _ = self._listener.accept()
         except OSError:
             return
         if len(self.sessions) >= MAX_SESSIONS:
             log.warning("tenant %s: refused a process: it has %d already", self.name, MAX_SESSIONS)
-            connection.close()
+            self._closer.close(connection.detach())
             return
         try:
-            session = Session(self._engine, self.number, connection, self._on_end)
+            session = Session(self._engine, self.number, connection, self._on_end, self._closer)
         except OSError as error:
             log.warning("tenant %s: refused a process: %s", self.name, error.strerror)
-            connection.close()
+            if connection.fileno() >= 0:
+                self._closer.close(connection.detach())
             return
         self.sessions[session.number] = session
         log.info(

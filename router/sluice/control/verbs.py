@@ -269,7 +269,7 @@ class Verbs:
                 fd = None
         finally:
             if fd is not None:
-                os.close(fd)
+                session.close_descriptor(fd)
 
     def _close_memory(self, session: Session, request: Any, _reply: Any) -> None:
         self._engine.close_memory(session.number, request.handle)
