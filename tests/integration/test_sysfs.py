@@ -40,6 +40,7 @@ def test_the_device_as_sysfs_shows_it(router: RunningRouter) -> None:
     gid = f"0000:0000:0000:0000:0000:ffff:{bytes(packed[:2]).hex()}:{bytes(packed[2:]).hex()}"
     assert read(router, "a", f"{PORT}/gids/0", f"{DEVICE}/node_type") == [gid, "1: CA"]
     assert read(router, "a", "/sys/class/infiniband_verbs/uverbs0/ibdev") == ["sluice0"]
+    assert read(router, "a", f"{DEVICE}/parent", f"{DEVICE}/uevent") == ["lo", "NAME=sluice0"]
 
 
 def test_directories(router: RunningRouter) -> None:
