@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import wait_until
-from control_plane import ControlPlane
+from control_plane import WITHIN, ControlPlane
 from worker import Worker
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def clean(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "plane" in request.fixturenames:
         plane: ControlPlane = request.getfixturevalue("plane")
-        plane.kubectl("delete", "pods", "--all", "--grace-period=1", "--timeout=90s")
+        plane.kubectl("delete", "pods", "--all", "--grace-period=1", WITHIN)
         plane.kubectl(
             "delete", "resourceclaims,resourceclaimtemplates,networkpolicies,resourcequotas,limitranges", "--all"
         )

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from conftest import wait_until
+from conftest import PATIENCE, wait_until
 from programs import free_port, program, start, stop
+
+WITHIN = f"--timeout={2 * PATIENCE}s"
+"""How long kubectl waits for what it is to wait for: a condition of a pod is several components' work."""
 
 ROUTER = "system:serviceaccount:sluice-system:sluice-router"
 CLUSTER_CIDR = "10.244.0.0/16"
@@ -153,7 +156,7 @@ class ControlPlane:
             "--audit-policy-file", policy, "--audit-log-path", self.root / "audit.log",
             "--max-requests-inflight", "2000", "--max-mutating-requests-inflight", "1000",
         )  # fmt: skip
-        wait_until(lambda: self.try_kubectl("get", "--raw", "/readyz").returncode == 0, "the API server", 120)
+        wait_until(lambda: self.try_kubectl("get", "--raw", "/readyz").returncode == 0, "the API server")
 
     def stop_apiserver(self) -> None:
         stop(self._processes.pop("kube-apiserver"))
@@ -191,7 +194,7 @@ class ControlPlane:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=3 * PATIENCE,
         )
 
     def kubectl(self, *arguments: str | Path, stdin: str | None = None) -> str:
@@ -209,8 +212,8 @@ class ControlPlane:
     def pod(self, name: str, namespace: str = "default") -> dict[str, Any]:
         return self.get("pod", name, "-n", namespace)
 
-    def wait_for(self, what: str, condition: str, *options: str, timeout: int = 60) -> None:
-        self.kubectl("wait", what, f"--for={condition}", f"--timeout={timeout}s", *options)
+    def wait_for(self, what: str, condition: str, *options: str) -> None:
+        self.kubectl("wait", what, f"--for={condition}", WITHIN, *options)
 
     def events(self, name: str, namespace: str = "default") -> list[dict[str, Any]]:
         """Of the object with this name."""

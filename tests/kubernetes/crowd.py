@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from cluster import claim, template
-from control_plane import ControlPlane
+from control_plane import WITHIN, ControlPlane
 from sluice.kubernetes import DRIVER
 from sluice.kubernetes.api import RESOURCE, Api, ApiError
 from sluice.kubernetes.inventory import Nic
@@ -141,7 +141,7 @@ class Crowd:
         await self.clear()
         await self.api.request("DELETE", "/api/v1/nodes", labelSelector="crowd=true")
         await self.api.close()
-        self._plane.kubectl("delete", "namespace", NAMESPACE, "--timeout=120s")
+        self._plane.kubectl("delete", "namespace", NAMESPACE, WITHIN)
 
     async def create(self, pods: Iterable[dict[str, Any]]) -> None:
         await _all(self.api, PODS, pods)
@@ -165,7 +165,7 @@ class Crowd:
             await _all(self.api, CLAIMS, (claim(name, "5G") for name in names))
         start = time.monotonic()
         await self.create(crowd_pod(name, kind) for name in names)
-        await asyncio.wait_for(finished.wait(), 600)
+        await asyncio.wait_for(finished.wait(), 1200)
         seconds = time.monotonic() - start
         following.cancel()
         return seconds

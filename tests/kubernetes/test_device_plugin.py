@@ -9,7 +9,7 @@ import pytest
 import yaml
 from cluster import pod
 from conftest import wait_until
-from control_plane import ControlPlane
+from control_plane import WITHIN, ControlPlane
 from worker import Worker
 
 pytest_plugins = ["cluster"]
@@ -67,8 +67,8 @@ def test_a_pod_waits_for_a_nic_that_has_room(plane: ControlPlane, extended: Work
     assert node["capacity"][RESOURCE] == "50"
     plane.apply(asking("late", 18))
     plane.wait_for("pod/late", "condition=PodScheduled=False")
-    assert f"Insufficient {RESOURCE}" in plane.kubectl("describe", "pod", "late")
-    plane.kubectl("delete", "pod", "one", "--timeout=60s")
+    wait_until(lambda: f"Insufficient {RESOURCE}" in plane.kubectl("describe", "pod", "late"), "the scheduler's event")
+    plane.kubectl("delete", "pod", "one", WITHIN)
     plane.wait_for("pod/late", "condition=Ready")
     wait_until(lambda: used() == [18, 20], "the first pod's to be returned")
     plane.apply(asking("small", 5))
@@ -105,7 +105,7 @@ def test_containers_of_a_pod_are_one_tenant(plane: ControlPlane, extended: Worke
     extended.start_router()
     wait_until(lambda: extended.tenant_of("several")["address"] == address, "the tenant again")
     both_see_it()
-    plane.kubectl("delete", "pods", "several", "other", "--timeout=60s")
+    plane.kubectl("delete", "pods", "several", "other", WITHIN)
     wait_until(lambda: not extended.tenants(), "everything to be returned")
     assert list((extended.state_dir / "tenants").iterdir()) == []
 
@@ -120,12 +120,12 @@ def test_a_pod_that_comes_too_early_waits(plane: ControlPlane, extended: Worker)
     plane.wait_for("pod/early", "condition=PodScheduled=False")
     # 20 units more are free in a moment, 30 as the scheduler sees it; the router is too slow to say so.
     with extended.router_asleep():
-        plane.kubectl("delete", "pod", "two", "--timeout=60s")
+        plane.kubectl("delete", "pod", "two", WITHIN)
         plane.wait_for("pod/early", "condition=PodScheduled")
     said = "no NIC of this node has the 24G free that pod default/early asks for"
     wait_until(lambda: said in plane.kubectl("describe", "pod", "early"), "the event")
     assert plane.pod("early")["status"]["phase"] == "Pending"
-    plane.kubectl("delete", "pod", "three", "--timeout=60s")
+    plane.kubectl("delete", "pod", "three", WITHIN)
     plane.wait_for("pod/early", "condition=Ready")
     assert extended.tenant_of("early")["min_bps"] == 24 * 10**9
 
@@ -156,9 +156,22 @@ def test_the_kubelet_and_the_router_come_back(plane: ControlPlane, extended: Wor
     wait_until(lambda: len(extended.tenants()) == 1, "the tenant")
     assert "sluice0" in extended.output("one", "ibv_devinfo")
     extended.stop_router()
-    plane.kubectl("delete", "pod", "one", "--timeout=60s")
+    plane.kubectl("delete", "pod", "one", WITHIN)
     extended.start_router()
     wait_until(lambda: not extended.tenants(), "what the pod had to be returned")
+
+
+def test_more_is_offered_than_there_is(plane: ControlPlane, extended: Worker) -> None:
+    with extended.changed(nics={"mlx5_0": "25G"}, over_commit=2):
+        wait_until(lambda: allocatable(plane) == "50", "twice the NIC to be offered")
+        for name, units in (("one", 30), ("two", 20)):
+            plane.apply(asking(name, units))
+            plane.wait_for(f"pod/{name}", "condition=Ready")
+            assert extended.tenant_of(name)["min_bps"] == units * 10**9 // 2
+        plane.apply(asking("late", 1))
+        said = f"Insufficient {RESOURCE}"
+        wait_until(lambda: said in plane.kubectl("describe", "pod", "late"), "the scheduler's event")
+    wait_until(lambda: allocatable(plane) == "25", "one of two NICs to be offered again")
 
 
 def test_quota_and_limits(plane: ControlPlane, extended: Worker) -> None:

@@ -6,8 +6,8 @@ import json
 import shutil
 
 from cluster import PERFTEST, in_background, pod, start_server, template, write_bandwidth
-from conftest import wait_until
-from control_plane import ControlPlane
+from conftest import PATIENCE, wait_until
+from control_plane import WITHIN, ControlPlane
 from sluice.kubernetes.api import Api
 from sluice.kubernetes.pod import Pod, read_pod
 from sluice.kubernetes.watch import Watch
@@ -34,7 +34,7 @@ def test_the_router_is_restarted_under_running_pods(plane: ControlPlane, worker:
         # The containers are the same, and so is the directory that they have mounted.
         assert write_bandwidth(worker, "server", "client", address) > 0
     assert {plane.pod(name)["status"]["containerStatuses"][0]["restartCount"] for name in ("server", "client")} == {0}
-    plane.kubectl("delete", "pods", "--all", "--timeout=60s")
+    plane.kubectl("delete", "pods", "--all", WITHIN)
     wait_until(lambda: not worker.tenants(), "everything to be returned")
 
 
@@ -93,7 +93,7 @@ def test_the_api_server_is_away_for_a_minute(plane: ControlPlane, worker: Worker
     try:
         wait_until(lambda: worker.metric("sluice_watch_up", path="/api/v1/pods") == 0, "the router to notice")
         # What runs goes on to its end, by what the routers know.
-        wait_until(lambda: worker.tenant_of("client")["counters"]["sessions"] == 0, "perftest's end", patience=120)
+        wait_until(lambda: worker.tenant_of("client")["counters"]["sessions"] == 0, "perftest's end")
         assert worker.http("healthz") == "ok\n", "no reason to be restarted"
         assert {tenant["address"] for tenant in worker.tenants().values()} >= {address}
     finally:
@@ -102,7 +102,7 @@ def test_the_api_server_is_away_for_a_minute(plane: ControlPlane, worker: Worker
     wait_until(lambda: worker.execute("client", "cat", "/tmp/exit").stdout.strip() == "0", "the pods again")
     plane.apply(pod("third", "ten"))
     # Scheduler, controllers and kubelet come back each in its own time.
-    plane.kubectl("wait", "pod/third", "--for=condition=Ready", "--timeout=240s")
+    plane.wait_for("pod/third", "condition=Ready")
     assert write_bandwidth(worker, "server", "client", address) > 0
 
 
@@ -127,7 +127,7 @@ def test_a_forgotten_past_is_read_anew(plane: ControlPlane, worker: Worker) -> N
         watch._version = "1"
         task = asyncio.create_task(watch.run())
         try:
-            await asyncio.wait_for(watch.synced.wait(), 30)
+            await asyncio.wait_for(watch.synced.wait(), PATIENCE)
         finally:
             task.cancel()
             await api.close()

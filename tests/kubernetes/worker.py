@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from conftest import wait_until
-from control_plane import ControlPlane
+from conftest import PATIENCE, wait_until
+from control_plane import WITHIN, ControlPlane
 from image import NAME, write_image
 from names import DOMAIN, Names
 from programs import folder, free_port, program, start, stop
 from sluice.control.operator import ask
+from sluice.kubernetes import DRIVER
+from sluice.kubernetes.quantity import parse_quantity
+from sluice.kubernetes.settings import load_settings
+from sluice.kubernetes.slices import capacity_bps
 
 
 def restricted() -> bool:
@@ -241,6 +245,31 @@ runtime_type = "io.containerd.runc.v2"
             self.root / "router.log",
         )  # fmt: skip
         wait_until(self.ready, "the router to be ready")
+        loaded = load_settings(settings)
+        if loaded.dra:
+            # Until then the scheduler goes by what an earlier router had.
+            offer = {nic.name: capacity_bps(nic, loaded) for nic in loaded.nics}
+            wait_until(lambda: self._offered() == offer, "the node's slice to be as the settings say")
+
+    def _offered(self) -> dict[str, int]:
+        """Bandwidth by NIC, in the node's ResourceSlice."""
+        found = self.plane.try_kubectl("get", "resourceslice", f"{self.name}-{DRIVER}", "-o", "json")
+        devices = json.loads(found.stdout)["spec"]["devices"] if found.returncode == 0 else []
+        return {each["name"]: parse_quantity(each["capacity"]["bandwidth"]["value"]) for each in devices}
+
+    @contextmanager
+    def changed(self, **settings: Any) -> Iterator[None]:
+        """Its router with other settings. Pods that were made meanwhile end before it has the old ones again."""
+        before = dict(self.settings)
+        self.stop_router()
+        try:
+            self.start_router(**settings)
+            yield
+        finally:
+            self.plane.kubectl("delete", "pods", "--all", "--grace-period=1", WITHIN)
+            self.stop_router()
+            self.settings = before
+            self.start_router()
 
     def stop_router(self) -> None:
         stop(self._router)
@@ -271,7 +300,7 @@ runtime_type = "io.containerd.runc.v2"
             return False
 
     def http(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/{path}", timeout=PATIENCE) as answer:
             text: str = answer.read().decode()
         return text
 
@@ -288,12 +317,13 @@ runtime_type = "io.containerd.runc.v2"
         return 0.0
 
     def tenants(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = ask(self.state_dir, "status")["tenants"]
+        found: dict[str, dict[str, Any]] = ask(self.state_dir, "status", PATIENCE)["tenants"]
         return found
 
     def peers(self) -> dict[str, dict[str, Any]]:
         """The other nodes' routers."""
-        found: dict[str, dict[str, Any]] = (ask(self.state_dir, "status").get("cluster") or {}).get("peers", {})
+        status = ask(self.state_dir, "status", PATIENCE)
+        found: dict[str, dict[str, Any]] = (status.get("cluster") or {}).get("peers", {})
         return found
 
     def tenant_of(self, pod: str) -> dict[str, Any]:
