@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import wait_until
+from conftest import REPORTS, wait_until
 from control_plane import WITHIN, ControlPlane
 from worker import Worker
 
@@ -132,7 +132,7 @@ RETRY_EXCEEDED = "status 12"
 """IBV_WC_RETRY_EXC_ERR, as perftest prints it: nobody answers."""
 
 
-PERFTEST = ("ib_write_bw", "-s", "65536", "-p", "18600", "--report_gbits")
+PERFTEST = ("ib_write_bw", REPORTS, "-s", "65536", "-p", "18600", "--report_gbits")
 
 
 def in_background(worker: Worker, name: str, *command: str) -> None:

@@ -6,7 +6,7 @@ import subprocess
 from typing import Any
 
 from cluster import claim, pod, template, write_bandwidth
-from conftest import wait_until
+from conftest import REPORTS, wait_until
 from control_plane import WITHIN, ControlPlane
 from worker import Worker
 
@@ -152,7 +152,7 @@ def test_the_ceiling_holds(plane: ControlPlane, worker: Worker) -> None:
 
 def test_the_guarantee_holds(plane: ControlPlane, worker: Worker) -> None:
     """Of a NIC that is full, and of which another pod wants all that it can get. Each writes to itself."""
-    write = "ib_write_bw -s 65536 --report_gbits -D 2"
+    write = f"ib_write_bw {REPORTS} -s 65536 --report_gbits -D 2"
     for_ever = f"while true; do {write} >/dev/null & sleep 1; {write} localhost; done"
     with worker.changed(nics={"mlx5_0": "2G"}):
         plane.apply(template("most", "1500M"), template("rest", "100M", weight=10000))

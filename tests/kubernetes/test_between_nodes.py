@@ -86,7 +86,7 @@ def test_a_forbidden_connection_is_to_nobody(plane: ControlPlane, worker: Worker
 
 
 def test_a_later_policy_ends_connections(plane: ControlPlane, worker: Worker, second: Worker, address: str) -> None:
-    long = [*PERFTEST, "-D", "60"]
+    long = [*PERFTEST, "-D", "3600"]
     start_server(worker, "server", long)
     in_background(worker, "client", *long, address)
     wait_until(lambda: worker.tenant_of("client")["counters"]["tx_bytes"] > 10**6, "traffic")
@@ -133,7 +133,7 @@ def test_who_hears_whom_in_a_group(plane: ControlPlane, worker: Worker, second: 
 
 def test_a_node_is_lost(plane: ControlPlane, worker: Worker, second: Worker, address: str) -> None:
     """As by a power cut; it comes last, since nobody comes back."""
-    long = [*PERFTEST, "-D", "60"]
+    long = [*PERFTEST, "-D", "3600"]
     start_server(worker, "server", long)
     in_background(worker, "client", *long, address)
     wait_until(lambda: worker.tenant_of("client")["counters"]["tx_bytes"] > 10**6, "traffic")

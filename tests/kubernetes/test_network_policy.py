@@ -80,7 +80,7 @@ def test_the_port_of_the_connection_manager(plane: ControlPlane, worker: Worker,
 
     wait_until(written, "perftest by the connection manager")
     # The policy names another port from now on: what it let through ends.
-    long = [*PERFTEST, "-R", "-D", "60"]
+    long = [*PERFTEST, "-R", "-D", "3600"]
     wait_until(lambda: worker.execute("server", "sh", "-c", "! pidof ib_write_bw").returncode == 0, "the server to end")
     before = worker.tenant_of("client")["counters"]["tx_bytes"]
     in_background(worker, "server", *long)
@@ -92,7 +92,7 @@ def test_the_port_of_the_connection_manager(plane: ControlPlane, worker: Worker,
 
 
 def test_a_later_policy_ends_connections(plane: ControlPlane, worker: Worker, address: str) -> None:
-    long = [*PERFTEST, "-D", "60"]
+    long = [*PERFTEST, "-D", "3600"]
     start_server(worker, "server", long)
     in_background(worker, "client", *long, address)
     wait_until(lambda: worker.tenant_of("client")["counters"]["tx_bytes"] > 10**6, "traffic")

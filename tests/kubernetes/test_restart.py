@@ -41,7 +41,7 @@ def test_the_router_is_restarted_under_running_pods(plane: ControlPlane, worker:
 def test_programs_lose_their_device_with_the_router(plane: ControlPlane, worker: Worker) -> None:
     """Their sessions end with it: they end with an error instead of waiting for ever, and find the device again."""
     address = two_pods(plane)
-    long = [*PERFTEST, "-D", "600"]
+    long = [*PERFTEST, "-D", "3600"]
     start_server(worker, "server", long)
     in_background(worker, "client", *long, address)
     wait_until(lambda: worker.tenant_of("client")["counters"]["tx_bytes"] > 10**6, "traffic")
