@@ -171,7 +171,7 @@ def test_an_address_is_given_once_in_the_cluster(cluster: Cluster) -> None:
 STRANGER = """
 import socket
 for text in (bytes(64), b""):
-    with socket.create_connection(("{address}", 7472), timeout=PATIENCE) as stranger:
+    with socket.create_connection(("{address}", 7472), timeout={patience}) as stranger:
         stranger.sendall(text)
         try:
             assert stranger.recv(1) == b""
@@ -184,7 +184,9 @@ def test_a_stranger_gets_nothing_but_a_close(cluster: Cluster) -> None:
     alpha, beta = cluster["alpha"], cluster["beta"]
     refused = alpha.ask("status")["cluster"]["connections"]["refused"]
     subprocess.run(
-        beta.inside(sys.executable, "-c", STRANGER.format(address=alpha.address)), check=True, timeout=PATIENCE
+        beta.inside(sys.executable, "-c", STRANGER.format(address=alpha.address, patience=PATIENCE)),
+        check=True,
+        timeout=PATIENCE,
     )
     wait_until(lambda: alpha.ask("status")["cluster"]["connections"]["refused"] == refused + 2, "refusals")
     assert "refused a connection from 192.0.2.2" in alpha.logged()
