@@ -530,10 +530,14 @@ bool shaper_next(struct shaper *shaper, uint64_t now, struct turn *turn)
 
 struct entity *shaper_guess(const struct turn *turn)
 {
-    /* Who goes by its weight is the least of its heap. The next one is just below. */
-    const struct heap_node *node = &turn->leaf->node[turn->flow], *left = node->left, *right = node->right;
-    const struct heap_node *next = right && key_before(right->key, left->key) ? right : left;
+    const struct heap_node *node = &turn->leaf->node[turn->flow];
     struct entity *entity = NULL;
+
+    /* It left in its turn, and still points to where it was. */
+    if (!heap_has(node))
+        return NULL;
+    /* Who goes by its weight is the least of its heap. The next one is just below; right is never alone. */
+    const struct heap_node *next = node->right && key_before(node->right->key, node->left->key) ? node->right : node->left;
 
     for (; next; next = entity->children[turn->flow].least)
         entity = of_node(next, turn->flow);
