@@ -153,7 +153,7 @@ void mr_put_back(struct mr *mr, const struct mr *before)
 {
     before->memory->users++;
     mr->memory->users--;
-    mr->pd->session->tenant->counters->mr_bytes += before->length - mr->length;
+    mr->pd->context->tenant->counters->mr_bytes += before->length - mr->length;
     mr->memory = before->memory;
     mr->iova = before->iova;
     mr->length = before->length;

@@ -113,14 +113,22 @@ static int settle(struct mr *mr, struct pd *pd, const struct mr *before, struct 
     return error;
 }
 
+/* What it keeps from being destroyed meanwhile, by 1 or -1: the PD, and the memory to which the region may go back. */
+static void use_objects(struct registration *one, int by)
+{
+    one->pd->users += (uint32_t)by;
+    if (one->again)
+        one->before.memory->users += (uint32_t)by;
+}
+
 static void answer(struct registration *one)
 {
     struct session *session = one->session;
 
     session->registration = NULL;
-    one->pd->users--;
     int error = settle(one->mr, one->pd, one->again ? &one->before : NULL, one->twin, one->error);
 
+    use_objects(one, -1);
     one->command.status = -error;
     one->command.key = error ? 0 : one->mr->key;
     session_answer(session, &one->command);
@@ -197,7 +205,7 @@ static enum registered begin_thread(struct registration *one, struct mr *mr, int
     }
     session->registration = one;
     one->tenant->registrations++;
-    one->pd->users++;
+    use_objects(one, 1);
     return REGISTERED_LATER;
 }
 
@@ -264,7 +272,7 @@ void registration_abandon(struct session *session)
     one->session = NULL;
     one->tenant = NULL;
     one->mr = NULL;
-    one->pd->users--;
+    use_objects(one, -1);
     /* The kernel won't take it back before the thread is done. */
     one->orphan = one->pd->nic;
     one->pd->nic = NULL;

@@ -42,7 +42,7 @@ struct registration {
     struct tenant *tenant;   /* on the NIC's device */
     struct mr *mr;
     struct pd *pd;           /* that the region is to be of */
-    bool again;              /* ibv_rereg_mr; then before is what the region was */
+    bool again;              /* ibv_rereg_mr; then before is what the region was, and its memory has us as a user */
     struct mr before;
     struct sluice_command command;
     struct pin pin;

@@ -91,6 +91,8 @@ uint32_t spans_copy(const struct sluice_engine *engine, const struct spans *dst,
         if (length > TURN_PIECE)
             length = TURN_PIECE;
         copy_ordered(target, source, length);
+        if (__builtin_expect(window_fault, 0))
+            break;
         offset += length;
         to.offset += length;
         from.offset += length;
@@ -131,6 +133,8 @@ bool spans_put(const struct spans *dst, uint32_t offset, const void *bytes, uint
         if (piece > length)
             piece = length;
         copy_ordered(target, from, piece);
+        if (__builtin_expect(window_fault, 0))
+            break;
         from += piece;
         walk.offset += piece;
         length -= piece;

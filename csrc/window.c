@@ -38,6 +38,15 @@ bool windows_moved;
 _Thread_local volatile bool window_fault;
 static _Thread_local uint32_t faulted[FAULTS], fault_count;
 
+static void note_fault(uint32_t slot)
+{
+    for (uint32_t i = 0; i < fault_count; i++)
+        if (faulted[i] == slot)
+            return;
+    if (fault_count < FAULTS)
+        faulted[fault_count++] = slot;
+}
+
 static void on_sigbus(int number, siginfo_t *info, void *context)
 {
     uintptr_t place = (uintptr_t)info->si_addr - (uintptr_t)stretch;
@@ -58,9 +67,7 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
             abort();
         window_fault = true;
-
-        if (fault_count == 0 || (faulted[fault_count - 1] != slot && fault_count < FAULTS))
-            faulted[fault_count++] = slot;
+        note_fault(slot);
         errno = error;
         return;
     }
@@ -229,7 +236,6 @@ uint8_t *arena_map(struct arena *arena, uint64_t address)
 
 void windows_repair(void)
 {
-    /* A window beyond FAULTS keeps its page of zeroes, which only its own tenant sees. */
     while (fault_count)
         slot_map(faulted[--fault_count]);
     window_fault = false;

@@ -75,7 +75,9 @@ extern bool windows_moved;
 
 /*
  * This thread's last copies met a page that could not be had. Set by a signal handler: hence volatile. Looked at after
- * each copy: a byte of the static TLS, which takes no call to find in a module that Python opens late, either.
+ * each copy, before the next one: of its two windows all pages are made whole again, but a gather list may lead through as many
+ * windows as a tenant likes, and a page that was left behind is a mapping of the router's. A byte of the static TLS, which takes
+ * no call to find in a module that Python opens late, either.
  */
 extern _Thread_local volatile bool window_fault __attribute__((tls_model("initial-exec")));
 

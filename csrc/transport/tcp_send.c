@@ -230,6 +230,8 @@ static bool add_payload(struct tcp_batch *batch, const struct spans *spans, uint
         if (piece > length)
             piece = length;
         add_copied(batch, at, piece);
+        if (__builtin_expect(window_fault, 0))
+            break;
         walk.offset += piece;
         length -= piece;
     }

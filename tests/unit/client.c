@@ -13,7 +13,7 @@
 #include "futex.h"
 
 struct sluice_engine *engine;
-uint32_t tenant, device;
+uint32_t tenant, device, send_sges = 1;
 
 void wake(void)
 {
@@ -30,18 +30,30 @@ void ring(struct client *client)
     wake();
 }
 
-int try_command(struct client *client, struct sluice_command *what)
+void begin_command(struct client *client, const struct sluice_command *what)
 {
     struct sluice_command *mailbox = &client->segment->command;
 
-    memcpy((char *)mailbox + 4, (char *)what + 4, sizeof(*what) - 4);
+    memcpy((char *)mailbox + 4, (const char *)what + 4, sizeof(*what) - 4);
     store_release(&mailbox->state, (uint32_t)SLUICE_COMMAND_POSTED);
     exchange(&client->segment->command_rung, 1);
     wake();
+}
+
+int await_command(struct client *client, struct sluice_command *what)
+{
+    struct sluice_command *mailbox = &client->segment->command;
+
     while (load_acquire(&mailbox->state) != SLUICE_COMMAND_DONE)
         sched_yield();
     what->key = mailbox->key;
     return what->status = mailbox->status;
+}
+
+int try_command(struct client *client, struct sluice_command *what)
+{
+    begin_command(client, what);
+    return await_command(client, what);
 }
 
 uint32_t command(struct client *client, struct sluice_command what)
@@ -78,7 +90,7 @@ void open_client_of(struct client *client, uint32_t qp_type)
     CHECK(pd > 0 && sluice_cq_create(engine, client->session, &cq_request, &cq) == 0);
     struct sluice_create_qp_request qp_request = {
         .pd = (uint32_t)pd, .send_cq = cq.handle, .recv_cq = cq.handle, .qp_type = qp_type,
-        .cap = {.max_send_wr = ENTRIES, .max_recv_wr = ENTRIES, .max_send_sge = 1, .max_recv_sge = 1}};
+        .cap = {.max_send_wr = ENTRIES, .max_recv_wr = ENTRIES, .max_send_sge = send_sges, .max_recv_sge = 1}};
 
     CHECK(sluice_qp_create(engine, client->session, &qp_request, &qp) == 0);
     client->pd = (uint32_t)pd;

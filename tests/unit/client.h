@@ -15,6 +15,8 @@ extern struct sluice_engine *engine;
 extern uint32_t tenant;
 /* Of the tenant's, the one on which open_client opens its context. */
 extern uint32_t device;
+/* SGEs of a WQE on the send queues that open_client makes. */
+extern uint32_t send_sges;
 
 /* One session with one QP, and memory that lies in its arena. */
 struct client {
@@ -35,7 +37,10 @@ struct client {
 void wake(void);
 /* Rings the doorbell of its QP. */
 void ring(struct client *client);
-/* A command of the mailbox; *what gets the results. Returns its status. */
+/* Puts a command into the mailbox; and waits for its end: *what gets the results. Returns its status. */
+void begin_command(struct client *client, const struct sluice_command *what);
+int await_command(struct client *client, struct sluice_command *what);
+/* Both. */
 int try_command(struct client *client, struct sluice_command *what);
 /* One that must succeed; returns the key. */
 uint32_t command(struct client *client, struct sluice_command what);

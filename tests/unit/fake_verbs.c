@@ -45,9 +45,11 @@ static const char *const kinds[KINDS] = {"qp", "mr", "srq", "ah", "mw", "cq", "p
 static int refused[KINDS];
 static uint32_t objects;
 static uint64_t posted;
-static bool hold;
+static bool hold, stopped;
+static uint32_t registering;
 static struct ibv_packet_pacing_caps pacing;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t goes_on = PTHREAD_COND_INITIALIZER;
 /* Each numbers its own, from the same numbers on. */
 static struct device {
     struct ibv_device device;
@@ -434,8 +436,36 @@ int ibv_dealloc_pd(struct ibv_pd *pd)
     return gone(pd);
 }
 
+void fake_stop_registering(int on)
+{
+    pthread_mutex_lock(&lock);
+    stopped = on;
+    pthread_cond_broadcast(&goes_on);
+    pthread_mutex_unlock(&lock);
+}
+
+uint32_t fake_registering(void)
+{
+    pthread_mutex_lock(&lock);
+    uint32_t count = registering;
+
+    pthread_mutex_unlock(&lock);
+    return count;
+}
+
+static void wait_to_register(void)
+{
+    pthread_mutex_lock(&lock);
+    registering++;
+    while (stopped)
+        pthread_cond_wait(&goes_on, &lock);
+    registering--;
+    pthread_mutex_unlock(&lock);
+}
+
 struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access)
 {
+    wait_to_register();
     struct ibv_mr *mr = made("mr", sizeof(*mr));
 
     (void)iova;

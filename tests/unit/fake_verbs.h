@@ -15,6 +15,9 @@ uint32_t fake_objects(void);
 void fake_refuse(const char *what, int error);
 /* Requests stay on their way, until this is called with 0. */
 void fake_hold(int on);
+/* Who registers memory waits, until this is called with 0; and how many do. */
+void fake_stop_registering(int on);
+uint32_t fake_registering(void);
 /* A message comes for a QP: its next receive completes, or that of its SRQ. 0: there is none. */
 int fake_receive(uint32_t qp_num, uint32_t bytes);
 /* Receives that an SRQ or, without one, a QP holds. */

@@ -343,6 +343,64 @@ static void only_files_in_memory(void)
     close_client(&a);
 }
 
+static uint32_t mappings(void)
+{
+    FILE *maps = fopen("/proc/self/maps", "re");
+    uint32_t lines = 0;
+
+    for (int c; (c = getc(maps)) != EOF;)
+        lines += c == '\n';
+    fclose(maps);
+    return lines;
+}
+
+/*
+ * Pages that could not be had, in more windows than one message should need: whatever was put in their place is gone with
+ * the message, or a tenant could use up the router's mappings.
+ */
+static void a_file_that_was_cut_off_leaves_no_mapping(void)
+{
+    struct client a, b;
+    uint32_t before = 0;
+    int file = memfd_create("test", MFD_CLOEXEC);
+
+    CHECK(file >= 0 && ftruncate(file, (off_t)(SLUICE_MAX_SGE * WINDOW_SIZE)) == 0);
+    send_sges = SLUICE_MAX_SGE;
+    open_client(&a);
+    send_sges = 1;
+    open_client(&b);
+    int handle = sluice_memory_open_file(engine, a.session, fcntl(file, F_DUPFD_CLOEXEC, 3), 1);
+    struct sluice_command what = reg_mr(&a);
+
+    CHECK(handle > 0);
+    what.memory = (uint32_t)handle;
+    what.addr = what.iova = 0;
+    what.length = SLUICE_MAX_SGE * WINDOW_SIZE;
+    uint32_t key = command(&a, what);
+
+    CHECK(ftruncate(file, 0) == 0);
+    for (uint32_t round = 0; round < 50; round++) {
+        struct sluice_wqe *wqe = slot(&a);
+        struct sluice_sge *sges = (struct sluice_sge *)(wqe + 1);
+
+        join(&a, &b);
+        post_write(&a, &b, round, 0);
+        wqe->num_sge = SLUICE_MAX_SGE;
+        for (uint32_t i = 0; i < SLUICE_MAX_SGE; i++)
+            sges[i] = (struct sluice_sge){.addr = i * WINDOW_SIZE + round * 8192ull, .length = 1, .lkey = key};
+        publish(&a);
+        CHECK(wait_cqe(&a).status == IBV_WC_REM_OP_ERR);
+        move(&a, IBV_QPS_RESET, 0);
+        move(&b, IBV_QPS_RESET, 0);
+        if (round == 0)
+            before = mappings();
+    }
+    CHECK(mappings() < before + SLUICE_MAX_SGE);
+    close(file);
+    close_client(&a);
+    close_client(&b);
+}
+
 /* A second region of b's: ordinary memory of this process, which the engine reaches as another's. */
 static void reach_process(struct client *b, uint8_t *memory)
 {
@@ -465,6 +523,7 @@ int main(void)
 #endif
     RUN(files_are_shared_out);
     RUN(only_files_in_memory);
+    RUN(a_file_that_was_cut_off_leaves_no_mapping);
     RUN(a_thread_copies_what_the_worker_cannot);
     RUN(ends_in_the_middle);
     CHECK(sluice_tenant_remove(engine, tenant) == 0);

@@ -6,10 +6,12 @@
  *   test-nic            all of it
  *   test-nic COUNT N    so many WRITEs of 8 bytes, and what of the engine's time one took (docs/nic.md)
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <infiniband/verbs.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "atomic.h"
@@ -410,10 +412,7 @@ static void test_memory_that_was_never_touched(void)
     region.addr = region.iova = (uintptr_t)client.memory;
     region.length = MEMORY;
     region.pd = client.pd;
-    memcpy((char *)&client.segment->command + 4, (char *)&region + 4, sizeof(region) - 4);
-    store_release(&client.segment->command.state, (uint32_t)SLUICE_COMMAND_POSTED);
-    exchange(&client.segment->command_rung, 1);
-    wake();
+    begin_command(&client, &region);
     close_client(&client);
     close_engine();
 }
@@ -508,6 +507,69 @@ static void test_each_device_has_its_nic(void)
         CHECK(wait_cqe(&one).status == IBV_WC_SUCCESS && wait_cqe(&other).status == IBV_WC_SUCCESS);
     close_client(&one);
     close_client(&other);
+    close_engine();
+}
+
+/*
+ * A region that is to lie in another file, and stays where it was, as the NIC refuses: meanwhile the first file may not go,
+ * and what is counted is counted on its own device.
+ */
+static void test_a_region_goes_back(void)
+{
+    const uint64_t size = 4ull * REGISTRATION_AT_ONCE;
+    struct client client;
+    int files[2], handles[2];
+
+    open_engine();
+    open_second();
+    open_client_on(&client, 1);
+    const struct sluice_tenant_counters *first = engine->tenants[tenant]->counters, *second = engine->tenants[tenant]->on[1]->counters;
+
+    for (int i = 0; i < 2; i++) {
+        files[i] = memfd_create("test", MFD_CLOEXEC);
+        CHECK(files[i] >= 0 && ftruncate(files[i], (off_t)size) == 0);
+        void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, files[i], 0);
+
+        /* As its shim does for a NIC. */
+        CHECK(map != MAP_FAILED && memset(map, 1, size) == map && munmap(map, size) == 0);
+        handles[i] = sluice_memory_open_file(engine, client.session, files[i], 1);
+        CHECK(handles[i] > 0);
+    }
+    struct sluice_command region = {.op = SLUICE_COMMAND_REG_MR, .pd = client.pd, .memory = (uint32_t)handles[0],
+                                    .length = 4096, .access = IBV_ACCESS_LOCAL_WRITE};
+
+    CHECK(try_command(&client, &region) == 0);
+    const uint64_t bytes = second->mr_bytes;
+    const uint32_t key = region.key;
+
+    region.op = SLUICE_COMMAND_REREG_MR;
+    region.flags = IBV_REREG_MR_CHANGE_TRANSLATION;
+    region.memory = (uint32_t)handles[1];
+    region.length = size;
+    fake_refuse("mr", ENOMEM);
+    fake_stop_registering(1);
+    begin_command(&client, &region);
+    while (fake_registering() == 0)
+        sched_yield();
+    CHECK(sluice_memory_close(engine, client.session, (uint32_t)handles[0]) == -EBUSY);
+    CHECK(sluice_memory_close(engine, client.session, (uint32_t)handles[1]) == -EBUSY);
+    fake_stop_registering(0);
+    CHECK(await_command(&client, &region) == ENOMEM);
+    fake_refuse("mr", 0);
+    CHECK(second->mr_bytes == bytes && first->mr_bytes == 0);
+    CHECK(sluice_memory_close(engine, client.session, (uint32_t)handles[1]) == 0);
+    CHECK(sluice_memory_close(engine, client.session, (uint32_t)handles[0]) == -EBUSY);
+
+    /* A session that ends meanwhile lets go of both. */
+    region.key = key;
+    region.memory = (uint32_t)handles[0];
+    fake_stop_registering(1);
+    begin_command(&client, &region);
+    while (fake_registering() == 0)
+        sched_yield();
+    close_client(&client);
+    fake_stop_registering(0);
+    CHECK(second->mr_bytes == 0);
     close_engine();
 }
 
@@ -731,6 +793,7 @@ int main(int argc, char **argv)
     RUN(test_memory_that_was_never_touched);
     RUN(test_a_device_that_is_removed);
     RUN(test_each_device_has_its_nic);
+    RUN(test_a_region_goes_back);
     RUN(test_numbers_and_keys_of_two_nics);
     RUN(test_one_is_removed_and_the_other_goes_on);
     RUN(test_ceilings_are_the_nics_where_it_can_pace);
