@@ -62,7 +62,9 @@ void nic_post_receives(struct qp *qp)
 
 static void nic_receive_posted(struct qp *qp)
 {
-    nic_post_receives(qp);
+    /* The doorbell is that of both queues: still armed, this one has nothing new since it was found empty. */
+    if (!load_relaxed(&qp->rq.shared->armed))
+        nic_post_receives(qp);
 }
 
 /* ---- sends ------------------------------------------------------------------ */
@@ -154,13 +156,13 @@ static bool describe(struct qp *qp, uint32_t part, bool last, struct ibv_send_wr
     const struct message *message = &qp->message;
     const struct sluice_wqe *wqe = message->wqe;
 
-    *wr = (struct ibv_send_wr){
-        .wr_id = wr_id_of(qp->twin, 0),
-        .sg_list = sges,
-        .opcode = (enum ibv_wr_opcode)wqe->opcode,
-        .send_flags = IBV_SEND_SIGNALED | (wqe->flags & SLUICE_WQE_SOLICITED && last ? IBV_SEND_SOLICITED : 0u) |
-                      (wqe->flags & SLUICE_WQE_FENCE && message->moved == 0 ? IBV_SEND_FENCE : 0u),
-    };
+    /* Field by field: clearing all of it, most of which is other opcodes', takes as long as the rest of this. */
+    wr->next = NULL;
+    wr->wr_id = wr_id_of(qp->twin, 0);
+    wr->sg_list = sges;
+    wr->opcode = (enum ibv_wr_opcode)wqe->opcode;
+    wr->send_flags = IBV_SEND_SIGNALED | (wqe->flags & SLUICE_WQE_SOLICITED && last ? IBV_SEND_SOLICITED : 0u) |
+                     (wqe->flags & SLUICE_WQE_FENCE && message->moved == 0 ? IBV_SEND_FENCE : 0u);
     if (wqe->flags & SLUICE_WQE_INLINE) {
         sges[0] = (struct ibv_sge){(uintptr_t)message->inline_data + message->moved, part, 0};
         wr->num_sge = part ? 1 : 0;

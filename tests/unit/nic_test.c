@@ -83,6 +83,45 @@ static void test_requests_complete(void)
     close_engine();
 }
 
+static void await_receives(uint32_t qp_num, uint32_t count)
+{
+    while (fake_receives(qp_num) != count)
+        sched_yield();
+}
+
+/* The doorbell is one for both queues: sends don't hand over receives, nor lose any. */
+static void test_receives_reach_the_nic(void)
+{
+    struct client client;
+    uint64_t next = 0;
+
+    open_engine();
+    open_client(&client);
+    move(&client, IBV_QPS_INIT, 0);
+    for (uint64_t wr_id = 0; wr_id < 3; wr_id++)
+        post_receive(&client, wr_id, 0, 64);
+    CHECK(fake_receives(client.qp_num) == 0);
+    for (uint32_t state = IBV_QPS_RTR; state <= IBV_QPS_RTS; state++)
+        CHECK(modify(&client, client.qp, state) == 0);
+    await_receives(client.qp_num, 3);
+    for (uint64_t round = 1; round <= 2 * ENTRIES; round++) {
+        write_some(&client, 1);
+        CHECK(wait_cqe(&client).opcode == IBV_WC_RDMA_WRITE);
+        post_receive(&client, round + 2, 0, 64);
+        await_receives(client.qp_num, 4);
+        CHECK(fake_receive(client.qp_num, 10));
+        struct sluice_cqe cqe = wait_cqe(&client);
+
+        CHECK(cqe.wr_id == next++ && cqe.queue == SLUICE_CQE_RECEIVE && cqe.byte_len == 10);
+    }
+    /* As many as the queue holds, of which none has been polled. */
+    for (uint32_t left = ENTRIES - 3; left; left--)
+        post_receive(&client, 3 + 2 * ENTRIES - left, 0, 64);
+    await_receives(client.qp_num, ENTRIES);
+    close_client(&client);
+    close_engine();
+}
+
 static void test_windows_have_the_nics_keys(void)
 {
     struct client client;
@@ -184,12 +223,6 @@ static void post_shared(struct client *client, struct shared *srq, uint64_t wr_i
     __atomic_fetch_or(&client->segment->srq_words[srq->handle / 64], 1ull << srq->handle % 64, __ATOMIC_SEQ_CST);
     __atomic_fetch_or(&client->segment->srq_summary, 1ull << srq->handle / 64, __ATOMIC_SEQ_CST);
     wake();
-}
-
-static void await_receives(uint32_t qp_num, uint32_t count)
-{
-    while (fake_receives(qp_num) != count)
-        sched_yield();
 }
 
 static void test_receives_of_an_srq_come_and_go(void)
@@ -783,6 +816,7 @@ int main(int argc, char **argv)
         return 0;
     }
     RUN(test_requests_complete);
+    RUN(test_receives_reach_the_nic);
     RUN(test_windows_have_the_nics_keys);
     RUN(test_registering_anew_gives_another_key);
     RUN(test_receives_of_an_srq_come_and_go);
