@@ -9,6 +9,7 @@
 #include "nic.h"
 #include "session.h"
 #include "transport/nic.h"
+#include "transport/stream.h"
 
 /* Between two questions for one AH, and for any of a session. */
 enum { AH_ASK_NS = 100000000, SESSION_ASK_NS = 1000000 };
@@ -38,6 +39,19 @@ void ah_set_peer(struct ah *ah, int32_t peer_tenant)
         return;
     ah->peer = (uint32_t)peer_tenant;
     ah->incarnation = engine->tenants[peer_tenant]->incarnation;
+}
+
+int ah_set_trunk(struct ah *ah, struct trunk *trunk)
+{
+    struct stream *stream = NULL;
+    int error = trunk ? stream_get(trunk, ah->pd->session->tenant->number, ah->attr.dgid, &stream) : 0;
+
+    if (error)
+        return error;
+    if (ah->stream)
+        stream_put(ah->stream);
+    ah->stream = stream;
+    return 0;
 }
 
 void ah_ask(struct ah *ah)
@@ -117,6 +131,7 @@ static void ah_free(struct session *session, struct ah *ah)
     if (ah->group)
         group_put(ah->group);
     ah_lose_nic(ah);
+    ah_set_trunk(ah, NULL);
     ah->pd->users--;
     session->ah_count--;
     session->ahs[ah->handle] = NULL;

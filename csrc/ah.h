@@ -17,7 +17,7 @@ struct ah {
     uint32_t peer;                     /* unicast: the number of the tenant that has the GID */
     uint64_t incarnation;              /* of that tenant: the number may be another one's by now */
     struct group *group;               /* multicast */
-    struct trunk *trunk;               /* to another node; then peer is nobody */
+    struct stream *stream;             /* to another node (transport/stream.h); then peer is nobody */
     uint64_t asked;                    /* ns: when the control plane was last asked where it leads */
     struct ibv_ah *nic;                /* by the NIC */
     const struct device *behind;       /* by the GID of its NIC, behind which this node's tenants are too; or NULL */
@@ -31,6 +31,8 @@ int ah_create(struct session *session, const struct sluice_create_ah_request *re
               const struct transport *transport, int32_t peer_tenant);
 /* -1: nobody. */
 void ah_set_peer(struct ah *ah, int32_t peer_tenant);
+/* By this trunk, or NULL: to no other node. -ENOMEM: its tenant has led to as many tenants of that node as it may. */
+int ah_set_trunk(struct ah *ah, struct trunk *trunk);
 /* It leads nowhere, as its destination wasn't known, or has gone: the control plane is asked, once in a while. */
 void ah_ask(struct ah *ah);
 int ah_destroy(struct session *session, uint32_t handle);

@@ -336,7 +336,7 @@ int sluice_qp_destroy(struct sluice_engine *engine, uint32_t session, uint32_t h
 int sluice_srq_destroy(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 /*
  * Where what is sent goes from now on: to a tenant of this node (trunk -1), or by the trunk of the node where the
- * destination is (peer_tenant -1).
+ * destination is (peer_tenant -1). -ENOMEM: the tenant sends to 255 tenants of that node.
  */
 int sluice_ah_lead(struct sluice_engine *engine, uint32_t session, uint32_t handle, int32_t peer_tenant, int32_t trunk);
 /*

@@ -45,6 +45,7 @@ struct session;
 struct srq;
 struct worker;
 struct net;
+struct stream;
 struct trunk;
 
 /* Who is metered: a tenant, a group of them, or a whole device. */

@@ -11,6 +11,7 @@
 #include "device.h"
 #include "gate.h"
 #include "neighbours.h"
+#include "transport/inflow.h"
 
 /* What a turn is taken to cost before one was measured. */
 enum { MESSAGE_NS = 200, KIB_NS = 64 };
@@ -91,6 +92,7 @@ void tenant_free(struct tenant *tenant)
     join(tenant, NULL);
     leave_first(tenant);
     neighbours_free(tenant);
+    inflows_forget(tenant);
     account_free(&tenant->account);
     tenant->engine->tenants[tenant->number] = NULL;
     neighbours_forget(tenant->engine, tenant->number);

@@ -444,7 +444,7 @@ int sluice_ah_sever(struct sluice_engine *engine, uint32_t number, uint32_t hand
     if (ah) {
         ah->severed = true;
         ah->peer = SLUICE_MAX_TENANTS;
-        ah->trunk = NULL;
+        ah_set_trunk(ah, NULL);
     }
     worker_leave(engine);
     return ah ? 0 : -EINVAL;
@@ -457,15 +457,15 @@ int sluice_ah_lead(struct sluice_engine *engine, uint32_t number, uint32_t handl
     if (!session)
         return -EINVAL;
     struct ah *ah = ah_find(session, handle);
-    bool fits = ah && !ah->group && (trunk < 0 || trunk_find(engine, (uint32_t)trunk));
+    struct trunk *by = trunk < 0 ? NULL : trunk_find(engine, (uint32_t)trunk);
+    int result = ah && !ah->group && (trunk < 0 || by) ? ah_set_trunk(ah, by) : -EINVAL;
 
-    if (fits) {
-        ah->trunk = trunk < 0 ? NULL : trunk_find(engine, (uint32_t)trunk);
-        ah->transport = ah->trunk ? &transport_tcp : &transport_local;
+    if (result == 0) {
+        ah->transport = by ? &transport_tcp : &transport_local;
         ah_set_peer(ah, peer_tenant);
     }
     worker_leave(engine);
-    return fits ? 0 : -EINVAL;
+    return result;
 }
 
 int sluice_ah_by_nic(struct sluice_engine *engine, uint32_t number, uint32_t handle, int32_t behind)

@@ -164,7 +164,7 @@ static bool deliver(const struct datagram *datagram, struct qp *to, const struct
 }
 
 /*
- * Nobody can hold back a group's sender for one of its members, nor one on another node:
+ * Nobody can hold back a group's sender for one of its members, nor one behind a NIC:
  * what is beyond the receiver's ingress ceiling, or would come before others' turns, is lost, as at a port that is slower than
  * its switch.
  */
@@ -277,12 +277,12 @@ static enum progress sent(struct qp *qp)
 static struct datagram_frame make_frame(const struct qp *qp, const struct ah *ah, const struct datagram *datagram)
 {
     struct datagram_frame frame = {
-        .length = datagram->length,
+        .length = (uint16_t)datagram->length,
         .src_qp = datagram->src_qp,
         .dst_qp = qp->message.wqe->remote_qpn,
         .qkey = datagram->qkey,
         .imm = datagram->imm,
-        .flags = (datagram->immediate ? DATAGRAM_IMMEDIATE : 0) | (datagram->solicited ? DATAGRAM_SOLICITED : 0),
+        .flags = (uint16_t)((datagram->immediate ? DATAGRAM_IMMEDIATE : 0) | (datagram->solicited ? DATAGRAM_SOLICITED : 0)),
     };
 
     memcpy(frame.dgid, ah->attr.dgid, sizeof(frame.dgid));
@@ -341,7 +341,7 @@ enum progress trunk_send_datagram(struct qp *qp, uint32_t *status)
 
     if (gathered != PROGRESS_DONE)
         return gathered;
-    if (!ah->trunk) { /* severed */
+    if (!ah->stream) { /* severed */
         ah_ask(ah);
         return PROGRESS_DROPPED;
     }
@@ -349,7 +349,7 @@ enum progress trunk_send_datagram(struct qp *qp, uint32_t *status)
     struct datagram_frame frame = make_frame(qp, ah, &datagram);
 
     *status = IBV_WC_LOC_PROT_ERR;
-    enum progress progress = trunk_send(ah->trunk, qp, &frame, &src);
+    enum progress progress = trunk_send(ah->stream, qp, &frame, &src);
 
     return progress == PROGRESS_DONE ? sent(qp) : progress;
 }
@@ -398,9 +398,11 @@ static void sender_of(const struct datagram_frame *frame, uint8_t gid[16])
 }
 
 /* False: it waits for the gate. */
-static bool group_arrived(struct sluice_engine *engine, const struct datagram_frame *frame, const struct datagram *datagram,
+static bool group_arrived(struct inflow *inflow, const struct datagram_frame *frame, const struct datagram *datagram,
                           struct group *group, const struct spans *src)
 {
+    struct sluice_engine *engine = inflow->trunk->engine;
+    uint32_t size = datagram_size(datagram->length);
     uint8_t gid[16];
 
     sender_of(frame, gid);
@@ -408,12 +410,16 @@ static bool group_arrived(struct sluice_engine *engine, const struct datagram_fr
 
     if (!is_judged(engine, sender, group))
         return false;
-    deliver_to_group(engine, datagram, sender, group, src);
+    if (deliver_to_group(engine, datagram, sender, group, src))
+        inflow_paid(inflow, size);
+    else
+        inflow_came(inflow, size, NULL);
     return true;
 }
 
-bool datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame)
+bool datagram_arrived(struct inflow *inflow, struct datagram_frame *frame)
 {
+    struct sluice_engine *engine = inflow->trunk->engine;
     struct datagram datagram = {
         .src_qp = frame->src_qp,
         .qkey = frame->qkey,
@@ -428,11 +434,17 @@ bool datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame
     if (gid_is_multicast(frame->dgid)) {
         struct group *group = frame->dst_qp == MULTICAST_QPN ? group_find(engine, frame->dgid) : NULL;
 
-        return !group || group_arrived(engine, frame, &datagram, group, &src);
+        if (group)
+            return group_arrived(inflow, frame, &datagram, group, &src);
+        inflow_came(inflow, datagram_size(frame->length), NULL);
+        return true;
     }
     struct qp *to = qp_lookup(engine, frame->dst_qp);
 
-    if (to && memcmp(to->tenant->first->gid, frame->dgid, sizeof(frame->dgid)) == 0)
-        deliver_within_ceiling(&datagram, to, &src);
+    if (to && memcmp(to->tenant->first->gid, frame->dgid, sizeof(frame->dgid)) != 0)
+        to = NULL;
+    if (to)
+        deliver(&datagram, to, &src);
+    inflow_came(inflow, datagram_size(frame->length), to ? to->tenant : NULL);
     return true;
 }

@@ -28,6 +28,11 @@ static void let_all_go(struct trunk *trunk)
         qp_activate(list_entry(going.next, struct qp, link));
 }
 
+static bool anybody_waits(struct trunk *trunk)
+{
+    return !list_empty(&trunk->waiting) || streams_waited_for(&trunk->streams);
+}
+
 static void close_out(struct trunk *trunk)
 {
     net_remove(trunk->engine, &trunk->out, false);
@@ -40,6 +45,7 @@ static void close_in(struct trunk *trunk)
     net_remove(trunk->engine, &trunk->in, false);
     free(trunk->reading);
     trunk->reading = NULL;
+    inflows_end(trunk);
 }
 
 static void on_timer(struct timer *timer)
@@ -48,7 +54,7 @@ static void on_timer(struct timer *timer)
     struct sluice_engine *engine = trunk->engine;
 
     if (trunk->out.fd >= 0 && engine->now - trunk->progress < UNREACHABLE_NS) {
-        if (!list_empty(&trunk->waiting))
+        if (anybody_waits(trunk))
             timer_set(&engine->timers, timer, trunk->progress + UNREACHABLE_NS);
         return;
     }
@@ -58,6 +64,7 @@ static void on_timer(struct timer *timer)
     }
     trunk->given_up = true;
     let_all_go(trunk);
+    streams_let_go(&trunk->streams);
 }
 
 static void init_socket(struct net_socket *socket, uint32_t id,
@@ -75,6 +82,8 @@ int trunk_open(struct sluice_engine *engine)
         struct trunk *trunk = calloc(1, sizeof(*trunk));
         int error = trunk ? timers_reserve(&engine->timers) : -ENOMEM;
 
+        if (!error && (error = timers_reserve(&engine->timers)))
+            timers_release(&engine->timers);
         if (error) {
             free(trunk);
             return error;
@@ -85,6 +94,8 @@ int trunk_open(struct sluice_engine *engine)
         init_socket(&trunk->out, TRUNK_ID | number << 1, serve_out);
         init_socket(&trunk->in, TRUNK_ID | number << 1 | TRUNK_IN, serve_in);
         list_init(&trunk->waiting);
+        streams_init(&trunk->streams);
+        inflows_init(&trunk->inflows);
         engine->trunks[number] = trunk;
         return (int)number;
     }
@@ -112,7 +123,9 @@ void trunks_free(struct sluice_engine *engine)
             continue;
         close_out(trunk);
         close_in(trunk);
+        streams_free(&trunk->streams);
         timer_cancel(&engine->timers, &trunk->timer);
+        timers_release(&engine->timers);
         timers_release(&engine->timers);
         free(trunk);
     }
@@ -132,11 +145,12 @@ int trunk_connect(struct trunk *trunk, int fd)
         return error;
     }
     trunk->sending = buffer;
-    trunk->start = trunk->end = 0;
+    trunk->start = trunk->end = trunk->heard_bytes = 0;
     trunk->progress = trunk->engine->now;
     trunk->given_up = false;
     timer_cancel(&trunk->engine->timers, &trunk->timer);
     let_all_go(trunk);
+    streams_begin(&trunk->streams);
     return 0;
 }
 
@@ -183,39 +197,55 @@ static bool has_room(const struct trunk *trunk, const struct datagram_frame *fra
     return TRUNK_BUFFER - trunk->end >= datagram_size(frame->length);
 }
 
-static enum progress wait_in_line(struct trunk *trunk, struct qp *qp)
+static enum progress wait_in_line(struct trunk *trunk, struct qp *qp, struct list *line)
 {
     struct sluice_engine *engine = trunk->engine;
 
     if (!trunk->timer.place)
         timer_set(&engine->timers, &trunk->timer, engine->now + UNREACHABLE_NS);
-    qp->line = &trunk->waiting;
+    qp->line = line;
     return PROGRESS_BLOCKED;
 }
 
-enum progress trunk_send(struct trunk *trunk, struct qp *qp, const struct datagram_frame *frame,
-                         const struct spans *src)
+enum progress trunk_send(struct stream *stream, struct qp *qp, struct datagram_frame *frame, const struct spans *src)
 {
+    struct trunk *trunk = stream->trunk;
+    uint32_t size = datagram_size(frame->length);
+
     if (trunk->out.fd < 0 && trunk->given_up)
         return PROGRESS_DROPPED;
+    if (trunk->out.fd >= 0 && stream->credit < size) {
+        if (list_unlinked(&stream->held))
+            list_append(&trunk->streams.held, &stream->held);
+        return wait_in_line(trunk, qp, &stream->waiting);
+    }
     if (trunk->out.fd < 0 || !has_room(trunk, frame))
-        return wait_in_line(trunk, qp);
-    return put(trunk, frame, src) ? PROGRESS_DONE : PROGRESS_FAILED;
+        return wait_in_line(trunk, qp, &trunk->waiting);
+    frame->stream = stream->id;
+    if (!put(trunk, frame, src))
+        return PROGRESS_FAILED;
+    stream->credit -= size;
+    return PROGRESS_DONE;
 }
 
-enum progress trunks_send(struct qp *qp, const struct datagram_frame *frame, const struct spans *src, uint32_t *copies)
+enum progress trunks_send(struct qp *qp, struct datagram_frame *frame, const struct spans *src, uint32_t *copies)
 {
     struct trunk **trunks = qp->session->engine->trunks;
+    uint32_t tenant = qp->tenant->first->number, size = datagram_size(frame->length);
 
     *copies = 0;
     for (uint32_t number = 0; number < TRUNKS && trunks[number]; number++)
         if (trunks[number]->out.fd < 0 && !trunks[number]->given_up)
-            return wait_in_line(trunks[number], qp);
+            return wait_in_line(trunks[number], qp, &trunks[number]->waiting);
+    frame->stream = stream_id(tenant, STREAM_GROUPS);
     for (uint32_t number = 0; number < TRUNKS && trunks[number]; number++) {
-        if (trunks[number]->out.fd < 0 || !has_room(trunks[number], frame))
+        uint32_t *credit = &trunks[number]->streams.groups[tenant];
+
+        if (trunks[number]->out.fd < 0 || *credit < size || !has_room(trunks[number], frame))
             continue;
         if (!put(trunks[number], frame, src))
             return PROGRESS_FAILED;
+        *credit -= size;
         ++*copies;
     }
     return PROGRESS_DONE;
@@ -229,11 +259,39 @@ static void lost(struct trunk *trunk)
     engine_tell_trunk(trunk->engine, trunk->number);
 }
 
+/* Takes in what the peer has granted. False: the connection is over. */
+static bool hear(struct trunk *trunk)
+{
+    struct net_socket *socket = &trunk->out;
+    uint8_t said[512];
+
+    while (socket->readable) {
+        ssize_t result = recv(socket->fd, said, sizeof(said), MSG_DONTWAIT);
+
+        if (result < 0 && (errno == EAGAIN || errno == EINTR)) {
+            socket->readable = errno == EINTR;
+            continue;
+        }
+        if (result <= 0)
+            return false;
+        socket->readable = (size_t)result == sizeof(said);
+        trunk->progress = trunk->engine->now;
+        for (ssize_t i = 0; i < result; i++) {
+            ((uint8_t *)&trunk->heard)[trunk->heard_bytes++] = said[i];
+            if (trunk->heard_bytes < sizeof(trunk->heard))
+                continue;
+            trunk->heard_bytes = 0;
+            streams_granted(&trunk->streams, &trunk->heard);
+        }
+    }
+    return true;
+}
+
 static void serve_out(struct sluice_engine *engine, struct net_socket *socket)
 {
     struct trunk *trunk = list_entry(socket, struct trunk, out);
 
-    if (socket->fd >= 0 && socket->hung_up) {
+    if (socket->fd >= 0 && (socket->hung_up || !hear(trunk))) {
         lost(trunk);
         return;
     }
@@ -263,7 +321,8 @@ static void serve_out(struct sluice_engine *engine, struct net_socket *socket)
 static enum progress take_datagrams(struct trunk *trunk)
 {
     enum progress progress = PROGRESS_DONE;
-    uint32_t start = 0;
+    uint32_t start = 0, count = 0;
+    uint64_t began = trunk->has < sizeof(struct datagram_frame) ? 0 : clock_now();
 
     while (trunk->has - start >= sizeof(struct datagram_frame)) {
         struct datagram_frame *frame = (struct datagram_frame *)(trunk->reading + start);
@@ -272,12 +331,20 @@ static enum progress take_datagrams(struct trunk *trunk)
             return PROGRESS_FAILED;
         if (trunk->has - start < datagram_size(frame->length))
             break;
-        if (!datagram_arrived(trunk->engine, frame)) {
+        struct inflow *inflow = inflow_find(trunk, frame->stream);
+
+        if (!inflow)
+            return PROGRESS_FAILED;
+        if (!datagram_arrived(inflow, frame)) {
             progress = PROGRESS_BLOCKED;
             break;
         }
         start += datagram_size(frame->length);
+        count++;
     }
+    /* For those that come next: a look at the clock for each would cost more than it tells. */
+    if (count)
+        trunk->inflows.datagram_ns = (uint32_t)((clock_now() - began) / count);
     trunk->has -= start;
     memmove(trunk->reading, trunk->reading + start, trunk->has);
     return progress;
@@ -313,6 +380,8 @@ static void serve_in(struct sluice_engine *engine, struct net_socket *socket)
 
     if (progress == PROGRESS_DONE && socket->readable)
         progress = receive(trunk);
+    if (progress != PROGRESS_FAILED && !inflows_write(trunk))
+        progress = PROGRESS_FAILED;
     /* Whoever sends makes another connection where this one ends. */
     if (progress == PROGRESS_FAILED)
         close_in(trunk);

@@ -2,7 +2,9 @@
 /*
  * Datagrams to and from another node: a TCP connection each way, which all UD QPs
  * share. There is one for each pair of nodes and not one for each QP, since a UD QP talks
- * to any number of others; nobody holds it up, as what arrives is placed at once or lost.
+ * to any number of others; nobody holds it up, as what arrives is placed at once or lost, and nobody
+ * sends more than the receiver's router grants his stream (stream.h, inflow.h). Grants go against the datagrams, on the same
+ * connection.
  *
  * A sender whose datagram finds the buffer full waits in line, as for a wire that is
  * busy. What waits in the router is bounded by that buffer, and by nothing that a
@@ -17,6 +19,8 @@
 
 #include "../net.h"
 #include "../spans.h"
+#include "inflow.h"
+#include "stream.h"
 #include "transport.h"
 
 enum {
@@ -28,12 +32,13 @@ enum {
 
 /* A datagram on the wire, little-endian; length bytes of data follow, padded with zeroes to a multiple of 8. */
 struct datagram_frame {
-    uint32_t length; /* up to SLUICE_MTU */
+    uint16_t length; /* up to SLUICE_MTU */
+    uint16_t flags;
     uint32_t src_qp;
     uint32_t dst_qp;
     uint32_t qkey;
     uint32_t imm;     /* as given by the application */
-    uint32_t flags;
+    uint32_t stream;  /* stream_id() */
     uint8_t dgid[16];
     uint8_t grh[SLUICE_GRH]; /* as it is to be placed before the data */
 };
@@ -53,8 +58,12 @@ struct trunk {
     uint8_t *sending, *reading; /* TRUNK_BUFFER; NULL while there is no connection */
     uint32_t start, end;        /* of what is to be sent */
     uint32_t has;               /* bytes that came */
+    struct grant_frame heard;   /* a grant, and how much of it has come */
+    uint32_t heard_bytes;
     struct list waiting;        /* QPs whose datagram finds no room, or no connection yet */
-    uint64_t progress;          /* ns: when the socket last took something */
+    struct streams streams;     /* of what is sent */
+    struct inflows inflows;     /* of what comes */
+    uint64_t progress;          /* ns: when the socket last took or brought something */
     bool given_up;              /* there has been no connection for too long: datagrams are lost */
     struct timer timer;
 };
@@ -68,23 +77,22 @@ int trunk_accept(struct trunk *trunk, int fd);
 void trunks_free(struct sluice_engine *engine);
 
 /*
- * A datagram: its frame, and data behind it (src from offset SLUICE_GRH on). PROGRESS_BLOCKED: qp waits in
- * qp->line. PROGRESS_FAILED: memory could not be had.
+ * A datagram: its frame, whose stream is set here, and data behind it (src from offset SLUICE_GRH on). PROGRESS_BLOCKED:
+ * qp waits in qp->line. PROGRESS_FAILED: memory could not be had.
  */
-enum progress trunk_send(struct trunk *trunk, struct qp *qp, const struct datagram_frame *frame,
-                         const struct spans *src);
+enum progress trunk_send(struct stream *stream, struct qp *qp, struct datagram_frame *frame, const struct spans *src);
 
 /*
- * The same to all nodes that this one has trunks to, for a group: what finds no room on one of them is lost there.
- * *copies gets how many were sent. PROGRESS_BLOCKED: a connection is still being made.
+ * The same to all nodes that this one has trunks to, for a group: what finds no room or no credit on one of them is lost
+ * there. *copies gets how many were sent. PROGRESS_BLOCKED: a connection is still being made.
  */
-enum progress trunks_send(struct qp *qp, const struct datagram_frame *frame, const struct spans *src, uint32_t *copies);
+enum progress trunks_send(struct qp *qp, struct datagram_frame *frame, const struct spans *src, uint32_t *copies);
 
 /* Datagrams that waited for the gate (gate.h) are looked at again. */
 void trunks_look_again(struct sluice_engine *engine);
 
 /* datagram.c: the data follow the frame. False: it is for a group, and waits for the gate. */
-bool datagram_arrived(struct sluice_engine *engine, struct datagram_frame *frame);
+bool datagram_arrived(struct inflow *inflow, struct datagram_frame *frame);
 
 /* The socket whose id this is, where it isn't a QP's. */
 struct net_socket *trunk_socket(struct sluice_engine *engine, uint32_t id);

@@ -16,8 +16,8 @@ from sluice.engine import Engine
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-"""Of struct datagram_frame."""
+VERSION = 2
+"""Of struct datagram_frame and struct grant_frame."""
 FIRST_DELAY, LAST_DELAY = 0.02, 1.0
 """Seconds between two tries."""
 

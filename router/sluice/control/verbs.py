@@ -398,10 +398,14 @@ class Verbs:
         reply.handle = self._engine.create_ah(session.number, request, device.gid, peer)
         # Freed with its context, another may have had the handle before.
         self._forget_ah(session.number, reply.handle)
-        if admitted and destination is not None:
-            self._lead(session.number, reply.handle, destination, peer)
-        else:
+        if not admitted or destination is None:
             self._forbidden.add((session.number, reply.handle))
+            return
+        try:
+            self._lead(session.number, reply.handle, destination, peer)
+        except OSError:
+            self._engine.destroy_ah(session.number, reply.handle)
+            raise
 
     def _create_ah_of_group(self, session: Session, device: VirtualDevice, request: Any, reply: Any) -> None:
         """Members may be anywhere; which of them hear the tenant is asked where they are (Gate.delivers)."""
@@ -427,7 +431,7 @@ class Verbs:
         if not self._gate.admits(self._address, destination):
             self._forbidden.add((session, handle))
             return
-        with suppress(OSError):  # it was destroyed meanwhile
+        with suppress(OSError):  # it was destroyed meanwhile, or there can't be one more
             self._lead(session, handle, destination, self._directory.tenant_at(destination))
 
     def _create_ah_by_nic(
