@@ -9,6 +9,7 @@
 #define SLUICE_QP_H
 
 #include "cq.h"
+#include "moderation.h"
 #include "mr.h"
 #include "node.h"
 #include "queue.h"
@@ -79,7 +80,9 @@ struct qp {
     struct list *line;    /* QP_WAIT_TRANSPORT: in which to wait; NULL: in none */
     uint64_t idle_since;  /* ns: since when the send queue is watched */
     uint32_t rnr_left;    /* retries */
-    struct timer timer;   /* RNR, or the transport's retry limit */
+    struct moderation posting, receiving; /* of its own sends, and of its peer's receives */
+    bool naps;            /* PROGRESS_NO_RECEIVE: posting a receive won't ring, look again soon */
+    struct timer timer;   /* RNR, the transport's retry limit, or moderation's */
     struct list link;     /* tenant->active, engine->watched, or an SRQ's waiting */
     struct claim claim;
     struct list windows;  /* of type 2, bound by this QP */

@@ -252,6 +252,13 @@ static void wait_for_receive(struct qp *qp)
 {
     struct sluice_engine *engine = qp->session->engine;
 
+    if (qp->naps) {
+        timer_set(&engine->timers, &qp->timer, engine->now + MODERATION_NS);
+        list_remove(&qp->link);
+        qp->wait = QP_WAIT_RECEIVE;
+        qp->naps = false;
+        return;
+    }
     qp->tenant->counters->rnr_naks++;
     if (qp->attr.rnr_retry != 7) {
         if (qp->rnr_left == 0) {
@@ -268,29 +275,34 @@ static void wait_for_receive(struct qp *qp)
         list_append(&qp->lacking->waiting, &qp->link);
 }
 
-static void on_timer(struct timer *timer)
-{
-    struct qp *qp = list_entry(timer, struct qp, timer);
-
-    if (qp->wait == QP_WAIT_PEER || qp->wait == QP_WAIT_COPY)
-        fail(qp, IBV_WC_RETRY_EXC_ERR);
-    else
-        qp_activate(qp);
-}
-
 /* Nothing to send. False: stay as it is now, for something may come at once or has come. */
 static bool rest(struct qp *qp)
 {
     struct sluice_engine *engine = qp->session->engine;
 
-    if (!engine->linger)
+    /* Over a wire, what it costs to be woken is little beside the rest, and a batch that waits is late. */
+    if (qp->transport == &transport_local && moderation_naps(&qp->posting, engine, qp->sq.head)) {
+        timer_set(&engine->timers, &qp->timer, engine->now + MODERATION_NS);
+        list_remove(&qp->link);
+    } else if (engine->linger) {
+        /* A core to spare: watch the queue for a while, so that the next post needs no doorbell. */
+        qp->idle_since = engine->now;
+        list_remove(&qp->link);
+        list_append(&engine->watched, &qp->link);
+    } else {
         return queue_arm(qp->session, &qp->sq);
-    /* A core to spare: watch the queue for a while, so that the next post needs no doorbell. */
-    qp->idle_since = engine->now;
-    list_remove(&qp->link);
-    list_append(&engine->watched, &qp->link);
+    }
     qp->wait = QP_WAIT_POST;
     return false;
+}
+
+/* Enough of looking: whoever posts next rings. */
+static void end_watch(struct qp *qp)
+{
+    if (queue_arm(qp->session, &qp->sq))
+        qp_deactivate(qp);
+    else if (!qp->session->broken)
+        qp_activate(qp);
 }
 
 void qp_watch(struct qp *qp)
@@ -299,11 +311,19 @@ void qp_watch(struct qp *qp)
 
     if (load_relaxed(&qp->sq.shared->producer) != qp->sq.head)
         qp_activate(qp);
-    else if (engine->now - qp->idle_since < engine->linger)
-        return;
-    else if (queue_arm(qp->session, &qp->sq))
-        qp_deactivate(qp);
-    else if (!qp->session->broken)
+    else if (engine->now - qp->idle_since >= engine->linger)
+        end_watch(qp);
+}
+
+static void on_timer(struct timer *timer)
+{
+    struct qp *qp = list_entry(timer, struct qp, timer);
+
+    if (qp->wait == QP_WAIT_PEER || qp->wait == QP_WAIT_COPY)
+        fail(qp, IBV_WC_RETRY_EXC_ERR);
+    else if (qp->wait == QP_WAIT_POST)
+        end_watch(qp);
+    else
         qp_activate(qp);
 }
 

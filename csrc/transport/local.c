@@ -209,8 +209,13 @@ static enum progress begin_receive(struct qp *qp, const struct responder *to)
     if (message->moved && qp_is_unreliable(qp))
         return PROGRESS_DROPPED;
     message->moved = 0;
-    if (qp_take_receive(to->qp, to->srq, !qp_is_unreliable(qp)))
+    if (qp_take_receive(to->qp, to->srq, false))
         return PROGRESS_DONE;
+    if (!qp_is_unreliable(qp)) {
+        qp->naps = moderation_naps(&qp->receiving, qp->session->engine, qp->sq.head);
+        if (!qp->naps && qp_take_receive(to->qp, to->srq, true))
+            return PROGRESS_DONE;
+    }
     qp->lacking = to->srq;
     return to->qp->session->broken || (to->srq && to->srq->session->broken) ? PROGRESS_NO_PEER : PROGRESS_NO_RECEIVE;
 }
