@@ -360,7 +360,8 @@ int sluice_qp_detach(struct sluice_engine *engine, uint32_t session, uint32_t ha
  * Applies attributes that the control plane has checked against the state
  * table (router/sluice/control/qp_state.py). At RTR, transport says how bytes
  * travel and peer_tenant who the destination GID belongs to (-1: nobody, then
- * messages run into the retry limit). *now gets all attributes after the change.
+ * messages run into the retry limit); over the nic transport it is the device whose NIC has that GID (-1: none of
+ * the node's, or no QP of the node is meant). *now gets all attributes after the change.
  */
 int sluice_qp_modify(struct sluice_engine *engine, uint32_t session, uint32_t handle,
                      const struct sluice_qp_attr *attr, uint32_t attr_mask,

@@ -552,6 +552,8 @@ int sluice_qp_modify(struct sluice_engine *engine, uint32_t number, uint32_t han
         over = &transport_nic;
     else if (transport == SLUICE_TRANSPORT_TCP)
         over = &transport_tcp;
+    if (transport == SLUICE_TRANSPORT_NIC && qp->twin && (attr_mask & IBV_QP_STATE) && attr->qp_state == IBV_QPS_RTR)
+        qp->twin->behind = peer_tenant < 0 ? NULL : device_find(engine, (uint32_t)peer_tenant);
     if (over != &transport_nic || qp->twin)
         result = qp_modify(qp, attr, attr_mask, over,
                            transport == SLUICE_TRANSPORT_LOCAL ? peer_tenant : -1);

@@ -233,6 +233,19 @@ static void count_request(struct qp *qp, uint8_t opcode, uint32_t bytes, bool la
     }
 }
 
+/*
+ * Whether a QP of this node's that is at the other end has this one at its other end. NICs don't ask: packets of an RC or UC QP
+ * don't say whose they are, so whoever guesses a packet number would be heard. (Numbers that are none of this
+ * router's QPs may be those of programs without Sluice; what those risk, they risk from every host.)
+ */
+static bool is_named_back(const struct qp *qp)
+{
+    const struct qp *peer = qp_behind(qp->twin->behind, qp->attr.dest_qp_num);
+
+    return !peer || (peer->twin && peer->twin->connected && peer->twin->behind == qp->tenant->account.device &&
+                     peer->attr.dest_qp_num == qp->qp_num && qp_types_fit(qp->type, peer->type));
+}
+
 static enum progress nic_send(struct qp *qp, uint32_t budget, uint32_t *status)
 {
     struct nic_qp *twin = qp->twin;
@@ -243,6 +256,8 @@ static enum progress nic_send(struct qp *qp, uint32_t budget, uint32_t *status)
 
     if (twin->stuck)
         return nic_fail_in_turn(qp, status, twin->fault);
+    if (__builtin_expect(twin->behind != NULL, 0) && !is_named_back(qp))
+        return qp->completed != qp->sq.head || twin->posted != twin->completed ? PROGRESS_BLOCKED : PROGRESS_NO_PEER;
     if (!measure(message))
         return nic_fail_in_turn(qp, status, IBV_WC_LOC_LEN_ERR);
     uint32_t left = message->total - message->moved, part = left;

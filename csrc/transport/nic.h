@@ -39,6 +39,7 @@ struct nic_qp {
     struct nic_srq *srq;      /* its SRQ's, or */
     struct nic_pool *pool;    /* datagrams, of its PD's */
     uint32_t sends, receives; /* what the twin takes at once */
+    const struct device *behind; /* whose NIC has the peer's GID; NULL: none of the node's */
     uint64_t tag;             /* of this connection: completions of earlier ones are nobody's */
     bool connected;
     bool draining;

@@ -254,6 +254,15 @@ static int to_rts(struct nic *nic, const struct qp *qp, const struct sluice_qp_a
     return nic->call.ibv_modify_qp(qp->twin->qp, &attr, mask);
 }
 
+/* One that has waited to be named back. */
+static void wake_neighbour(const struct qp *qp)
+{
+    struct qp *other = qp_behind(qp->twin->behind, qp->attr.dest_qp_num);
+
+    if (other && other->wait == QP_WAIT_PEER && other->attr.dest_qp_num == qp->qp_num)
+        qp_activate(other);
+}
+
 int nic_connect(struct qp *qp)
 {
     struct nic *nic = nic_of(qp);
@@ -280,6 +289,8 @@ int nic_connect(struct qp *qp)
     /* The engine sends nothing before it is in RTS itself; datagrams need no more than this. */
     if (!error && qp->type == IBV_QPT_UD)
         error = to_rts(nic, qp, &qp->attr, 0);
+    if (!error && qp->type != IBV_QPT_UD && twin->behind)
+        wake_neighbour(qp);
     return -error;
 }
 

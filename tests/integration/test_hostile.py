@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from conftest import RunningRouter, output_of, wait_until
+from conftest import RunningRouter, listening, next_port, output_of, wait_until
 from sluice.control.cm.requests import OPERATIONS
 from sluice.engine import ffi, lib
 
@@ -254,6 +254,14 @@ OPEN_MEMORY = ffi.sizeof("struct sluice_open_memory_request")
 def open_memory(kind: int, has_descriptor: int, writable: int, start: int, length: int, cookie: int = 1) -> bytes:
     fields = struct.pack("<4I2Q", kind, has_descriptor, writable, 0, start, length)
     return header(lib.SLUICE_OP_OPEN_MEMORY, OPEN_MEMORY, cookie) + fields
+
+
+def test_another_tenants_memory(router: RunningRouter, program: Callable[[str], Path]) -> None:
+    port = next_port()
+    victim = router.run("victim", program("trespass"), str(port))
+    wait_until(lambda: listening(port) or victim.poll() is not None, "the victim")
+    output_of(router.run("intruder", program("trespass"), str(port), "client"))
+    output_of(victim)
 
 
 def test_nonsense_about_memory(intruder: Intruder) -> None:

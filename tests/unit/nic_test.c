@@ -19,6 +19,8 @@
 #include "client.h"
 #include "fake_verbs.h"
 #include "nic.h"
+#include "qp.h"
+#include "worker.h"
 
 enum { GID_INDEX = 0, UNTOUCHED = 1 << 20, QKEY = 0x1234 };
 
@@ -385,6 +387,76 @@ static void test_neighbours_are_asked_for(void)
     CHECK(wait_cqe(&one).status == IBV_WC_SUCCESS && fake_posted() == before + 1);
     close_client(&other);
     close_client(&one);
+    close_engine();
+}
+
+/* ---- neighbours that the NIC joins ------------------------------------------ */
+
+/* Towards RTS, to a QP behind the GID of the device's NIC. */
+static void connect_behind(const struct client *client, uint32_t qp_num, int32_t behind)
+{
+    struct sluice_qp_attr now, attr = {.dest_qp_num = qp_num, .timeout = 8, .retry_cnt = 1, .rnr_retry = 7,
+                                       .ah = {.is_global = 1, .sgid_index = GID_INDEX, .port_num = 1}};
+
+    for (attr.qp_state = IBV_QPS_INIT; attr.qp_state <= IBV_QPS_RTS; attr.qp_state++)
+        CHECK(sluice_qp_modify(engine, client->session, client->qp, &attr,
+                               IBV_QP_STATE | IBV_QP_DEST_QPN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
+                                   IBV_QP_AV,
+                               SLUICE_TRANSPORT_NIC, behind, &now) == 0);
+}
+
+static bool waits_for_peer(const struct client *client)
+{
+    worker_enter(engine);
+    bool waits = engine->sessions[client->session]->qps[client->qp]->wait == QP_WAIT_PEER;
+
+    worker_leave(engine);
+    return waits;
+}
+
+/* Whoever names a neighbour's QP that doesn't name his gets nothing onto the NIC. */
+static void test_neighbours_name_each_other(void)
+{
+    struct client one, other, stranger;
+
+    open_engine();
+    open_client(&one);
+    open_client(&other);
+    open_client(&stranger);
+    connect_behind(&one, other.qp_num, 0);
+    uint64_t before = fake_posted();
+
+    /* It waits for the one that comes late. */
+    write_some(&one, 3);
+    while (!waits_for_peer(&one))
+        sched_yield();
+    CHECK(fake_posted() == before);
+    connect_behind(&other, one.qp_num, 0);
+    for (uint64_t i = 0; i < 3; i++)
+        CHECK(wait_cqe(&one).status == IBV_WC_SUCCESS);
+    CHECK(fake_posted() == before + 3);
+    connect_behind(&stranger, other.qp_num, 0);
+    write_some(&stranger, 2);
+    CHECK(wait_cqe(&stranger).status == IBV_WC_RETRY_EXC_ERR && wait_cqe(&stranger).status == IBV_WC_WR_FLUSH_ERR);
+    CHECK(fake_posted() == before + 3);
+    /* Who is at the other end now is another one: what is on its way ends first, in order. */
+    fake_hold(1);
+    write_some(&other, 2);
+    while (fake_posted() != before + 5)
+        sched_yield();
+    CHECK(modify(&one, one.qp, IBV_QPS_RESET) == 0);
+    write_some(&other, 1);
+    fake_hold(0);
+    CHECK(wait_cqe(&other).status == IBV_WC_SUCCESS && wait_cqe(&other).status == IBV_WC_SUCCESS);
+    CHECK(wait_cqe(&other).status == IBV_WC_RETRY_EXC_ERR && fake_posted() == before + 5);
+    /* A number that is no QP's of this router is a program's without Sluice. */
+    CHECK(modify(&stranger, stranger.qp, IBV_QPS_RESET) == 0);
+    connect_behind(&stranger, 0xabcdef, 0);
+    write_some(&stranger, 1);
+    CHECK(wait_cqe(&stranger).status == IBV_WC_SUCCESS);
+    close_client(&one);
+    close_client(&other);
+    close_client(&stranger);
     close_engine();
 }
 
@@ -823,6 +895,7 @@ int main(int argc, char **argv)
     RUN(test_datagrams_go_by_the_nic);
     RUN(test_a_sleeping_worker_hears_of_datagrams);
     RUN(test_neighbours_are_asked_for);
+    RUN(test_neighbours_name_each_other);
     RUN(test_a_full_device);
     RUN(test_memory_that_was_never_touched);
     RUN(test_a_device_that_is_removed);

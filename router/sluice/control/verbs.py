@@ -15,6 +15,7 @@ from sluice.cluster.directory import Directory, address_of
 from sluice.control.connections import Connection, Connections, Flow, Gate
 from sluice.control.qp_state import Attr, State, Type, address_fits, allowed
 from sluice.control.session import Session
+from sluice.device.host import is_of_host
 from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, ffi, lib
 
@@ -296,7 +297,7 @@ class Verbs:
         device = self._by_node[self._engine.device_of_qp(session.number, request.handle)]
         if not allowed(kind, now.qp_state, attr, mask, device.gid_count):
             raise OSError(errno.EINVAL, "the state table forbids it")
-        peer = None
+        peer = behind = None
         destination = flow = None
         admitted = nic = False
         if mask & STATE and attr.qp_state == State.RTR and kind != Type.UD:
@@ -305,19 +306,23 @@ class Verbs:
             # Which of its GIDs the application chose says which network it means.
             nic = destination is not None and device.is_of_nic(attr.ah.sgid_index)
             if nic:
-                destination = self._neighbour(device, gid, attr.dest_qp_num) or destination
+                behind = self._behind(device, gid)
+                destination = self._neighbour(behind, attr.dest_qp_num) or destination
             if destination is not None:
                 flow = self._flow_of(self._address, destination, attr.dest_qp_num)
                 if self._gate.admits(flow.source, flow.destination, flow.port):
                     admitted, peer = True, self._directory.tenant_at(destination)
-        nic = nic and admitted
+        elif mask & Attr.AV and kind != Type.UD and bytes(ffi.buffer(attr.ah.dgid)) != bytes(ffi.buffer(now.ah.dgid)):
+            # In SQD: another way to who was admitted, and the gate knows him by one address.
+            raise OSError(errno.EINVAL, "a connection stays with its destination")
+        nic = nic and admitted and not (peer is None and self._is_bypass(behind, destination))
         if nic and peer is not None:
             nic = self._engine.shares_receives(session.number, request.handle, attr.dest_qp_num)
         if nic:
             self._reach(device, attr.ah.sgid_index, bytes(ffi.buffer(attr.ah.dgid)))
             peer = None
         remote = self._directory.remote if admitted and peer is None and not nic else None
-        self._engine.modify_qp(session.number, request.handle, attr, mask, peer, now, remote is not None, nic)
+        self._engine.modify_qp(session.number, request.handle, attr, mask, peer, now, remote is not None, nic, behind)
         if mask & STATE and attr.qp_state in (State.RESET, State.ERR):
             self.connections.remove(session.number, request.handle)
             self._forget_remote(session.number, request.handle)
@@ -327,9 +332,19 @@ class Verbs:
             if remote is not None:
                 remote.want(session.number, request.handle, number, self._address, destination, attr.dest_qp_num)
 
-    def _neighbour(self, device: VirtualDevice, gid: bytes, number: int) -> IPv4Address | None:
-        """The address of this node's tenant that has a QP behind a NIC's GID, which all its tenants share."""
-        behind = None if device.nic is None else device.nic.device_of(gid)
+    @staticmethod
+    def _behind(device: VirtualDevice, gid: bytes) -> int | None:
+        """The device whose NIC has the GID, by the engine's count; None: none of the node's."""
+        return None if device.nic is None else device.nic.device_of(gid)
+
+    @staticmethod
+    def _is_bypass(behind: int | None, destination: IPv4Address | None) -> bool:
+        """Whether it is an address of the host's, that is no NIC's: one would lead it back to itself, and so to tenants
+        by a name by which the gate doesn't know them."""
+        return behind is None and destination is not None and is_of_host(destination)
+
+    def _neighbour(self, behind: int | None, number: int) -> IPv4Address | None:
+        """The address of this node's tenant that has a QP behind the GID of a NIC, which all its tenants share."""
         if behind is None:
             return None
         tenant = self._engine.tenant_of_qp(number, behind)
@@ -444,9 +459,9 @@ class Verbs:
         admitted: bool,
     ) -> None:
         """One whose source is a GID of the NIC's; who isn't admitted sends to nobody."""
-        assert device.nic is not None
         gid = bytes(ffi.buffer(request.attr.dgid))
-        behind = device.nic.device_of(gid)
+        behind = self._behind(device, gid)
+        admitted = admitted and not self._is_bypass(behind, destination)
         if admitted:
             self._reach(device, request.attr.sgid_index, gid)
         source = device.gids[request.attr.sgid_index]

@@ -417,14 +417,16 @@ class Engine:
         now: Any,
         remote: bool = False,
         nic: bool = False,
+        behind: int | None = None,
     ) -> None:
         """peer: the number of the tenant behind the destination GID, None where nobody here has it.
 
-        remote: it may be on another node; connect_qp gives the connection. nic: the NIC leads to it.
+        remote: it may be on another node; connect_qp gives the connection. nic: the NIC leads to it. behind: the device
+        whose NIC has that GID, None where no NIC of the node's has.
         """
         transport = lib.SLUICE_TRANSPORT_LOCAL
         if nic:
-            transport = lib.SLUICE_TRANSPORT_NIC
+            transport, peer = lib.SLUICE_TRANSPORT_NIC, behind
         elif peer is None:
             transport = lib.SLUICE_TRANSPORT_TCP if remote else lib.SLUICE_TRANSPORT_NONE
         checked(

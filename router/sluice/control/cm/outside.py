@@ -31,6 +31,7 @@ from sluice.control.cm.message import (
 )
 from sluice.control.cm.parameters import Parameters
 from sluice.device import rdmacm
+from sluice.device.host import source_to
 from sluice.device.rdmacm import CmEvent, ConnParam, RdmaCm
 
 if TYPE_CHECKING:
@@ -364,16 +365,6 @@ class Outside:
         # A request for a datagram service doesn't make the host look for who asks, whose GID is his address.
         request = LookupRequest(call.number, service, source, gid_of(peer), event.param.private_data)
         self._cm.receive(self.node, request)
-
-
-def source_to(address: IPv4Address) -> IPv4Address | None:
-    """From which of the host's addresses its routes lead to this one; nothing is sent."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((str(address), 1))
-            return IPv4Address(probe.getsockname()[0])
-    except OSError:
-        return None
 
 
 def _to_host(parameters: Parameters) -> ConnParam:
