@@ -175,6 +175,8 @@ void nic_close(struct device *device)
         return;
     registrar_close(nic);
     list_remove(&nic->link);
+    while (!list_empty(&nic->blocked))
+        list_take(&nic->blocked);
     tear_down(nic);
     device->nic = NULL;
     store_relaxed(&device->engine->page->pins, !list_empty(&device->engine->nics));

@@ -55,7 +55,8 @@ enum {
     NIC_KEY_TAG = 8,       /* bits of a key below its index */
     NIC_CQ = 16384,        /* entries of one of the engine's CQs, where the device has that many */
     NIC_FLIGHT = 1 << 20,  /* bytes that wait in the NIC, of all tenants together */
-    NIC_CHUNK = 1 << 18    /* bytes of a WRITE or READ in one request */
+    NIC_CHUNK = 1 << 18,   /* bytes of a WRITE or READ in one request */
+    NIC_SHARE = NIC_CHUNK  /* bytes that a tenant may have in the NIC whatever others have there */
 };
 
 struct nic_pool;
@@ -93,8 +94,8 @@ struct nic {
     struct ibv_comp_channel *channel;
     struct list cqs;
     uint64_t tags;    /* of QPs' connections, so far */
-    uint32_t flying;  /* bytes posted and not completed */
-    struct list blocked; /* struct nic_qp: wait for this to be less */
+    uint64_t flying;  /* bytes posted and not completed */
+    struct list blocked; /* struct tenant: have QPs that wait for this to be less */
     struct registrar registrar;
     struct list ending;  /* struct nic_qp: have all back, but what may be in a CQ of their SRQ's */
     uint32_t polling;    /* completions are being handled */

@@ -108,6 +108,9 @@ struct tenant {
     struct neighbours *neighbours; /* neighbours.h; NULL: nothing was asked */
     struct list asking;            /* its QPs that wait for an answer */
     uint32_t registrations;        /* that threads carry out, on this device: registration.h */
+    uint32_t flying;               /* bytes on the device's NIC, posted and not completed */
+    struct list grounded;          /* struct nic_qp: its QPs that wait for this, or all tenants' together, to be less */
+    struct list in_blocked;        /* in the NIC's blocked */
     struct sluice_tenant_counters *counters;
 };
 

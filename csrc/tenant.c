@@ -55,6 +55,8 @@ int tenant_add(struct device *device, struct tenant *first, const struct sluice_
             list_init(&tenant->chores[direction]);
         list_init(&tenant->firsts);
         list_init(&tenant->asking);
+        list_init(&tenant->grounded);
+        list_init(&tenant->in_blocked);
         tenant->counters = (struct sluice_tenant_counters *)(engine->counters + engine->header->tenants_offset) + number;
         memset(tenant->counters, 0, sizeof(*tenant->counters));
         tenant->counters->device = device->number;
@@ -93,6 +95,7 @@ void tenant_free(struct tenant *tenant)
     leave_first(tenant);
     neighbours_free(tenant);
     inflows_forget(tenant);
+    list_remove(&tenant->in_blocked);
     account_free(&tenant->account);
     tenant->engine->tenants[tenant->number] = NULL;
     neighbours_forget(tenant->engine, tenant->number);

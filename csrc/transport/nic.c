@@ -130,13 +130,16 @@ bool nic_has_room(struct qp *qp, uint32_t bytes)
 {
     struct nic *nic = nic_of(qp);
     struct nic_qp *twin = qp->twin;
+    struct tenant *tenant = qp->tenant;
 
     if (twin->posted - twin->completed == twin->sends)
         return false;
-    if (nic->flying == 0 || nic->flying + (uint64_t)bytes <= NIC_FLIGHT)
+    if (nic->flying + (uint64_t)bytes <= NIC_FLIGHT || tenant->flying == 0 || tenant->flying + (uint64_t)bytes <= NIC_SHARE)
         return true;
     if (list_unlinked(&twin->blocked)) {
-        list_append(&nic->blocked, &twin->blocked);
+        list_append(&tenant->grounded, &twin->blocked);
+        if (list_unlinked(&tenant->in_blocked))
+            list_append(&nic->blocked, &tenant->in_blocked);
         twin->blocked_since = qp->session->engine->now;
     }
     return false;
@@ -148,6 +151,7 @@ void nic_posted(struct qp *qp, const struct nic_request *request)
 
     twin->ring[twin->posted++ & twin->ring_mask] = *request;
     nic_of(qp)->flying += request->bytes;
+    qp->tenant->flying += request->bytes;
 }
 
 /* False: nothing that can be had. */

@@ -6,7 +6,8 @@
  * they are. States, retries, keys and order are the NIC's.
  *
  *   A WRITE or READ is cut into requests of NIC_CHUNK bytes, all messages together have at
- *   most NIC_FLIGHT bytes in the NIC: a message waits for so much, not for a queue
+ *   most NIC_FLIGHT bytes in the NIC: a message waits for so much, not for a queue. A tenant may have NIC_SHARE there all
+ *   the same, lest one that has much under way to who never takes it stop all others
  *   Receives of an SRQ are in the NIC before anybody knows who will send (nic_srq.h): where one
  *   end has an SRQ, neighbours that name each other by the NIC's GID use the NIC too
  *   A UD QP keeps its receives in the engine, which copies what comes by the NIC (nic_pool.h)
@@ -51,7 +52,7 @@ struct nic_qp {
     uint32_t posted, completed;   /* requests, running free */
     uint32_t received;            /* receives that came back; those up to rq.head are in the NIC */
     struct timer timer;           /* while draining */
-    struct list blocked;          /* in nic->blocked, */
+    struct list blocked;          /* in its tenant's grounded, */
     uint64_t blocked_since;       /* ns: since then */
     struct list ending;           /* in nic->ending */
 };
@@ -79,8 +80,9 @@ void nic_address(const struct nic *nic, const struct sluice_ah_attr *from, struc
 
 /* Hands over the receives that the tenant has posted, where they are the QP's own (nic.c). Its doorbell tells of more. */
 void nic_post_receives(struct qp *qp);
-/* Fewer bytes are in the NIC: who waits for that goes on. */
+/* Fewer bytes are in the NIC, of all or of this tenant: who waits for that goes on. */
 void nic_wake_blocked(struct nic *nic);
+void nic_wake_grounded(struct tenant *tenant);
 
 /* Whether the NIC takes a request of so many bytes now; else the QP is blocked. */
 bool nic_has_room(struct qp *qp, uint32_t bytes);

@@ -14,14 +14,13 @@
 
 enum { POLL = 32, ROUNDS = 8 };
 
-void nic_wake_blocked(struct nic *nic)
+static void wake(struct tenant *tenant)
 {
     struct list woken;
 
-    if (list_empty(&nic->blocked) || nic->flying > NIC_FLIGHT / 2)
-        return;
+    list_remove(&tenant->in_blocked);
     list_init(&woken);
-    list_splice(&woken, &nic->blocked);
+    list_splice(&woken, &tenant->grounded);
     while (!list_empty(&woken)) {
         struct nic_qp *twin = list_entry(list_take(&woken), struct nic_qp, blocked);
         struct qp *qp = twin->owner;
@@ -33,6 +32,19 @@ void nic_wake_blocked(struct nic *nic)
     }
 }
 
+void nic_wake_blocked(struct nic *nic)
+{
+    if (nic->flying <= NIC_FLIGHT / 2)
+        while (!list_empty(&nic->blocked))
+            wake(list_entry(nic->blocked.next, struct tenant, in_blocked));
+}
+
+void nic_wake_grounded(struct tenant *tenant)
+{
+    if (!list_empty(&tenant->grounded) && tenant->flying <= NIC_SHARE / 2)
+        wake(tenant);
+}
+
 static void complete_send(struct qp *qp, const struct ibv_wc *wc)
 {
     struct nic_qp *twin = qp->twin;
@@ -42,6 +54,8 @@ static void complete_send(struct qp *qp, const struct ibv_wc *wc)
         return;
     request = twin->ring[twin->completed++ & twin->ring_mask];
     nic_of(qp)->flying -= request.bytes;
+    qp->tenant->flying -= request.bytes;
+    nic_wake_grounded(qp->tenant);
     /* A message ends with its last request, or with the first that failed. */
     if (request.index == qp->completed && (request.last || wc->status != IBV_WC_SUCCESS))
         qp_complete_oldest(qp, wc->status, request.brought);

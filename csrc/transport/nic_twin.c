@@ -296,8 +296,10 @@ int nic_connect(struct qp *qp)
 
 static void forget(struct nic *nic, struct nic_qp *twin)
 {
-    for (; twin->completed != twin->posted; twin->completed++)
+    for (; twin->completed != twin->posted; twin->completed++) {
         nic->flying -= twin->ring[twin->completed & twin->ring_mask].bytes;
+        twin->owner->tenant->flying -= twin->ring[twin->completed & twin->ring_mask].bytes;
+    }
     list_remove(&twin->blocked);
 }
 
@@ -328,6 +330,7 @@ void nic_disconnect(struct qp *qp)
         qp->rq.head = twin->received;
     nic->call.ibv_modify_qp(twin->qp, &attr, IBV_QP_STATE);
     nic_wake_blocked(nic);
+    nic_wake_grounded(qp->tenant);
 }
 
 bool nic_drained(const struct qp *qp)

@@ -405,6 +405,15 @@ static void connect_behind(const struct client *client, uint32_t qp_num, int32_t
                                SLUICE_TRANSPORT_NIC, behind, &now) == 0);
 }
 
+static uint32_t flying_of(uint32_t number)
+{
+    worker_enter(engine);
+    uint32_t bytes = engine->tenants[number]->flying;
+
+    worker_leave(engine);
+    return bytes;
+}
+
 static bool waits_for_peer(const struct client *client)
 {
     worker_enter(engine);
@@ -457,6 +466,66 @@ static void test_neighbours_name_each_other(void)
     close_client(&one);
     close_client(&other);
     close_client(&stranger);
+    close_engine();
+}
+
+/* Who has much under way to somebody who never takes it stops nobody else. */
+static void test_a_share_of_what_flies(void)
+{
+    struct sluice_shape shape = {0};
+    struct client hog, other;
+
+    open_engine();
+    open_client(&hog);
+    connect(&hog, hog.qp);
+    uint32_t first = tenant;
+
+    tenant = (uint32_t)sluice_tenant_add(engine, 0, -1, &shape);
+    open_client(&other);
+    connect(&other, other.qp);
+    fake_hold(1);
+    uint64_t before = fake_posted();
+
+    for (uint32_t i = 0; i < 3; i++)
+        post_write(&hog, &hog, i, MEMORY);
+    publish(&hog);
+    while (fake_posted() != before + NIC_FLIGHT / NIC_CHUNK)
+        sched_yield();
+    write_some(&other, 10);
+    while (fake_posted() != before + NIC_FLIGHT / NIC_CHUNK + 10)
+        sched_yield();
+    /* And of that it has no more than its share. */
+    for (uint32_t i = 0; i < 3; i++)
+        post_write(&other, &other, 10 + i, NIC_SHARE / 2);
+    publish(&other);
+    while (fake_posted() != before + NIC_FLIGHT / NIC_CHUNK + 11)
+        sched_yield();
+    CHECK(flying_of(first) == NIC_FLIGHT && flying_of(tenant) == 80 + NIC_SHARE / 2);
+    fake_hold(0);
+    for (uint64_t i = 0; i < 13; i++) {
+        struct sluice_cqe cqe = wait_cqe(&other);
+
+        CHECK(cqe.wr_id == i && cqe.status == IBV_WC_SUCCESS);
+    }
+    for (uint64_t i = 0; i < 3; i++)
+        CHECK(wait_cqe(&hog).status == IBV_WC_SUCCESS);
+    CHECK(flying_of(first) == 0 && flying_of(tenant) == 0);
+    /* Nor does it when it is gone with it. */
+    fake_hold(1);
+    post_write(&hog, &hog, 0, MEMORY);
+    publish(&hog);
+    while (flying_of(first) != NIC_FLIGHT)
+        sched_yield();
+    post_write(&other, &other, 0, MEMORY);
+    publish(&other);
+    while (flying_of(tenant) != NIC_SHARE)
+        sched_yield();
+    close_client(&hog);
+    while (flying_of(tenant) != NIC_FLIGHT)
+        sched_yield();
+    fake_hold(0);
+    CHECK(wait_cqe(&other).status == IBV_WC_SUCCESS);
+    close_client(&other);
     close_engine();
 }
 
@@ -896,6 +965,7 @@ int main(int argc, char **argv)
     RUN(test_a_sleeping_worker_hears_of_datagrams);
     RUN(test_neighbours_are_asked_for);
     RUN(test_neighbours_name_each_other);
+    RUN(test_a_share_of_what_flies);
     RUN(test_a_full_device);
     RUN(test_memory_that_was_never_touched);
     RUN(test_a_device_that_is_removed);
