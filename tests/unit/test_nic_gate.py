@@ -116,7 +116,8 @@ class Tenant:
 @pytest.fixture
 def tenant(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenant]:
     monkeypatch.setattr("sluice.control.verbs.is_of_host", lambda address: address in (NIC, HOST))
-    with Asked() as engine:
+    engine = Asked()
+    with engine:
         yield Tenant(engine)
 
 
