@@ -473,7 +473,7 @@ enum progress tcp_send(struct qp *qp, uint32_t budget, uint32_t *status)
     struct tcp_endpoint *endpoint = qp->wire;
     struct message *message = &qp->message;
     const struct sluice_wqe *wqe = message->wqe;
-    uint32_t msn = qp->sq.head - endpoint->base;
+    uint32_t msn = qp->sq.head - endpoint->base, total = message->total;
     struct spans spans;
 
     if (endpoint->whole && endpoint->source == TCP_NOTHING)
@@ -482,6 +482,11 @@ enum progress tcp_send(struct qp *qp, uint32_t budget, uint32_t *status)
         return send_local(endpoint, status);
     if (!resolve(qp, &spans, status))
         return fail_in_turn(endpoint, status, *status);
+    /* Read once more after the head went back to it (go_back), it may be another: what moved needn't lie in it. */
+    if (message->moved && message->total != total) {
+        session_break(qp->session, "a WQE was changed while its message was sent");
+        return PROGRESS_BLOCKED;
+    }
     if (endpoint->fault && endpoint->fault_msn == msn)
         return fail_in_turn(endpoint, status, IBV_WC_LOC_PROT_ERR);
     if (!endpoint->greeted && qp_is_unreliable(qp) && tcp_unreachable(endpoint))

@@ -16,7 +16,9 @@
 #include "atomic.h"
 #include "check.h"
 #include "client.h"
-#include "transport/tcp_frame.h"
+#include "qp.h"
+#include "transport/tcp.h"
+#include "worker.h"
 
 static void bring_up(struct client *client, uint32_t peer)
 {
@@ -522,6 +524,56 @@ static void nonsense_ends_the_connection(void)
     drain_events();
 }
 
+/* A part of its message is in a socket that takes no more, of which this program is the other end. */
+static bool is_stuck(const struct client *client)
+{
+    worker_enter(engine);
+    const struct qp *qp = engine->sessions[client->session]->qps[client->qp];
+    bool stuck = qp->wire && qp->message.active && qp->message.moved && !tcp_socket((struct qp *)qp)->writable;
+
+    worker_leave(engine);
+    return stuck;
+}
+
+/* A WQE that changes while its message is sent, part by part: its process has done what no shim does, and harms itself. */
+static void a_request_shrinks(void)
+{
+    const struct tcp_frame hello = {.kind = TCP_HELLO, .total = TCP_VERSION, .imm = IBV_QPT_RC};
+    const struct sluice_shape narrow = {.share = {.max_bps = {1000000000, 0}, .burst = {8192, 0}}}, none = {0};
+    uint32_t broken = 0;
+
+    CHECK(sluice_tenant_shape(engine, tenant, &narrow) == 0);
+    for (uint32_t round = 0; round < 20; round++) {
+        struct sluice_engine_event event = {0};
+        struct client a, b;
+        int ends[2];
+        uint8_t read[1024];
+
+        open_pair(&a, &b);
+        CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+        CHECK(sluice_qp_connect(engine, a.session, a.qp, ends[0]) == 0);
+        CHECK(send(ends[1], &hello, sizeof(hello), MSG_NOSIGNAL) == sizeof(hello));
+        post_write(&a, &b, 1, MEMORY);
+        publish(&a);
+        while (!is_stuck(&a))
+            sched_yield();
+        ((struct sluice_sge *)(a.sq + 1))->length = 1 + round * 7;
+        /* Read only while it is full, so that it fills again, and the WQE is looked at again. */
+        while (!sluice_engine_next_event(engine, &event))
+            if (!is_stuck(&a) || recv(ends[1], read, sizeof(read), MSG_DONTWAIT) < 0)
+                sched_yield();
+        CHECK(event.kind == SLUICE_EVENT_SESSION_BROKEN || event.kind == SLUICE_EVENT_QP_DISCONNECTED);
+        broken += event.kind == SLUICE_EVENT_SESSION_BROKEN;
+        close_client(&a);
+        close_client(&b);
+        close(ends[1]);
+        while (sluice_engine_next_event(engine, &event))
+            ;
+    }
+    CHECK(broken > 0);
+    CHECK(sluice_tenant_shape(engine, tenant, &none) == 0);
+}
+
 int main(void)
 {
     struct sluice_shape none = {0};
@@ -540,6 +592,7 @@ int main(void)
     RUN(nobody_connects);
     RUN(a_wrong_key_is_refused);
     RUN(nonsense_ends_the_connection);
+    RUN(a_request_shrinks);
     CHECK(sluice_tenant_remove(engine, tenant) == 0);
     sluice_engine_close(engine);
     return 0;
