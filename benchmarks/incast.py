@@ -34,12 +34,9 @@ def _start(cluster: Cluster, kind: str, node: str, tenant: str, queue_pairs: int
     ends = (node, f"{tenant}-peer"), ("beta", tenant)
     (client, client_name), (server, server_name) = ends[::-1] if kind == "read" else ends
     there, here = cluster[server], cluster[client]
-    if kind == "datagrams":
-        argv = ["ib_send_bw", "-c", "UD", "-s", "4096", "--run_infinitely", "-D", "1", "-p", str(port)]
-        passive, active = there.run(server_name, *argv), [*argv, there.address]
-    else:
-        passive = there.run(server_name, LOAD.absolute(), str(port))
-        active = [str(LOAD.absolute()), str(port), there.address, kind, "65536", "16", str(queue_pairs), "3600"]
+    size, depth = ("4096", "256") if kind == "datagrams" else ("65536", "16")
+    passive = there.run(server_name, LOAD.absolute(), str(port))
+    active = [str(LOAD.absolute()), str(port), there.address, kind, size, depth, str(queue_pairs), "3600"]
     wait_until(lambda: there.listening(port) or passive.poll() is not None, "the passive end")
     running = here.run(client_name, *active)
     assert running.stdin is not None

@@ -11,6 +11,7 @@
  * KIND: write, read, atomic: DEPTH messages of SIZE bytes on each of QPS queue pairs,
  *       every (DEPTH/2)th signaled
  *       events: as write, every message signaled and each completion told of
+ *       datagrams: as write, from UD QPs to UD QPs of the passive end's; SIZE is 4096 at most
  *       latency: one WRITE of SIZE bytes at a time, one every 200 us
  *       mr, qp: register and deregister SIZE bytes, or create and destroy a QP
  *
@@ -24,10 +25,13 @@
 #include "pair.h"
 
 enum { MEMORY = 16 << 20, MAX_QPS = 64, SAMPLES = 1 << 20, PACE_NS = 200000 };
+enum { MTU = 4096, GRH = 40, RECEIVES = 256, QKEY = 0x1234567 };
 
 static struct pair pair;
 static bool alone;
 static struct ibv_qp *qps[MAX_QPS];
+static struct ibv_ah *ah;              /* of datagrams */
+static uint32_t there[MAX_QPS];        /* numbers of the QPs that they go to */
 static struct ibv_comp_channel *channel;
 static struct ibv_cq *cq;
 static struct ibv_mr *mr;
@@ -81,6 +85,47 @@ static void connect_all(uint32_t count, uint32_t depth)
     }
 }
 
+static void post_receive(struct ibv_qp *qp)
+{
+    struct ibv_sge sge = {.addr = (uintptr_t)mr->addr, .length = GRH + MTU, .lkey = mr->lkey};
+    struct ibv_recv_wr *bad, wr = {.wr_id = (uintptr_t)qp, .sg_list = &sge, .num_sge = 1};
+
+    CHECK(!ibv_post_recv(qp, &wr, &bad), "ibv_post_recv");
+}
+
+static struct ibv_qp *make_datagram_qp(uint32_t depth)
+{
+    struct ibv_qp_init_attr init = {
+        .send_cq = cq, .recv_cq = cq, .qp_type = IBV_QPT_UD,
+        .cap = {.max_send_wr = depth, .max_recv_wr = RECEIVES, .max_send_sge = 1, .max_recv_sge = 1}};
+    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_INIT, .port_num = 1, .qkey = QKEY};
+    struct ibv_qp *qp = ibv_create_qp(pair.own.pd, &init);
+
+    CHECK(qp, "ibv_create_qp");
+    CHECK(!ibv_modify_qp(qp, &attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_QKEY), "INIT");
+    attr.qp_state = IBV_QPS_RTR;
+    CHECK(!ibv_modify_qp(qp, &attr, IBV_QP_STATE), "RTR");
+    attr.qp_state = IBV_QPS_RTS;
+    CHECK(!ibv_modify_qp(qp, &attr, IBV_QP_STATE | IBV_QP_SQ_PSN), "RTS");
+    return qp;
+}
+
+static void meet_for_datagrams(uint32_t count, uint32_t depth, bool receives)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        qps[i] = pair.own.qp = make_datagram_qp(depth);
+        for (uint32_t n = 0; receives && n < RECEIVES; n++)
+            post_receive(qps[i]);
+        exchange(NULL, 0);
+        there[i] = pair.peer.qp_num;
+        meet();
+    }
+    struct ibv_ah_attr attr = {.is_global = 1, .port_num = 1, .grh = {.dgid = pair.peer.gid, .hop_limit = 1}};
+
+    ah = ibv_create_ah(pair.own.pd, &attr);
+    CHECK(ah, "ibv_create_ah");
+}
+
 static void post(struct ibv_qp *qp, enum ibv_wr_opcode opcode, uint32_t size, bool signaled)
 {
     struct ibv_sge sge = {.addr = (uintptr_t)mr->addr, .length = opcode == IBV_WR_ATOMIC_FETCH_AND_ADD ? 8 : size,
@@ -92,6 +137,14 @@ static void post(struct ibv_qp *qp, enum ibv_wr_opcode opcode, uint32_t size, bo
         wr.wr.atomic.remote_addr = pair.peer.addr;
         wr.wr.atomic.rkey = pair.peer.rkey;
         wr.wr.atomic.compare_add = 1;
+    } else if (opcode == IBV_WR_SEND) {
+        uint32_t i = 0;
+
+        while (qps[i] != qp)
+            i++;
+        wr.wr.ud.ah = ah;
+        wr.wr.ud.remote_qpn = there[i];
+        wr.wr.ud.remote_qkey = QKEY;
     } else {
         wr.wr.rdma.remote_addr = pair.peer.addr;
         wr.wr.rdma.rkey = pair.peer.rkey;
@@ -133,6 +186,22 @@ static uint64_t flood(enum ibv_wr_opcode opcode, uint32_t size, uint32_t depth, 
         }
     }
     return operations;
+}
+
+/* Whatever comes, until the process is ended. */
+static void receive(void)
+{
+    struct ibv_wc wc[64];
+
+    CHECK(!ibv_req_notify_cq(cq, 0), "ibv_req_notify_cq");
+    for (;;) {
+        int got = ibv_poll_cq(cq, 64, wc);
+
+        if (got == 0)
+            wait_event();
+        for (int i = 0; i < got; i++)
+            post_receive((struct ibv_qp *)(uintptr_t)wc[i].wr_id);
+    }
 }
 
 static uint64_t latency(uint32_t size, uint64_t end)
@@ -197,7 +266,7 @@ static double percentile(double part)
 
 int main(int argc, char **argv)
 {
-    bool client = argc > 2;
+    bool client = argc > 2, datagrams;
     const char *kind = client ? argv[3] : "";
     uint32_t size = argc > 4 ? (uint32_t)atoi(argv[4]) : 8, depth = argc > 5 ? (uint32_t)atoi(argv[5]) : 1;
     uint32_t count = argc > 6 ? (uint32_t)atoi(argv[6]) : 1;
@@ -219,11 +288,20 @@ int main(int argc, char **argv)
     channel = ibv_create_comp_channel(pair.own.context);
     cq = channel ? ibv_create_cq(pair.own.context, 65536, NULL, channel, 0) : NULL;
     CHECK(mr && cq, "MR or CQ");
-    /* The client says how many QPs there will be. */
-    exchange((void *)(uintptr_t)count, 0);
-    if (!client)
+    /* The client says how many QPs there will be, and of what kind. */
+    datagrams = !strcmp(kind, "datagrams");
+    exchange((void *)(uintptr_t)count, datagrams);
+    if (!client) {
         count = (uint32_t)pair.peer.addr;
-    connect_all(count, depth);
+        datagrams = pair.peer.rkey;
+    }
+    CHECK(count <= MAX_QPS && (!datagrams || size <= MTU), "out of range");
+    if (datagrams)
+        meet_for_datagrams(count, depth, !client);
+    else
+        connect_all(count, depth);
+    if (!client && datagrams)
+        receive();
     if (!client) {
         meet();
         return 0;
@@ -242,6 +320,8 @@ int main(int argc, char **argv)
         operations = flood(IBV_WR_ATOMIC_FETCH_AND_ADD, 8, depth, count, every, end);
     else if (!strcmp(kind, "events"))
         operations = flood(IBV_WR_RDMA_WRITE, size, depth, count, 1, end);
+    else if (datagrams)
+        operations = flood(IBV_WR_SEND, size, depth, count, every, end);
     else if (!strcmp(kind, "latency"))
         operations = latency(size, end);
     else if (!strcmp(kind, "mr"))
