@@ -53,7 +53,7 @@ static void fill(struct inflows *inflows)
     inflows->end = count * (uint32_t)sizeof(*inflows->frames);
 }
 
-bool inflows_write(struct trunk *trunk)
+void inflows_write(struct trunk *trunk)
 {
     struct inflows *inflows = &trunk->inflows;
     struct net_socket *socket = &trunk->in;
@@ -62,12 +62,10 @@ bool inflows_write(struct trunk *trunk)
         if (inflows->start == inflows->end)
             fill(inflows);
         if (inflows->start == inflows->end)
-            return true;
+            return;
         ssize_t result = send(socket->fd, (uint8_t *)inflows->frames + inflows->start, inflows->end - inflows->start,
                               MSG_DONTWAIT | MSG_NOSIGNAL);
 
-        if (result < 0 && errno != EAGAIN && errno != EINTR)
-            return false;
         if (result < 0) {
             socket->writable = errno == EINTR;
             continue;
@@ -75,7 +73,6 @@ bool inflows_write(struct trunk *trunk)
         inflows->start += (uint32_t)result;
         inflows->said = trunk->engine->now;
     }
-    return true;
 }
 
 /* ---- what is owed in nobody's turns ---------------------------------------- */

@@ -53,8 +53,8 @@ struct inflows {
 void inflows_init(struct inflows *inflows);
 /* The connection is over: nothing is owed any more. */
 void inflows_end(struct trunk *trunk);
-/* Tells the sender what is granted. False: the connection is over. */
-bool inflows_write(struct trunk *trunk);
+/* Tells the sender what is granted. Where it is gone, reading tells: what it said before comes first. */
+void inflows_write(struct trunk *trunk);
 /* The tenant goes: what is owed for it is nobody's. */
 void inflows_forget(struct tenant *tenant);
 

@@ -380,8 +380,7 @@ static void serve_in(struct sluice_engine *engine, struct net_socket *socket)
 
     if (progress == PROGRESS_DONE && socket->readable)
         progress = receive(trunk);
-    if (progress != PROGRESS_FAILED && !inflows_write(trunk))
-        progress = PROGRESS_FAILED;
+    inflows_write(trunk);
     /* Whoever sends makes another connection where this one ends. */
     if (progress == PROGRESS_FAILED)
         close_in(trunk);
