@@ -640,19 +640,64 @@ void sluice_arena_fork_parent(void)
     pthread_mutex_unlock(&arena.lock);
 }
 
+static bool make_own(const struct mapping *part)
+{
+    if (make_private(part->start, part->end, part->offset, protection_of(part)))
+        return true;
+    /* Its own from the first write on: what the parent writes until then is seen here. */
+    return mmap((void *)(uintptr_t)part->start, part->end - part->start, protection_of(part),
+                MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, arena.fd, (off_t)part->offset) != MAP_FAILED;
+}
+
 static void make_range_private(const struct range *range)
 {
     struct mapping part;
 
     for (uint64_t at = range->start; next_part(at, range->end, &part); at = part.end)
-        /* Else its own from the first write on: what the parent writes until then is seen here. */
-        if (is_arena(&part) && !make_private(part.start, part.end, part.offset, protection_of(&part)))
-            mmap((void *)(uintptr_t)part.start, part.end - part.start, protection_of(&part),
-                 MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, arena.fd, (off_t)part.offset);
+        if (is_arena(&part))
+            make_own(&part);
+}
+
+struct moved {
+    struct mapping part[32];
+    size_t count;
+};
+
+static bool note_moved(const struct mapping *mapping, void *context)
+{
+    struct moved *moved = context;
+
+    if (is_of_file(mapping) && mapping->offset != mapping->start)
+        moved->part[moved->count++] = *mapping;
+    return moved->count < sizeof(moved->part) / sizeof(*moved->part);
+}
+
+/* What the application has moved without us is in no list: the kernel knows. */
+static void make_moved_private(void)
+{
+    struct moved moved;
+    bool more = !arena.watched;
+
+    while (more) {
+        moved.count = 0;
+        mapping_each(note_moved, &moved);
+        more = moved.count == sizeof(moved.part) / sizeof(*moved.part);
+        for (size_t i = 0; i < moved.count; i++)
+            more &= make_own(&moved.part[i]);
+    }
 }
 
 void sluice_arena_fork_child(void)
 {
+    /*
+     * In a program that is linked to us, what stands in our own variables may lie in memory that is registered: until
+     * here is a copy they are the parent's, and nothing is written to them.
+     */
+    if (arena.fd >= 0 && mapping_renew() == 0) {
+        for (size_t i = 0; i < arena.count; i++)
+            make_range_private(&arena.ranges[i]);
+        make_moved_private();
+    }
     pthread_mutex_init(&arena.lock, NULL);
     if (arena.fd < 0)
         return;
@@ -661,14 +706,8 @@ void sluice_arena_fork_child(void)
     mapping_close();
     if (arena.pagemap >= 0)
         close(arena.pagemap);
-    arena.pagemap = -1;
-    if (mapping_open() == 0) {
-        for (size_t i = 0; i < arena.count; i++)
-            make_range_private(&arena.ranges[i]);
-        mapping_close();
-    }
     close(arena.fd);
-    arena.fd = -1;
+    arena.fd = arena.pagemap = -1;
     if (arena.ranges)
         munmap(arena.ranges, arena.capacity * sizeof(struct range));
     arena.ranges = NULL;

@@ -41,6 +41,18 @@ void mapping_close(void)
     maps_fd = -1;
 }
 
+int mapping_renew(void)
+{
+    int own = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+
+    if (own < 0)
+        return errno;
+    int error = dup3(own, maps_fd, O_CLOEXEC) < 0 ? errno : 0;
+
+    close(own);
+    return error;
+}
+
 static bool query(uint64_t address, struct mapping *mapping)
 {
     struct procmap_query query = {.size = sizeof(query), .query_flags = QUERY_OR_NEXT, .query_addr = address};

@@ -18,6 +18,12 @@ struct mapping {
 int mapping_open(void);
 void mapping_close(void);
 
+/*
+ * In a forked child: that of its own address space, in the place of its parent's. Not a word of memory is written. 0 or
+ * errno.
+ */
+int mapping_renew(void);
+
 /* The mapping that covers address, or the next one above. False: there is none. */
 bool mapping_find(uint64_t address, struct mapping *mapping);
 

@@ -62,10 +62,10 @@ __attribute__((constructor)) static void look_up(void)
     next_function(&next.mremap, "mremap");
     next_function(&next.madvise, "madvise");
     next_function(&next.realloc, "realloc");
-    /* Opened by dlopen, we aren't asked. */
-    void *asked = dlsym(RTLD_DEFAULT, "mremap"), *own = (void *)mremap;
+    /* Opened by dlopen, we aren't asked. Whose it is tells its place: by the name of ours the linker finds who is asked, too. */
+    Dl_info asked, own;
 
-    if (asked == own)
+    if (dladdr(dlsym(RTLD_DEFAULT, "mremap"), &asked) && dladdr(&next, &own) && asked.dli_fbase == own.dli_fbase)
         sluice_arena_watched();
 }
 #endif

@@ -191,7 +191,10 @@ static int say_hello(const struct sluice_welcome *welcome)
 
 enum { CHILD_MS = 10000 }; /* a child that takes longer for its copy sees what its parent writes meanwhile */
 
-/* The child says on this pipe that it has its copy; -1: there is nothing to copy. */
+/*
+ * The child says on this pipe that it has its copy; -1: there is nothing to copy. Written before the fork only: where
+ * these words lie in registered memory, parent and child share them until the copy is made.
+ */
 static int copied_read = -1, copied_write = -1;
 
 /* No other thread may be in the middle of anything that the child finds. */
@@ -217,15 +220,15 @@ static void in_parent(void)
 {
     int error = errno;
 
-    close_file(&copied_write);
     if (copied_read >= 0) {
         struct pollfd copied = {.fd = copied_read, .events = POLLIN};
 
+        close(copied_write);
         /* Also where there is no child, or it died: then nobody has the other end. */
         while (poll(&copied, 1, CHILD_MS) < 0 && errno == EINTR)
             ;
+        close(copied_read);
     }
-    close_file(&copied_read);
     sluice_arena_fork_parent();
     events_fork_parent();
     pthread_mutex_unlock(&objects_lock);
@@ -264,8 +267,10 @@ static void in_child(void)
     pthread_mutex_init(&control_lock, NULL);
     pthread_mutex_init(&command_lock, NULL);
     pthread_mutex_init(&objects_lock, NULL);
-    close_file(&copied_read);
-    close_file(&copied_write); /* the parent, which waits for its end, goes on */
+    if (copied_read >= 0) {
+        close(copied_read);
+        close(copied_write); /* the parent, which waits for its end, goes on */
+    }
 }
 
 static void install_fork_handlers(void)

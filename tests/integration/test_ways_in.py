@@ -62,6 +62,11 @@ def test_dlopen_and_dlsym(router: RunningRouter, tenant_dir: Path, way: str, nam
     assert run(WAYS / "ways-dlopen", name, SLUICE_TENANT_DIR=tenant_dir, **settings) == "sluice0"
 
 
+def test_dlopen_alone(tenant_dir: Path) -> None:
+    """By its path: nothing of the environment leads there."""
+    assert run(WAYS / "ways-alone", shim_path(), SLUICE_TENANT_DIR=tenant_dir) == "alone"
+
+
 def test_dlopen_finds_every_version(router: RunningRouter) -> None:
     for symbol, version in (("ibv_reg_mr_iova2", "IBVERBS_1.8"), ("ibv_create_comp_channel", "IBVERBS_1.0")):
         output_of(router.run("a", WAYS / "ways-dlopen", "libibverbs.so.1", symbol, version))
@@ -143,6 +148,14 @@ def test_linked_statically_memory_moves(tenant_dir: Path, tmp_path: Path, option
     program, sources = tmp_path / "moves", Path(__file__).parent / "verbs"
     link(program, option, "-fPIE", "-O1", sources / "moves.c", sources / "pair.c")
     assert run(program, SLUICE_TENANT_DIR=tenant_dir) == "as any other"
+
+
+@pytest.mark.parametrize("option", ["-pie", "-static"])
+def test_linked_statically_all_data_registered_and_forked(tenant_dir: Path, tmp_path: Path, option: str) -> None:
+    """What the library itself knows lies in registered memory too: a child must not write there what its parent reads."""
+    program, sources = tmp_path / "statics", Path(__file__).parent
+    link(program, option, "-fPIE", "-O1", f"-I{sources / 'verbs'}", sources / "ways/statics.c", sources / "verbs/pair.c")
+    assert run(program, SLUICE_TENANT_DIR=tenant_dir) == "apart"
 
 
 def test_musl(tenant_dir: Path, tmp_path: Path) -> None:
