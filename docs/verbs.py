@@ -180,6 +180,7 @@ builds it alone.
   IBVERBS_PRIVATE_10 to 99 are defined, and the names that these libraries import are there. They look at the device, see that
   it isn't theirs, and answer EOPNOTSUPP (`mlx5dv_is_supported`: false).
 - setuid programs, RTLD_DEEPBIND and programs without a dynamic linker escape preloading.
+- Linked statically, any of the program's data may be registered, also what the library has for itself, and the program may fork.
 - Linked statically, the program's own `open` stays its own: sysfs is then read with `ibv_read_sysfs_file` only.
 - What makes system calls without libc doesn't find sysfs's files either: Go's package `os`, also in programs whose verbs come by cgo,
   which work. A mount over `/sys/class` would show them; but a pod's `/sys` is that of its own network namespace, which no mount from outside is.
@@ -195,7 +196,7 @@ builds it alone.
 - `ibv_attach_mcast` ignores the LID, which RoCE doesn't have: attachments that differ in nothing else are one.
 - A GID index beyond the table is EINVAL; ENODATA, which large tables give for an entry that is empty, doesn't occur, since none is.
 - `ibv_rc_pingpong -e -t` may end with "poll CQ failed": it takes an event for a completion, and the one that it polled just before was it.
-  Any device does that: what arrives between `ibv_req_notify_cq` and the poll is polled, and told of.
+  Any device with timestamps does that (soft RoCE has none, and refuses -t): what arrives between `ibv_req_notify_cq` and the poll is polled, and told of.
 - In a UD completion, `sl` is 10 (bit 3: UDP, 2: IPv4), as hardware reports the header in front of the data; UCX needs it.
 """
 
@@ -204,7 +205,8 @@ SYSFS = """## sysfs
 Paths that begin with `/sys/class/infiniband`, `/sys/class/misc/rdma_cm` or `/dev/infiniband` lead into the tenant's directory, by
 whichever function of libc they are named, as an absolute path or from a directory (`chdir`, `openat`: hwloc starts at `/`); a
 real device's files stay hidden. A counter is asked of the router when its file is opened.
-`port_*_data` counts in units of four bytes; a message counts as one packet. The names below are for the address 100.64.0.1.
+`port_*_data` counts in units of four bytes; a message counts as one packet. Messages of InfiniBand's own connection manager
+(`ports/1/cm_*`) are not counted: there are none, as the router arranges connections. The names below are for the address 100.64.0.1.
 
 | file | text |
 | --- | --- |"""

@@ -113,6 +113,36 @@ def test_mlx5_says_that_the_device_is_not_its_own(router: RunningRouter) -> None
     assert child.communicate(timeout=PATIENCE)[0].strip() == "False"
 
 
+ABSENT = """
+import ctypes, errno, sys
+
+library = ctypes.CDLL("libibverbs.so.1", use_errno=True)
+for line in sys.stdin:
+    name, answer = line.split()
+    function = getattr(library, name)
+    function.restype = ctypes.c_ssize_t
+    for arguments in ([0] * 8, [-1] * 8):
+        ctypes.set_errno(0)
+        result = function(*map(ctypes.c_ssize_t, arguments))
+        # An errno itself; or -1, or no object, with errno.
+        given = ctypes.get_errno() if result in (-1, 0) or result & 0xffffffff == 0xffffffff else result & 0xffffffff
+        # What does nothing may return nothing, too.
+        if answer != "-" and given != getattr(errno, answer):
+            print(name, arguments[0], result, given)
+"""
+
+
+def test_what_is_absent_answers_so(router: RunningRouter) -> None:
+    """Whatever it is given: what docs/verbs.md says of it is what a call gets, and nobody crashes."""
+    page = (Path(__file__).parents[2] / "docs/verbs.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| \w+_[\d.]+ \| (ENOSYS|EOPNOTSUPP|ENODATA|does nothing) \|$", page, re.MULTILINE)
+    assert len(rows) > 50
+    child = router.run("a", "/usr/bin/python3", "-c", ABSENT)
+    asked = "".join(f"{name} {'-' if answer == 'does nothing' else answer}\n" for name, answer in rows)
+    text, _ = child.communicate(asked, timeout=PATIENCE)
+    assert (text, child.returncode) == ("", 0)
+
+
 def test_all_names_of_the_library_are_there() -> None:
     assert {"libsluice.so", "libibverbs.so.1", "libibverbs.so", "libsluice.a"} <= {
         path.name for path in LIBRARIES.iterdir()

@@ -512,6 +512,24 @@ TEST(what_there_is_not, SOLO, "verbs that a device doesn't have answer EOPNOTSUP
     absent_or_refused(e, "ibv_create_counters", counted);
     if (counted)
         DO(ibv_destroy_counters(counted));
+    struct ibv_mr *none = ibv_alloc_null_mr(e->pd);
+
+    absent_or_refused(e, "ibv_alloc_null_mr", none);
+    if (none)
+        DO(ibv_dereg_mr(none));
+    struct ibv_rwq_ind_table_init_attr indirect = {.log_ind_tbl_size = 40};
+
+    errno = 0;
+    CHECK(!ibv_create_rwq_ind_table(e->context, &indirect)); /* of 2^40 queues */
+    absent_or_refused(e, "ibv_create_rwq_ind_table", false);
+    struct ibv_flow_action_esp_attr secret = {.comp_mask = 1u << 31};
+
+    errno = 0;
+    CHECK(!ibv_create_flow_action_esp(e->context, &secret));
+    absent_or_refused(e, "ibv_create_flow_action_esp", false);
+    struct ibv_qp_rate_limit_attr pace = {.comp_mask = 1u << 31};
+
+    refused_as_unknown(e, "ibv_modify_qp_rate_limit", ibv_modify_qp_rate_limit(qp, &pace));
     errno = 0;
     CHECK(!ibv_create_flow(qp, &flow)); /* not of an RC QP, wherever */
     absent_or_refused(e, "ibv_create_flow", false);

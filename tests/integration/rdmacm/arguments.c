@@ -338,6 +338,7 @@ static void queue_pairs(void)
     struct ibv_qp_init_attr good = {.qp_type = IBV_QPT_RC,
                                     .cap = {.max_send_wr = 4, .max_recv_wr = 4, .max_send_sge = 1, .max_recv_sge = 1}};
     struct ibv_qp_init_attr attr = good;
+    struct ibv_qp_init_attr_ex complete = {.qp_type = IBV_QPT_RC, .cap = good.cap, .comp_mask = IBV_QP_INIT_ATTR_PD};
     struct ibv_srq_init_attr srq = {.attr = {.max_wr = 1 << 30, .max_sge = 1}};
     struct ibv_srq_init_attr_ex extended = {.attr = {.max_wr = 4, .max_sge = 1}};
     struct ibv_context *second = ibv_open_device(id->verbs->device);
@@ -346,6 +347,8 @@ static void queue_pairs(void)
 
     MUST(second && strange);
     IS("routed", rdma_create_qp(id, strange, &attr), EINVAL);
+    complete.pd = strange;
+    IS("routed", rdma_create_qp_ex(id, &complete), EINVAL);
     attr = good;
     attr.cap.max_send_sge = 1 << 20;
     IS("routed", rdma_create_qp(id, NULL, &attr), EINVAL);
@@ -356,6 +359,7 @@ static void queue_pairs(void)
     create_qp(id, IBV_QPT_RC);
     attr = good;
     IS("with a QP", rdma_create_qp(id, NULL, &attr), EINVAL);
+    IS("with a QP", rdma_create_qp_ex(id, &complete), EINVAL);
     IS("with a QP", rdma_set_local_ece(id, &ece), EINVAL);
     IS("with a QP", rdma_get_remote_ece(id, &ece), EINVAL);
     IS("with a QP", rdma_establish(id), EINVAL);
