@@ -389,6 +389,11 @@ int sluice_qp_tenant(struct sluice_engine *engine, uint32_t qp_num, uint32_t dev
 int sluice_qp_shares_receives(struct sluice_engine *engine, uint32_t session, uint32_t handle, uint32_t peer_num);
 /* Under which handle of which session it is now: of an XRC_RECV QP that outlives its maker, one that shares it. -ENOENT. */
 int sluice_qp_holder(struct sluice_engine *engine, uint32_t qp_num, uint32_t *session, uint32_t *handle);
+/*
+ * Whether completions of receives that a tenant's QP had when it was first asked still wait to be polled: 1 or 0. first: that
+ * is now, and *mark is set to where they end.
+ */
+int sluice_qp_unread(struct sluice_engine *engine, uint32_t tenant, uint32_t qp_num, int first, uint32_t *mark);
 /* Its number. */
 int sluice_qp_number(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 /* To the error state, with IBV_EVENT_QP_FATAL for the application: its connection was taken from it. */

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "ah.h"
+#include "atomic.h"
 #include "context.h"
 #include "cq.h"
 #include "device.h"
@@ -611,6 +612,21 @@ int sluice_qp_holder(struct sluice_engine *engine, uint32_t qp_num, uint32_t *se
     }
     worker_leave(engine);
     return result;
+}
+
+int sluice_qp_unread(struct sluice_engine *engine, uint32_t tenant, uint32_t qp_num, int first, uint32_t *mark)
+{
+    worker_enter(engine);
+    const struct qp *qp = qp_lookup(engine, qp_num);
+    bool known = qp && qp->recv_cq && qp->tenant->first->number == tenant && !qp->session->broken;
+
+    if (known && first)
+        *mark = qp->recv_cq->produced;
+    /* What a tenant claims to have polled is its own affair. */
+    int unread = known && (int32_t)(*mark - load_acquire(&qp->recv_cq->shared->consumer)) > 0;
+
+    worker_leave(engine);
+    return unread;
 }
 
 int sluice_qp_number(struct sluice_engine *engine, uint32_t number, uint32_t handle)

@@ -58,6 +58,31 @@ static void data_arrives_in_chunks(void)
     close_client(&b);
 }
 
+/* Whether a tenant has polled what its QP was sent: its own, and what was there when it was asked first. */
+static void what_is_unread_is_known(void)
+{
+    struct client a, b;
+    uint32_t mark = 0;
+
+    open_client(&a);
+    open_client(&b);
+    join(&a, &b);
+    CHECK(!sluice_qp_unread(engine, tenant, b.qp_num, 1, &mark));
+    for (uint32_t i = 0; i < 2; i++) {
+        post_receive(&b, i, 0, 8);
+        post_write(&a, &b, i, 8);
+        ((struct sluice_wqe *)((uint8_t *)a.sq + i * a.sq_stride))->opcode = IBV_WR_SEND;
+        publish(&a);
+        CHECK(wait_cqe(&a).status == IBV_WC_SUCCESS);
+        CHECK(sluice_qp_unread(engine, tenant, b.qp_num, i == 0, &mark) == 1);
+        CHECK(!sluice_qp_unread(engine, tenant + 1, b.qp_num, 0, &mark) && !sluice_qp_unread(engine, tenant, 5, 0, &mark));
+    }
+    CHECK(wait_cqe(&b).status == IBV_WC_SUCCESS);
+    CHECK(!sluice_qp_unread(engine, tenant, b.qp_num, 0, &mark) && sluice_qp_unread(engine, tenant, b.qp_num, 1, &mark));
+    close_client(&a);
+    close_client(&b);
+}
+
 static void garbage_ends_its_session_only(void)
 {
     for (int kind = 0; kind < 5; kind++) {
@@ -367,6 +392,7 @@ int main(void)
     tenant = (uint32_t)sluice_tenant_add(engine, 0, -1, &none);
     RUN(rings_lose_nothing);
     RUN(data_arrives_in_chunks);
+    RUN(what_is_unread_is_known);
     RUN(garbage_ends_its_session_only);
     RUN(a_flush_has_an_end);
     RUN(the_peer_leaves);

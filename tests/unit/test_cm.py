@@ -270,6 +270,41 @@ def test_connect_and_disconnect(node: Node, clock: Clock) -> None:
     assert client.events() == server.events() == [(EventType.TIMEWAIT_EXIT, 0)]
 
 
+@pytest.mark.parametrize("how", ["read", "never read", "answered", "destroyed"])
+def test_the_end_comes_after_what_was_sent_before(node: Node, clock: Clock, how: str) -> None:
+    client, server = node.end(), node.end()
+    active, passive = connect(client, server, listen(server))
+    waiting: list[int | None] = [7]
+    asked: list[int | None] = []
+
+    def unread(tenant: int, qp_num: int, mark: int | None) -> int | None:
+        assert tenant == server.owner.party.tenant
+        asked.append(mark)
+        return waiting[0]
+
+    node.cm.unread = unread
+    active.disconnect()
+    assert server.events() == [] and asked == [None]
+    clock.advance(0.001)
+    assert server.events() == [] and asked == [None, 7]
+    if how == "read":
+        waiting[0] = None
+        clock.advance(0.002)
+    elif how == "never read":
+        for _ in range(10):
+            clock.advance(0.512)
+    elif how == "answered":
+        passive.disconnect()
+    else:
+        server.owner.remove(passive)
+        clock.advance(2)
+        assert server.events() == []
+        return
+    assert server.events()[:1] == [(EventType.DISCONNECTED, 0)]
+    clock.advance(2)
+    assert (EventType.DISCONNECTED, 0) not in server.events()
+
+
 def test_both_disconnect_at_once(node: Node, clock: Clock) -> None:
     client, server = node.end(), node.end()
     active, passive = connect(client, server, listen(server))

@@ -119,12 +119,14 @@ class Router:
         self._peer_nics: PeerNics | None = None
         if self.links is None:
             locator = ClusterLocator(self.directory, host, outside=self._way_out)
-            self.cm = CommunicationManager(locator, host, self, loop, outside=outside)
+            self.cm = CommunicationManager(locator, host, self, loop, outside=outside, unread=self._engine.unread)
         else:
             self._cm_link = link = Link(self.links, self.directory)
             self._peer_nics = PeerNics(self.links, self._nic_addresses)
             locator = ClusterLocator(self.directory, host, self.links.node_at, self._way_out, self._peer_nics.has)
-            self.cm = CommunicationManager(locator, host, self, loop, link=link.send, outside=outside)
+            self.cm = CommunicationManager(
+                locator, host, self, loop, link=link.send, outside=outside, unread=self._engine.unread
+            )
             link.attach(self.cm)
         for one in outside:
             one.attach(self.cm)

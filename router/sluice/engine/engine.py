@@ -442,6 +442,11 @@ class Engine:
     def qp_number(self, session: int, handle: int) -> int:
         return checked(lib.sluice_qp_number(self._engine, session, handle))
 
+    def unread(self, tenant: int, number: int, mark: int | None = None) -> int | None:
+        """Where the completions of receives end that a QP has now, or had (mark), while any isn't polled yet."""
+        end = ffi.new("uint32_t *", mark or 0)
+        return int(end[0]) if lib.sluice_qp_unread(self._engine, tenant, number, mark is None, end) else None
+
     def holder_of_qp(self, number: int) -> tuple[int, int] | None:
         """Session and handle under which the QP is now; None where there is none with this number."""
         found = ffi.new("uint32_t[2]")

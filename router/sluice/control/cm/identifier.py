@@ -317,7 +317,7 @@ class Identifier:
             child.end = sidr
             seen = Parameters(private_data=request.private_data.ljust(LOOKUP_DATA, b"\0"))
         else:
-            connection = Connection(self._cm, node, child._psn, child.emit)
+            connection = Connection(self._cm, child._owner.party.tenant, node, child._psn, child.emit)
             connection.requested(request, child.gid)
             child.end = connection
             seen = seen_from_here(request.parameters, REQUEST_DATA)
@@ -364,7 +364,7 @@ class Identifier:
             request = LookupRequest(sidr.number, service, self.source, self.gid, parameters.private_data)
             sidr.unreachable() if place is None else sidr.request(request)
         else:
-            connection = Connection(self._cm, node, self._psn, self.emit)
+            connection = Connection(self._cm, self._owner.party.tenant, node, self._psn, self.emit)
             self.end = connection
             asks = ConnectRequest(
                 connection.number, service, self.source, self.gid, self.qp_type, self._psn, parameters

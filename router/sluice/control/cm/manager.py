@@ -78,7 +78,7 @@ class CommunicationManager:
     """host: the router's own network namespace. gate: who may connect.
 
     link: carries a message to another node; None where there is only this one. outside: hosts behind the node's NICs,
-    for each that has any.
+    for each that has any. unread: `Engine.unread`.
     """
 
     def __init__(
@@ -90,7 +90,9 @@ class CommunicationManager:
         timeouts: Timeouts = Timeouts(),
         link: Callable[[str, Message], None] | None = None,
         outside: Iterable[Outside] = (),
+        unread: Callable[[int, int, int | None], int | None] = lambda tenant, qp_num, mark: None,
     ) -> None:
+        self.unread = unread
         self.outside = {one.node: one for one in outside}
         self.locator = locator
         self.host = host
