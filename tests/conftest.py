@@ -34,20 +34,30 @@ def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIEN
 class RunningRouter:
     """A router in a state directory of its own. options: of `sluice router`."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, program: tuple[str, ...] = ("-m", "sluice")) -> None:
+        """program: Python's arguments, up to the router's own."""
+        self._program = program
         self._options = options
         self.state_dir = Path(tempfile.mkdtemp(prefix="sluice-", dir="/tmp"))
         self._children: list[subprocess.Popen[str]] = []
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            print(self.logged(), file=sys.stderr)
+            shutil.rmtree(self.state_dir)
+            raise
 
     def start(self) -> None:
         self.log = (self.state_dir / "log").open("a+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sluice", "router", "--verbose", "--state-dir", str(self.state_dir), *self._options],
-            stderr=self.log,
-        )
-        wait_until(lambda: (self.state_dir / "admin").exists() or self._ended(), "the router's admin socket")
-        self.ask("ping")
+        options = ["--verbose", "--state-dir", str(self.state_dir), *self._options]
+        self.process = subprocess.Popen([sys.executable, *self._program, "router", *options], stderr=self.log)
+        try:
+            wait_until(lambda: (self.state_dir / "admin").exists() or self._ended(), "the router's admin socket")
+            self.ask("ping")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def _ended(self) -> bool:
         assert self.process.poll() is None, self.logged()

@@ -320,26 +320,65 @@ def test_descriptors_that_nobody_asks_for(intruder: Intruder, router: RunningRou
     wait_until(lambda: len(list(open_files.iterdir())) <= before, "the descriptors' end")
 
 
+def lingering(kept: list[socket.socket]) -> socket.socket:
+    """A socket whose last owner, when it closes it, waits an hour for a peer that takes nothing. kept: that peer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sender = socket.create_connection(listener.getsockname())
+        kept.append(listener.accept()[0])
+    sender.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            sender.send(bytes(1 << 16))
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+    return sender
+
+
 def test_sockets_that_linger(intruder: Intruder) -> None:
     """Who closes one last waits for bytes that its peer never takes: not the router."""
     assert intruder.hello() == 0
-    kept = []
+    kept: list[socket.socket] = []
     for cookie in (1, 2):
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            sender = socket.create_connection(listener.getsockname())
-            kept.append(listener.accept()[0])
-        sender.setblocking(False)
-        with suppress(BlockingIOError):
-            while True:
-                sender.send(bytes(1 << 16))
-        sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
-        packet = ffi.new("struct sluice_descriptor *", {"cookie": cookie})
-        socket.send_fds(intruder.descriptors, [bytes(ffi.buffer(packet))], [sender.fileno()])
-        sender.close()
+        with lingering(kept) as sender:
+            packet = ffi.new("struct sluice_descriptor *", {"cookie": cookie})
+            socket.send_fds(intruder.descriptors, [bytes(ffi.buffer(packet))], [sender.fileno()])
     # One is refused, the other is still unread when the session ends.
     assert intruder.ask(open_memory(lib.SLUICE_MEMORY_FILE, 1, 1, 0, 0, cookie=1)) == errno.EOPNOTSUPP
     intruder.descriptors.send(b"hello?")
     assert intruder.is_over()
+    del kept
+
+
+OLDER_KERNEL = """
+import sys
+from sluice.cli import main
+from sluice.control import control_socket
+control_socket.SO_PASSRIGHTS = 9999
+sys.exit(main())
+"""
+"""The router's program, where the kernel knows no socket that refuses descriptors."""
+
+
+@pytest.fixture(params=[("-m", "sluice"), ("-c", OLDER_KERNEL)], ids=["this kernel", "older kernel"])
+def any_router(request: pytest.FixtureRequest) -> Iterator[RunningRouter]:
+    running = RunningRouter(program=request.param)
+    yield running
+    running.stop()
+
+
+def test_sockets_that_linger_on_the_zmq_socket(any_router: RunningRouter, program: Callable[[str], Path]) -> None:
+    """The thread that reads from the socket would be the one that waits; and it reads for all tenants."""
+    directory = Path(any_router.ask("tenant-add", name="bad", policy={})["path"])
+    kept: list[socket.socket] = []
+    with socket.socket(socket.AF_UNIX) as raw, lingering(kept) as sender:
+        raw.connect(str(directory / "control"))
+        try:
+            socket.send_fds(raw, [b"\xff"], [sender.fileno()])
+        except PermissionError:
+            # It is still this process that closes it.
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+    output_of(any_router.run("good", program("errors")))
+    any_router.ask("tenant-remove", name="bad", force=True)
+    output_of(any_router.run("good", program("errors")))
     del kept
 
 

@@ -21,6 +21,7 @@ from sluice.control.cm.manager import CommunicationManager
 from sluice.control.cm.place import CmDevice
 from sluice.control.cm.requests import TenantCm
 from sluice.control.connections import Connection, Flow, Gate
+from sluice.control.control_socket import ControlSocket
 from sluice.control.session import Session
 from sluice.control.verbs import Later, ProtocolError, Verbs, hello_token, refusal, same_token
 from sluice.device.node import NodeDevice
@@ -36,8 +37,6 @@ MAX_SESSIONS = 1024
 """Processes of one tenant at a time."""
 MAX_SOCKET_PATH = 107
 """sun_path less its terminating zero (man unix)."""
-MAX_REQUEST = 4096
-"""Bytes; libzmq hangs up on who sends more."""
 
 
 class TenantDevice:
@@ -194,19 +193,15 @@ class Tenant:
 
     def _open_sockets(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         # A directory that containers have mounted stays the same one: only what is in it is renewed.
-        for name in ("descriptors", "control"):
-            (self.path / name).unlink(missing_ok=True)
+        (self.path / "descriptors").unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self._listener.bind(str(self.path / "descriptors"))
         self._listener.listen(128)
         self._listener.setblocking(False)
-        self._control = context.socket(zmq.ROUTER)
-        self._control.setsockopt(zmq.LINGER, 0)
-        self._control.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST)
-        self._control.bind(f"ipc://{self.path}/control")
         # Containers run as any user; the directory is what keeps strangers out.
-        for name in ("descriptors", "control"):
-            (self.path / name).chmod(0o666)
+        (self.path / "descriptors").chmod(0o666)
+        self._control_socket = ControlSocket(self.path / "control", context)
+        self._control = self._control_socket.socket
         loop = asyncio.get_running_loop()
         self._listen()
         loop.add_reader(self._control.FD, self._on_control)
@@ -387,7 +382,7 @@ class Tenant:
         loop.remove_reader(self._listener.fileno())
         loop.remove_reader(self._control.FD)
         self._listener.close()
-        self._control.close()
+        self._control_socket.close()
         if self.address is not None:
             self._directory.release(self.address)
         self._give_up_devices()
