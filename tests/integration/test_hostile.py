@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import zmq
 from conftest import RunningRouter, listening, next_port, output_of, wait_until
+from silent_file import SilentFile
 from sluice.control.cm.requests import OPERATIONS
 from sluice.engine import ffi, lib
 
@@ -306,6 +307,39 @@ def test_only_its_own_rights(intruder: Intruder) -> None:
         assert intruder.ask(open_memory(lib.SLUICE_MEMORY_FILE, 1, 0, 0, 0, cookie=77)) == 0
     os.close(again)
     os.close(fd)
+
+
+@pytest.fixture
+def silent_file(tmp_path: Path) -> Iterator[SilentFile]:
+    try:
+        made = SilentFile(tmp_path / "silent")
+    except OSError as error:
+        pytest.skip(f"no file system of one's own can be mounted here: {error}")
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("what", ["mapping", "descriptor"])
+def test_a_file_whose_server_is_silent(
+    intruder: Intruder, router: RunningRouter, program: Callable[[str], Path], silent_file: SilentFile, what: str
+) -> None:
+    """It is the tenant's own requests that wait for it."""
+    assert intruder.hello() == 0
+    with silent_file.path.open("r+b") as file, mmap.mmap(file.fileno(), 4096):
+        silent_file.fall_silent()
+        if what == "mapping":
+            start, length = mapping_of(os.getpid(), str(silent_file.path))
+            intruder.control.send(open_memory(lib.SLUICE_MEMORY_FILE, 0, 1, start, length))
+        else:
+            request = ffi.new("struct sluice_open_xrcd_request *", {"fd": file.fileno()})
+            request.header.op, request.header.size = lib.SLUICE_OP_OPEN_XRCD, ffi.sizeof(request[0])
+            intruder.control.send(bytes(ffi.buffer(request)))
+        wait_until(silent_file.asked, "the router to look at the file")
+        output_of(router.run("good", program("errors")))
+        assert intruder.control.poll(0) == 0
+        silent_file.close()
+        assert intruder.control.poll(10000), "no answer"
+        assert ffi.from_buffer("struct sluice_header *", intruder.control.recv()).status != 0
 
 
 def test_descriptors_that_nobody_asks_for(intruder: Intruder, router: RunningRouter) -> None:

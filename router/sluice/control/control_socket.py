@@ -18,8 +18,8 @@ class ControlSocket:
     """socket: what requests come from, and answers go to. close() it. OSError, zmq.ZMQError.
 
     Descriptors that come along with bytes are closed by the thread that reads these, libzmq's, which all sockets of a
-    context share; and closing one takes as long as its owner likes (closer.py). An older kernel lets nobody refuse them: there
-    the tenant has a context of its own, and may hold up its own requests only.
+    context share; and closing one takes as long as its owner likes (closer.py). An older kernel lets nobody refuse
+    them: there the tenant has a context of its own, and may hold up its own requests only.
     """
 
     def __init__(self, path: Path, context: "zmq.Context[zmq.Socket[bytes]]") -> None:

@@ -11,12 +11,18 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sluice.control.closer import Closer
+from sluice.control.look import Later, Look
 from sluice.control.mapping import open_mapping, open_process
 from sluice.engine import Engine, ffi, lib
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Question = tuple[Any, ...]
+"""What is looked for, and where."""
 
 USERFAULTFD = "/dev/userfaultfd"
 SO_PEERPIDFD = 77
@@ -55,6 +61,8 @@ class Session:
         self._pidfd: int | None = None
         self._is_proved = False
         self._received: dict[int, int] = {}
+        self._look: tuple[Question, Look[Any]] | None = None
+        """What the request that is being carried out waits for; they come one after the other."""
         self.greeted = False
         self.token = secrets.token_bytes(lib.SLUICE_TOKEN)
         connection.setblocking(False)
@@ -143,13 +151,37 @@ class Session:
         """Closes what the process has sent."""
         self._closer.close(fd)
 
+    def _find(self, question: Question, ask: Callable[[], T], unwanted: Callable[[T], None]) -> T:
+        """What a thread has found. Later: the same question is to come again; ask's OSError."""
+        asked, self._look = self._look, None
+        if asked is None or asked[0] != question:
+            self._abandon(asked)
+            asked = question, Look(ask, unwanted)
+        answer: T
+        try:
+            answer = asked[1].answer()
+        except Later:
+            self._look = asked
+            raise
+        return answer
+
+    def _abandon(self, asked: tuple[Question, Look[Any]] | None) -> None:
+        if asked is not None:
+            asked[1].abandon()
+
     def open_mapping(self, start: int, end: int, writable: bool) -> int:
-        """mapping.open_mapping of this session's process."""
-        return open_mapping(self.pid, self._proved_pidfd(), self.uid, start, end, writable)
+        """mapping.open_mapping of this session's process. Later."""
+        pidfd = self._proved_pidfd()
+        return self._find(
+            ("mapping", start, end, writable),
+            lambda: open_mapping(self.pid, pidfd, self.uid, start, end, writable),
+            self.close_descriptor,
+        )
 
     def open_process(self) -> int:
-        """mapping.open_process of this session's process."""
-        return open_process(self.pid, self._proved_pidfd(), self.uid)
+        """mapping.open_process of this session's process. Later."""
+        pidfd = self._proved_pidfd()
+        return self._find(("process",), lambda: open_process(self.pid, pidfd, self.uid), self.close_descriptor)
 
     def _proved_pidfd(self) -> int:
         if self._pidfd is None or not self._is_proved:
@@ -169,8 +201,11 @@ class Session:
     def inode_of(self, fd: int) -> tuple[int, int] | None:
         """Device and inode behind a descriptor of the process; None where the router may not look.
 
-        OSError EBADF: it has no such descriptor.
+        OSError EBADF: it has no such descriptor. Later.
         """
+        return self._find(("inode", fd), lambda: self._inode_of(fd), lambda _: None)
+
+    def _inode_of(self, fd: int) -> tuple[int, int] | None:
         descriptors = Path(f"/proc/{self.pid}/fd")
         try:
             found = (descriptors / str(fd)).stat()
@@ -191,6 +226,7 @@ class Session:
 
     def _forget(self) -> None:
         self._ended = True
+        self._abandon(self._look)
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._connection.fileno())
         # With whatever lies in it unread.

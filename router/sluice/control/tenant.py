@@ -22,8 +22,9 @@ from sluice.control.cm.place import CmDevice
 from sluice.control.cm.requests import TenantCm
 from sluice.control.connections import Connection, Flow, Gate
 from sluice.control.control_socket import ControlSocket
+from sluice.control.look import Later
 from sluice.control.session import Session
-from sluice.control.verbs import Later, ProtocolError, Verbs, hello_token, refusal, same_token
+from sluice.control.verbs import ProtocolError, Verbs, hello_token, refusal, same_token
 from sluice.device.node import NodeDevice
 from sluice.device.sysfs import Sysfs
 from sluice.device.virtual import VirtualDevice, device_name

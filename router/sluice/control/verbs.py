@@ -4,7 +4,6 @@
 import errno
 import hmac
 import os
-from asyncio import Future
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 
 from sluice.cluster.directory import Directory, address_of
 from sluice.control.connections import Connection, Connections, Flow, Gate
+from sluice.control.look import Later
 from sluice.control.qp_state import Attr, State, Type, address_fits, allowed
 from sluice.control.session import Session
 from sluice.device.host import is_of_host
@@ -31,13 +31,6 @@ Operation = tuple[int, str, str, Callable[[Session, Any, Any], None]]
 
 class ProtocolError(Exception):
     """A request that no shim sends: the session ends."""
-
-
-class Later(Exception):
-    """A request that can't be carried out yet: it is to come again when `when` is done, whatever that says."""
-
-    def __init__(self, when: "Future[None]") -> None:
-        self.when = when
 
 
 def refusal(frame: bytes, error: int) -> bytes | None:
