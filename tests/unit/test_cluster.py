@@ -3,6 +3,7 @@
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
@@ -151,6 +152,21 @@ def test_a_watched_file_keeps_what_was_right(tmp_path: Path, caplog: pytest.LogC
 
 
 # ---- keys -----------------------------------------------------------------------
+
+
+def test_a_key_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a disk is full, the next who tries finds no half of a key."""
+
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(keys.KeyFileError, match=f"{tmp_path}/key: No space left on device"):
+            keys.generate(tmp_path / "key")
+    assert list(tmp_path.iterdir()) == []
+    assert keys.generate(tmp_path / "key") == keys.load(tmp_path / "key")
+    assert [each.name for each in tmp_path.iterdir()] == ["key"]
 
 
 def test_keys(tmp_path: Path) -> None:

@@ -174,6 +174,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"sluice: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"sluice: {error.filename or options.state_dir}: {error.strerror or error}", file=sys.stderr)
+        # Of a copy that fails, where it was to go.
+        where = error.filename2 or error.filename or options.state_dir
+        print(f"sluice: {where}: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0

@@ -38,18 +38,25 @@ class KeyPair:
 
 
 def generate(path: Path) -> KeyPair:
-    """Makes a key file. KeyFileError where there is one: a key that is lost can't be had back."""
+    """Makes a key file, whole or not at all. KeyFileError where there is one: a key that is lost can't be had back."""
     public, secret = zmq.curve_keypair()
     text = f"public {public.decode()}\nsecret {secret.decode()}\n"
+    new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(new, path)
+        finally:
+            new.unlink()
     except FileExistsError:
         raise KeyFileError(f"{path}: exists already; remove it first, if no node uses it any more") from None
     except OSError as error:
         raise KeyFileError(f"{path}: {error.strerror}") from None
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
     return KeyPair(public, secret)
 
 
