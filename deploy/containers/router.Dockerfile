@@ -17,6 +17,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3 libibve
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /usr/share/man/* \
     && find /usr/share/doc -type f ! -name copyright -delete
 COPY --from=build /opt/sluice /opt/sluice
-ENV PYTHONDONTWRITEBYTECODE=1
+# `kubectl exec` finds `sluice` too.
+ENV PYTHONDONTWRITEBYTECODE=1 PATH=/opt/sluice/bin:$PATH
 ENTRYPOINT ["/opt/sluice/bin/sluice"]
 CMD ["router"]

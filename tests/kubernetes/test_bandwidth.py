@@ -3,8 +3,11 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+import yaml
 from cluster import claim, pod, template, write_bandwidth
 from conftest import REPORTS, wait_until
 from control_plane import WITHIN, ControlPlane
@@ -103,6 +106,29 @@ def test_bad_parameters_are_named(plane: ControlPlane, worker: Worker) -> None:
     assert [(each["type"], each["status"]) for each in device["conditions"]] == [("Ready", "False")]
     plane.apply(template("low", "10G", max="5G"), pod("low", "low"))
     wait_until(lambda: "a ceiling can't be below the guarantee" in plane.kubectl("describe", "pod", "low"), "the event")
+
+
+@pytest.mark.parametrize("make", [template, claim])
+def test_what_is_misspelt_is_refused_where_it_is_written(
+    plane: ControlPlane, make: Callable[..., dict[str, Any]]
+) -> None:
+    """By the API server: no node is found for a capacity that no device has, and the scheduler doesn't say why."""
+
+    def refusal(made: dict[str, Any]) -> str:
+        return plane.try_kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(made)).stderr
+
+    wrong = make("wrong", "1G")
+    devices = wrong["spec"].get("spec", wrong["spec"])["devices"]
+    devices["requests"][0]["exactly"]["capacity"] = {"requests": {"bandwith": "1G"}}
+    said = "a device of class rdma.sluice.dev has one capacity, bandwidth"
+    wait_until(lambda: said in refusal(wrong), "the policy to hold")
+    assert "no such field; there are apiVersion, kind, max, burst" in refusal(make("wrong", "1G", maxx="2G"))
+    assert refusal(make("right", "1G", max="2G", preload="file")) == ""
+    # What is another driver's, or says nothing of it.
+    devices["requests"][0]["exactly"]["deviceClassName"] = "other.example"
+    devices["config"] = [{"opaque": {"driver": "other.example", "parameters": {"some": 1}}}]
+    assert refusal(wrong) == ""
+    assert refusal(make("any", None)) == ""
 
 
 def test_a_quota_of_devices(plane: ControlPlane, worker: Worker) -> None:
@@ -216,6 +242,10 @@ def test_nobody_is_placed_on_a_nic_without_a_link(plane: ControlPlane, worker: W
             plane.wait_for("pod/large", "condition=PodScheduled=False")
             used = {nic: state["used_bps"] for nic, state in worker.nic_states().items()}
             assert used == {name: 0, "mlx5-1": 10**10}
+            assert worker.nic_states()[name]["unusable"] == f"{name} is down"
+            assert worker.metric("sluice_nic_usable", nic=name) == 0
+            assert worker.metric("sluice_nic_usable", nic="mlx5-1") == 1
+            assert worker.wrong() == [f"{name} is down"]
             link("set", name, "up")
             plane.wait_for("pod/large", "condition=Ready")
             link("del", name)

@@ -134,6 +134,23 @@ def opens_devices(plane: ControlPlane) -> bool:
     return plane.try_kubectl("exec", router_pod(plane), *SYSTEM, "--", PYTHON, "-c", opening).returncode == 0
 
 
+def doctor(plane: ControlPlane, worker: Worker) -> dict[str, dict[str, Any]]:
+    """What `sluice doctor` finds in the router's own container, by check."""
+    command = (PYTHON, "-m", "sluice", "doctor", "--json", "--state-dir", str(worker.state_dir))
+    said = plane.try_kubectl("exec", router_pod(plane), *SYSTEM, "--", *command).stdout
+    return {each["check"]: each for each in json.loads(said)}
+
+
+def test_the_doctor_in_the_routers_container(plane: ControlPlane, deployed: Worker) -> None:
+    plane.apply(template("any", "1G"), pod("one", "any"))
+    plane.wait_for("pod/one", "condition=Ready")
+    found = doctor(plane, deployed)
+    assert not [each for each in found.values() if each["verdict"] == "wrong"], found
+    assert found["Kubernetes"]["text"] == "node worker-1, 1 claims or allocations"
+    if Path("/sys/class/misc/userfaultfd").exists():
+        assert found["userfaultfd"]["verdict"] == "ok", "it is not the router's own container that needs it"
+
+
 @pytest.mark.skipif(not Path("/dev/userfaultfd").exists(), reason="the kernel has no /dev/userfaultfd")
 def test_memory_is_guarded_though_the_router_may_open_nothing(plane: ControlPlane, deployed: Worker) -> None:
     """A pod's container gets the device for it."""

@@ -83,6 +83,24 @@ def test_a_node_is_rebooted(plane: ControlPlane, worker: Worker) -> None:
     assert write_bandwidth(worker, "server", "client", address) > 0
 
 
+def test_the_drivers_sockets_are_removed(plane: ControlPlane, worker: Worker) -> None:
+    """As when a kubelet is installed anew: it finds the driver again, and the node is not taken for ready till then."""
+
+    def registrations() -> int:
+        return worker.logged().count("the kubelet has registered")
+
+    def remove(path: str) -> None:
+        before = registrations()
+        (worker.kubelet_dir / path).unlink()
+        wait_until(lambda: registrations() > before, "the kubelet to come again")
+        wait_until(worker.ready, "the router to be ready")
+
+    remove("plugins/rdma.sluice.dev/dra.sock")
+    remove("plugins_registry/rdma.sluice.dev-reg.sock")
+    plane.apply(template("ten", "10G"), pod("one", "ten"))
+    plane.wait_for("pod/one", "condition=Ready")
+
+
 def test_the_api_server_is_away_for_a_minute(plane: ControlPlane, worker: Worker) -> None:
     address = two_pods(plane)
     minute = [*PERFTEST, "-D", "60"]
@@ -95,11 +113,13 @@ def test_the_api_server_is_away_for_a_minute(plane: ControlPlane, worker: Worker
         # What runs goes on to its end, by what the routers know.
         wait_until(lambda: worker.tenant_of("client")["counters"]["sessions"] == 0, "perftest's end")
         assert worker.http("healthz") == "ok\n", "no reason to be restarted"
+        assert "the API server does not answer" in " ".join(worker.wrong())
         assert {tenant["address"] for tenant in worker.tenants().values()} >= {address}
     finally:
         plane.start_apiserver()
     wait_until(lambda: worker.metric("sluice_watch_up", path="/api/v1/pods") == 1, "the router to come back")
     wait_until(lambda: worker.execute("client", "cat", "/tmp/exit").stdout.strip() == "0", "the pods again")
+    wait_until(lambda: not worker.wrong(), "the router to have nothing to complain of")
     plane.apply(pod("third", "ten"))
     # Scheduler, controllers and kubelet come back each in its own time.
     plane.wait_for("pod/third", "condition=Ready")

@@ -320,6 +320,11 @@ runtime_type = "io.containerd.runc.v2"
         found: dict[str, dict[str, Any]] = ask(self.state_dir, "status", PATIENCE)["tenants"]
         return found
 
+    def wrong(self) -> list[str]:
+        """What `sluice doctor` finds of Kubernetes."""
+        found: list[str] = ask(self.state_dir, "status", PATIENCE)["orchestrator"]["wrong"]
+        return found
+
     def peers(self) -> dict[str, dict[str, Any]]:
         """The other nodes' routers."""
         status = ask(self.state_dir, "status", PATIENCE)

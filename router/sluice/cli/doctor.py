@@ -21,7 +21,7 @@ from sluice.engine.counters import Counters
 
 OLDEST_KERNEL = (5, 13)
 """F_SEAL_FUTURE_WRITE 5.1, pidfd_open 5.3, userfaultfd's write protection of shared memory 5.13 (man pages)."""
-USERFAULTFD_KERNEL = (6, 1)
+USERFAULTFD = Path("/sys/class/misc/userfaultfd")
 PROBE_SECONDS = 30
 
 PROBE = """
@@ -81,6 +81,9 @@ def _userfaultfd(_state_dir: Path) -> Iterator[Finding]:
     loss = "system calls that write to memory while it is being registered fail with EFAULT"
     if os.access("/dev/userfaultfd", os.R_OK | os.W_OK):
         yield Finding("userfaultfd", "ok", "/dev/userfaultfd can be opened")
+    elif (USERFAULTFD / "dev").exists() and not Path("/dev/userfaultfd").exists():
+        # Of the node: containers get it from their runtime.
+        yield Finding("userfaultfd", "ok", "the kernel has it; this container has none, those of pods that use RDMA do")
     elif Path("/dev/userfaultfd").exists():
         yield Finding(
             "userfaultfd",
@@ -145,7 +148,19 @@ def _router(state_dir: Path) -> Iterator[Finding]:
         yield Finding("router", "wrong", str(error), f"it is of another version than this command ({__version__})?")
         return
     yield Finding("router", "ok", f"pid {status['pid']}, {len(status['tenants'])} tenants")
+    yield from _orchestrator(status)
     yield from _tenants(state_dir, status)
+
+
+def _orchestrator(status: dict[str, Any]) -> Iterator[Finding]:
+    """What Kubernetes and this node have of each other."""
+    part = status.get("orchestrator")
+    if not part:
+        return
+    for wrong in part["wrong"]:
+        yield Finding("Kubernetes", "wrong", wrong, "docs/kubernetes.md, When something is wrong")
+    if not part["wrong"]:
+        yield Finding("Kubernetes", "ok", f"node {part['node']}, {part['grants']} claims or allocations")
 
 
 def _tenants(state_dir: Path, status: dict[str, Any]) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
@@ -112,6 +112,7 @@ class Router:
             self._connector = Connector(self.links, self.directory, self._engine)
             self.directory.remote = self._connector
         self.gate: Gate = OpenGate()
+        self.orchestrator: Callable[[], dict[str, Any] | None] = lambda: None
         host, loop = HostRealm(), asyncio.get_running_loop()
         self._outside = self._find_outside()
         outside = list(self._outside.values())
@@ -295,6 +296,10 @@ class Router:
         """Whether what sender sends to groups comes to member (connections.Gate)."""
         return self.gate.delivers(sender, member)
 
+    def set_orchestrator(self, status: Callable[[], dict[str, Any]]) -> None:
+        """Who makes the tenants here: what its part of the router's status is."""
+        self.orchestrator = status
+
     def set_gate(self, gate: Gate) -> None:
         """Before there are sessions: from now on this one decides."""
         self.gate = gate
@@ -428,6 +433,7 @@ class Router:
             "devices": devices,
             "tenants": {name: self._tenant_status(tenant, qps) for name, tenant in self.tenants.items()},
             "cluster": self._cluster_status(),
+            "orchestrator": self.orchestrator(),
         }
 
     def _device_status(self, device: NodeDevice) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from sluice.control.router import Router
 from sluice.kubernetes import DRIVER
 from sluice.kubernetes.cdi import Injection, Specifications, injection
 from sluice.kubernetes.claim import ClaimError, Share
+from sluice.kubernetes.inventory import trouble
 from sluice.kubernetes.parameters import (
     BOUNDS,
     FieldError,
@@ -330,6 +331,7 @@ class Attachments:
                 {
                     "name": nic.name,
                     "interface": nic.interface,
+                    "unusable": trouble(nic),
                     "bandwidth_bps": nic.bandwidth_bps,
                     "capacity_bps": capacity,
                     "used_bps": capacity - self.free_bps(nic.name),

@@ -32,6 +32,8 @@ VERSIONS = ["v1.DRAPlugin", "v1beta1.DRAPlugin", "v1.DRAResourceHealth", "v1alph
 BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
 REGISTRATION_SECONDS = 30
 """A kubelet registers a driver within a second; who waits for so long waits for nothing."""
+UNHURRIED = 1.0
+"""Seconds between two looks at whether the sockets are there."""
 HEALTH_SECONDS = 30
 """Between two words on the devices' health."""
 
@@ -208,28 +210,49 @@ class Server:
         self._endpoint = directory / "dra.sock"
         self._registry = settings.kubelet_dir / "plugins_registry" / f"{DRIVER}-reg.sock"
         self.registration = Registration(self._endpoint)
-        self._servers = [grpc.aio.server(), grpc.aio.server()]
         older = f"{protocol.DRA}beta1.DRAPlugin"
-        self._servers[0].add_generic_rpc_handlers(
+        self._services = (
             (
                 protocol.serve(f"{protocol.DRA}.DRAPlugin", plugin),
                 protocol.serve(f"{protocol.DRA}.DRAPlugin", plugin, under=older),
                 protocol.serve("v1.DRAResourceHealth", health),
                 protocol.serve("v1.DRAResourceHealth", health, under="v1alpha1.DRAResourceHealth"),
-            )
+            ),
+            (protocol.serve("pluginregistration.Registration", self.registration),),
         )
-        self._servers[1].add_generic_rpc_handlers(
-            (protocol.serve("pluginregistration.Registration", self.registration),)
-        )
+        self._servers: list[grpc.aio.Server] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
+        """OSError."""
+        await self._serve()
+        self._tasks = [asyncio.create_task(self._tell_if_nobody_comes()), asyncio.create_task(self._keep_sockets())]
+
+    async def _serve(self) -> None:
         # The kubelet calls as soon as it sees the registration socket: the plugin's comes first.
-        for server, path in zip(self._servers, (self._endpoint, self._registry), strict=True):
+        for services, path in zip(self._services, (self._endpoint, self._registry), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
+            server = grpc.aio.server()
+            self._servers.append(server)
+            server.add_generic_rpc_handlers(services)
             server.add_insecure_port(f"unix:{path}")
             await server.start()
-        self._waiting = asyncio.create_task(self._tell_if_nobody_comes())
+
+    async def _keep_sockets(self) -> None:
+        """Who installs a kubelet anew, or tidies up, may remove them: nobody finds the driver then."""
+        while True:
+            await asyncio.sleep(UNHURRIED)
+            gone = [str(path) for path in (self._endpoint, self._registry) if not path.exists()]
+            if not gone:
+                continue
+            self.registration.registered.clear()
+            log.warning("removed by somebody, and made anew: %s", ", ".join(gone))
+            try:
+                await self._close()
+                await self._serve()
+            except (OSError, RuntimeError) as error:
+                log.warning("%s: %s", self._registry.parent.parent, error)
 
     async def _tell_if_nobody_comes(self) -> None:
         try:
@@ -242,9 +265,14 @@ class Server:
                 self._registry,
             )
 
-    async def stop(self) -> None:
-        self._waiting.cancel()
+    async def _close(self) -> None:
         self._registry.unlink(missing_ok=True)
         for server in reversed(self._servers):
             await server.stop(grace=1)
+        self._servers.clear()
         self._endpoint.unlink(missing_ok=True)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self._close()

@@ -12,6 +12,7 @@ from sluice.kubernetes.node import KubernetesNode
 def collect(node: KubernetesNode) -> Iterator[Metric]:
     nic = ["nic"]
     capacity = GaugeMetricFamily("sluice_nic_capacity_bits_per_second", "What may be granted.", labels=nic)
+    usable = GaugeMetricFamily("sluice_nic_usable", "1 while pods can be placed on it.", labels=nic)
     used = GaugeMetricFamily("sluice_nic_used_bits_per_second", "What is granted.", labels=nic)
     tenants = {
         bound: GaugeMetricFamily(
@@ -22,11 +23,13 @@ def collect(node: KubernetesNode) -> Iterator[Metric]:
     for each in node.attachments.nics():
         capacity.add_metric([each["name"]], each["capacity_bps"])
         used.add_metric([each["name"]], each["used_bps"])
+        usable.add_metric([each["name"]], int(not each["unusable"]))
         for tenant, row in each["tenants"].items():
             for bound, family in tenants.items():
                 family.add_metric([each["name"], tenant], row[f"{bound}_bps"])
     yield capacity
     yield used
+    yield usable
     yield from tenants.values()
     yield GaugeMetricFamily("sluice_grants", "Prepared claims and allocations.", len(node.attachments.grants))
     yield _prepare_seconds(node)

@@ -18,6 +18,7 @@ from sluice.kubernetes.claim_status import ClaimStatus
 from sluice.kubernetes.directory import PodDirectory
 from sluice.kubernetes.events import Events, Subject
 from sluice.kubernetes.gate import PolicyGate, subject_of
+from sluice.kubernetes.inventory import trouble
 from sluice.kubernetes.members import Members, attributes, read_member
 from sluice.kubernetes.pod import Pod
 from sluice.kubernetes.pod_resources import PodResources
@@ -61,6 +62,7 @@ class KubernetesNode:
     async def start(self) -> None:
         """OSError."""
         self._router.set_gate(self.gate)
+        self._router.set_orchestrator(self.status)
         # An address that the API server says is ours must be known as ours.
         self._router.directory.node = self.settings.node
         self._router.directory.add_source(self.directory)
@@ -112,6 +114,14 @@ class KubernetesNode:
             waiting.append(self._device_server.missing)
         waiting += [f"{watch.path} is not read yet" for watch in self.directory.watches if not watch.synced.is_set()]
         return ", ".join(waiting)
+
+    def status(self) -> dict[str, Any]:
+        """For the operator. wrong: sentences."""
+        wrong = list(filter(None, (self.healthy(), self.ready(), *map(trouble, self.settings.nics))))
+        away = [watch.path for watch in self.directory.watches if watch.synced.is_set() and not watch.reachable]
+        if away:
+            wrong.append(f"the API server does not answer for {', '.join(away)}: what changes there is not known here")
+        return {"node": self.settings.node, "grants": len(self.attachments.grants), "wrong": wrong}
 
     # ---- pods ------------------------------------------------------------
 
