@@ -70,13 +70,9 @@ def mount_programs(spec: dict[str, Any], folders: dict[str, str]) -> None:
         spec.setdefault("volumes", []).append({"name": f"host{index}", "hostPath": {"path": outside}})
 
 
-@pytest.fixture(scope="module")
-def deployed(plane: ControlPlane, worker: Worker) -> Iterator[Worker]:
-    """The node, whose router is a DaemonSet's."""
-    worker.stop_router()
-    if IMAGE.exists():
-        worker.import_image(IMAGE)
-    objects = manifests(plane)
+def deploy(plane: ControlPlane, worker: Worker, folder: str = "kubernetes") -> None:
+    """All of a folder, with this machine's directories and NICs, and waits for the router."""
+    objects = manifests(plane, folder)
     for each in objects:
         if each["kind"] == "ConfigMap":
             settings = yaml.safe_load(each["data"]["settings.yaml"])
@@ -89,6 +85,15 @@ def deployed(plane: ControlPlane, worker: Worker) -> Iterator[Worker]:
             each["data"]["settings.yaml"] = yaml.safe_dump(settings)
     plane.apply(*(for_this_machine(plane, worker, each) if each["kind"] == "DaemonSet" else each for each in objects))
     plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, WITHIN)
+
+
+@pytest.fixture(scope="module")
+def deployed(plane: ControlPlane, worker: Worker) -> Iterator[Worker]:
+    """The node, whose router is a DaemonSet's."""
+    worker.stop_router()
+    if IMAGE.exists():
+        worker.import_image(IMAGE)
+    deploy(plane, worker)
     yield worker
     plane.kubectl("delete", "daemonset", "sluice-router", *SYSTEM, "--cascade=foreground", WITHIN)
     worker.start_router()
@@ -176,6 +181,27 @@ def test_with_nics_the_router_opens_devices(plane: ControlPlane, deployed: Worke
         assert "sluice0" in deployed.output("one", "ibv_devinfo")
     finally:
         plane.apply(for_this_machine(plane, deployed, usual))
+        plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, WITHIN)
+
+
+def test_without_claims(plane: ControlPlane, deployed: Worker) -> None:
+    """For clusters without DRA: none of its kinds, and no rights to them."""
+    folder = "kubernetes-device-plugin"
+    assert "resource.k8s.io" not in plane.kubectl("kustomize", DEPLOY / folder)
+    try:
+        deploy(plane, deployed, folder)
+        plane.kubectl("rollout", "restart", "daemonset/sluice-router", *SYSTEM)
+        plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, WITHIN)
+        made = pod("one")
+        made["spec"]["containers"][0]["resources"] = {"limits": {"rdma.sluice.dev/bandwidth": "1"}}
+        plane.apply(made)
+        plane.wait_for("pod/one", "condition=Ready")
+        assert "sluice0" in deployed.output("one", "ibv_devinfo")
+        assert "forbidden" not in plane.kubectl("logs", router_pod(plane), *SYSTEM), "the account's rights are enough"
+        plane.kubectl("delete", "pod", "one", WITHIN)
+    finally:
+        deploy(plane, deployed)
+        plane.kubectl("rollout", "restart", "daemonset/sluice-router", *SYSTEM)
         plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, WITHIN)
 
 
