@@ -30,6 +30,8 @@ PAGE = 500
 """Objects per answer of a list: what the API server's own clients use."""
 
 RESOURCE = "/apis/resource.k8s.io/v1"
+OPEN = "OPEN"
+"""The type of an event that says that a watch has begun."""
 
 
 class ApiError(OSError):
@@ -164,13 +166,17 @@ class Api:
             more = {"continue": page["metadata"]["continue"]}
 
     async def watch(self, path: str, version: str, seconds: int, **query: Any) -> AsyncIterator[Object]:
-        """Events {"type", "object"} since a resource version, until the server ends the stream. ApiError."""
+        """Events {"type", "object"} since a resource version, until the server ends the stream. ApiError.
+
+        The first, {"type": "OPEN"}, is ours: the server has begun to answer. Where nothing happens nothing else comes.
+        """
         query |= {"watch": "true", "resourceVersion": version, "timeoutSeconds": seconds, "allowWatchBookmarks": "true"}
         # A bookmark comes every minute: a stream that is silent for longer is dead.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_SECONDS, sock_read=90)
         response = await self._send("GET", path, query, None, JSON, timeout)
         pending = b""
         try:
+            yield {"type": OPEN}
             async for chunk in response.content.iter_any():
                 *lines, pending = (pending + chunk).split(b"\n")
                 for line in lines:
@@ -182,4 +188,4 @@ class Api:
             response.close()
 
 
-__all__ = ["RESOURCE", "Api", "ApiError", "Object"]
+__all__ = ["OPEN", "RESOURCE", "Api", "ApiError", "Object"]

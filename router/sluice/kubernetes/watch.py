@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from sluice.kubernetes.api import Api, ApiError, Object
+from sluice.kubernetes.api import OPEN, Api, ApiError, Object
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,8 @@ class Watch(Generic[T]):
         seconds = int(STREAM_SECONDS * random.uniform(1, 2))
         async for event in self._api.watch(self.path, self._version, seconds, **self._query):
             self.reachable = True
+            if event["type"] == OPEN:
+                continue
             self.events += 1
             found = event["object"]
             if event["type"] == "ERROR":
