@@ -109,7 +109,9 @@ def _shim(_state_dir: Path) -> Iterator[Finding]:
         yield Finding("shim", "wrong", f"{path} is not there", "install Sluice again (make setup)")
         return
     environment = {**os.environ, "LD_PRELOAD": str(path)}
-    result = subprocess.run(["/bin/true"], env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", ""], env=environment, capture_output=True, text=True, check=False
+    )
     if result.returncode or result.stderr:
         text = result.stderr.strip() or f"exit code {result.returncode}"
         yield Finding("shim", "wrong", f"can't be preloaded: {text}", "is it built for this machine's C library?")
