@@ -81,7 +81,6 @@ struct qp {
     uint64_t idle_since;  /* ns: since when the send queue is watched */
     uint32_t rnr_left;    /* retries */
     struct moderation posting, receiving; /* of its own sends, and of its peer's receives */
-    bool naps;            /* PROGRESS_NO_RECEIVE: posting a receive won't ring, look again soon */
     struct timer timer;   /* RNR, the transport's retry limit, or moderation's */
     struct list link;     /* tenant->active, engine->watched, or an SRQ's waiting */
     struct claim claim;

@@ -252,13 +252,6 @@ static void wait_for_receive(struct qp *qp)
 {
     struct sluice_engine *engine = qp->session->engine;
 
-    if (qp->naps) {
-        timer_set(&engine->timers, &qp->timer, engine->now + MODERATION_NS);
-        list_remove(&qp->link);
-        qp->wait = QP_WAIT_RECEIVE;
-        qp->naps = false;
-        return;
-    }
     qp->tenant->counters->rnr_naks++;
     if (qp->attr.rnr_retry != 7) {
         if (qp->rnr_left == 0) {
@@ -275,6 +268,16 @@ static void wait_for_receive(struct qp *qp)
         list_append(&qp->lacking->waiting, &qp->link);
 }
 
+/* Without a doorbell: looks again by itself (moderation.h). */
+static void nap(struct qp *qp, enum qp_wait why)
+{
+    struct sluice_engine *engine = qp->session->engine;
+
+    list_remove(&qp->link);
+    qp->wait = why;
+    timer_set(&engine->timers, &qp->timer, engine->now + MODERATION_NS);
+}
+
 /* Nothing to send. False: stay as it is now, for something may come at once or has come. */
 static bool rest(struct qp *qp)
 {
@@ -282,18 +285,18 @@ static bool rest(struct qp *qp)
 
     /* Over a wire, what it costs to be woken is little beside the rest, and a batch that waits is late. */
     if (qp->transport == &transport_local && moderation_naps(&qp->posting, engine, qp->sq.head)) {
-        timer_set(&engine->timers, &qp->timer, engine->now + MODERATION_NS);
-        list_remove(&qp->link);
-    } else if (engine->linger) {
+        nap(qp, QP_WAIT_POST);
+        return false;
+    }
+    if (engine->linger) {
         /* A core to spare: watch the queue for a while, so that the next post needs no doorbell. */
         qp->idle_since = engine->now;
         list_remove(&qp->link);
         list_append(&engine->watched, &qp->link);
-    } else {
-        return queue_arm(qp->session, &qp->sq);
+        qp->wait = QP_WAIT_POST;
+        return false;
     }
-    qp->wait = QP_WAIT_POST;
-    return false;
+    return queue_arm(qp->session, &qp->sq);
 }
 
 /* Enough of looking: whoever posts next rings. */
@@ -390,6 +393,9 @@ static bool proceed(struct qp *qp, enum progress progress, uint32_t status)
         return false;
     case PROGRESS_NO_RECEIVE:
         wait_for_receive(qp);
+        return false;
+    case PROGRESS_NAP:
+        nap(qp, QP_WAIT_RECEIVE);
         return false;
     case PROGRESS_FAILED:
         fail(qp, status);

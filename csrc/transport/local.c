@@ -211,13 +211,15 @@ static enum progress begin_receive(struct qp *qp, const struct responder *to)
     message->moved = 0;
     if (qp_take_receive(to->qp, to->srq, false))
         return PROGRESS_DONE;
-    if (!qp_is_unreliable(qp)) {
-        qp->naps = moderation_naps(&qp->receiving, qp->session->engine, qp->sq.head);
-        if (!qp->naps && qp_take_receive(to->qp, to->srq, true))
-            return PROGRESS_DONE;
-    }
+    bool reliable = !qp_is_unreliable(qp);
+    bool naps = reliable && moderation_naps(&qp->receiving, qp->session->engine, qp->sq.head);
+
+    if (reliable && !naps && qp_take_receive(to->qp, to->srq, true))
+        return PROGRESS_DONE;
+    if (to->qp->session->broken || (to->srq && to->srq->session->broken))
+        return PROGRESS_NO_PEER;
     qp->lacking = to->srq;
-    return to->qp->session->broken || (to->srq && to->srq->session->broken) ? PROGRESS_NO_PEER : PROGRESS_NO_RECEIVE;
+    return naps ? PROGRESS_NAP : PROGRESS_NO_RECEIVE;
 }
 
 static void count_message(struct qp *qp, struct qp *peer)

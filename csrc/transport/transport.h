@@ -16,6 +16,7 @@ enum progress {
     PROGRESS_BLOCKED,   /* no more can be taken: the transport activates the QP when it can */
     PROGRESS_NO_PEER,   /* nobody answers (yet) */
     PROGRESS_NO_RECEIVE, /* the responder has no receive posted */
+    PROGRESS_NAP,       /* the same, and posting one won't ring: look again after MODERATION_NS */
     PROGRESS_DROPPED,   /* an unreliable message that nobody takes: it counts as sent */
     PROGRESS_FAILED     /* complete it with *status; the QP goes into error, or SQE */
 };
@@ -25,7 +26,7 @@ struct transport {
 
     /*
      * Moves at most budget bytes of qp->message. *status: enum ibv_wc_status. Sets
-     * message.total before it says NO_PEER, NO_RECEIVE or DROPPED, and qp->lacking
+     * message.total before it says NO_PEER, NO_RECEIVE, NAP or DROPPED, and qp->lacking
      * with NO_RECEIVE.
      */
     enum progress (*send)(struct qp *qp, uint32_t budget, uint32_t *status);

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import dataclasses
 import json
+import re
 import shutil
 import socket
 import tempfile
@@ -1044,3 +1045,15 @@ def test_the_routers_devices_are_the_settings_nics() -> None:
     assert [spec.nic for spec in devices_of(NICS[:1], auto[1:], {})] == ["other0"]
     with pytest.raises(ValueError, match="--device rxe0: is none of the settings' nics, which are left0, right0"):
         devices_of(NICS, [DeviceSpec("rxe0", "rxe0")], {})
+
+
+def test_what_kubectl_refuses_is_what_the_driver_does() -> None:
+    """deploy/kubernetes/validation.yaml says the parameters' names once more."""
+    text = Path(__file__).parents[2].joinpath("deploy/kubernetes/validation.yaml").read_text()
+    said = re.search(r"name in \[(.*?)\]", text)
+    assert said is not None
+    with pytest.raises(FieldError) as refused:
+        parse_parameters({"apiVersion": "rdma.sluice.dev/v1", "kind": "Bandwidth", "nonsense": 1}, "parameters")
+    known = str(refused.value).partition("there are ")[2].split(", ")
+    assert known != [""]
+    assert re.findall(r"'(\w+)'", said[1]) == ["apiVersion", "kind", *known]
