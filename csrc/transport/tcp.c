@@ -304,12 +304,17 @@ static void serve(struct sluice_engine *engine, struct net_socket *socket)
 static int tcp_connect(struct qp *qp)
 {
     struct sluice_engine *engine = qp->session->engine;
+
+    /* For its socket, whenever that comes. */
+    if (!tenant_take_files(qp->tenant->first, 1))
+        return -ENOMEM;
     struct tcp_endpoint *endpoint = calloc(1, sizeof(*endpoint));
     int error = endpoint ? timers_reserve(&engine->timers) : -ENOMEM;
 
     if (!error && (error = timers_reserve(&engine->timers)))
         timers_release(&engine->timers);
     if (error) {
+        tenant_give_files(qp->tenant->first, 1);
         free(endpoint);
         return error;
     }
@@ -344,6 +349,7 @@ static void tcp_disconnect(struct qp *qp)
     timers_release(&engine->timers);
     timers_release(&engine->timers);
     net_remove(engine, &endpoint->socket, endpoint->failed);
+    tenant_give_files(qp->tenant->first, 1);
     tcp_give_up_pieces(endpoint);
     tcp_give_up_atomic(endpoint);
     qp->wire = NULL;

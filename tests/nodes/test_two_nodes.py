@@ -11,6 +11,7 @@ import pytest
 from conformance import LIMIT, SUITE, judge
 from conftest import PATIENCE, REPORTS, next_port, output_of, wait_until
 from network import Cluster, made
+from sluice.cluster.data_port import MAX_STRANGERS
 
 Program = Callable[[str], Path]
 
@@ -190,3 +191,30 @@ def test_a_stranger_gets_nothing_but_a_close(cluster: Cluster) -> None:
     )
     wait_until(lambda: alpha.ask("status")["cluster"]["connections"]["refused"] == refused + 2, "refusals")
     assert "refused a connection from 192.0.2.2" in alpha.logged()
+
+
+MANY_STRANGERS = """
+import socket, sys
+strangers = [socket.create_connection(("{address}", 7472), timeout={patience}) for _ in range({count})]
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_many_strangers_keep_nobody_out(cluster: Cluster) -> None:
+    """They come to the data port, say nothing and stay, more of them than there may be: QPs are connected all the same."""
+    alpha, beta = cluster["alpha"], cluster["beta"]
+    refused = alpha.ask("status")["cluster"]["connections"]["refused"]
+    text = MANY_STRANGERS.format(address=alpha.address, patience=PATIENCE, count=MAX_STRANGERS + 50)
+    strangers = subprocess.Popen(
+        beta.inside(sys.executable, "-c", text), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert strangers.stdout is not None
+        assert strangers.stdout.readline() == "ready\n"
+        server, client = pair(cluster, "ibv_rc_pingpong", "-g", "0", port=next_port())
+        assert "usec/iter" in output_of(client)
+        output_of(server)
+        wait_until(lambda: alpha.ask("status")["cluster"]["connections"]["refused"] >= refused + 50, "refusals")
+    finally:
+        strangers.communicate("", timeout=PATIENCE)

@@ -10,6 +10,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -20,20 +21,24 @@
 #include "transport/tcp.h"
 #include "worker.h"
 
+/* Returns as the verb would. */
+static int try_move(struct client *client, uint32_t state, uint32_t peer)
+{
+    struct sluice_qp_attr now, attr = {
+        .qp_state = state, .dest_qp_num = peer, .timeout = 14, .retry_cnt = 7, .rnr_retry = 7,
+        .max_rd_atomic = 4, .max_dest_rd_atomic = 4,
+        .qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC};
+
+    return sluice_qp_modify(engine, client->session, client->qp, &attr,
+                            IBV_QP_STATE | IBV_QP_DEST_QPN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
+                                IBV_QP_ACCESS_FLAGS | IBV_QP_MAX_QP_RD_ATOMIC | IBV_QP_MAX_DEST_RD_ATOMIC,
+                            SLUICE_TRANSPORT_TCP, -1, &now);
+}
+
 static void bring_up(struct client *client, uint32_t peer)
 {
-    for (uint32_t state = IBV_QPS_INIT; state <= IBV_QPS_RTS; state++) {
-        struct sluice_qp_attr now, attr = {
-            .qp_state = state, .dest_qp_num = peer, .timeout = 14, .retry_cnt = 7, .rnr_retry = 7,
-            .max_rd_atomic = 4, .max_dest_rd_atomic = 4,
-            .qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC};
-
-        CHECK(sluice_qp_modify(engine, client->session, client->qp, &attr,
-                               IBV_QP_STATE | IBV_QP_DEST_QPN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
-                                   IBV_QP_RNR_RETRY | IBV_QP_ACCESS_FLAGS | IBV_QP_MAX_QP_RD_ATOMIC |
-                                   IBV_QP_MAX_DEST_RD_ATOMIC,
-                               SLUICE_TRANSPORT_TCP, -1, &now) == 0);
-    }
+    for (uint32_t state = IBV_QPS_INIT; state <= IBV_QPS_RTS; state++)
+        CHECK(try_move(client, state, peer) == 0);
 }
 
 /* A connection of theirs. Returns a descriptor of its own on one end, with which it can be broken. */
@@ -574,6 +579,35 @@ static void a_request_shrinks(void)
     CHECK(sluice_tenant_shape(engine, tenant, &none) == 0);
 }
 
+/* Each takes a file of the router's, of which a tenant has its part. */
+static void connections_are_bounded(void)
+{
+    struct client a, b;
+    struct rlimit before, few;
+    const struct tenant *owner = engine->tenants[tenant];
+
+    open_client(&a);
+    open_client(&b);
+    CHECK(getrlimit(RLIMIT_NOFILE, &before) == 0);
+    /* An eighth of them is a tenant's. */
+    few = (struct rlimit){8ull * (owner->files + 1), before.rlim_max};
+    CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+    const uint64_t refused = owner->counters->refused[SLUICE_LIMIT_FILES];
+
+    bring_up(&a, b.qp_num);
+    CHECK(try_move(&b, IBV_QPS_INIT, a.qp_num) == 0);
+    CHECK(try_move(&b, IBV_QPS_RTR, a.qp_num) == -ENOMEM);
+    CHECK(owner->counters->refused[SLUICE_LIMIT_FILES] == refused + 1);
+    CHECK(try_move(&a, IBV_QPS_RESET, 0) == 0);
+    CHECK(try_move(&b, IBV_QPS_RTR, a.qp_num) == 0);
+    close_client(&b);
+    bring_up(&a, a.qp_num);
+    close_client(&a);
+    CHECK(owner->files == 0);
+    CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
+    drain_events();
+}
+
 int main(void)
 {
     struct sluice_shape none = {0};
@@ -593,6 +627,7 @@ int main(void)
     RUN(a_wrong_key_is_refused);
     RUN(nonsense_ends_the_connection);
     RUN(a_request_shrinks);
+    RUN(connections_are_bounded);
     CHECK(sluice_tenant_remove(engine, tenant) == 0);
     sluice_engine_close(engine);
     return 0;

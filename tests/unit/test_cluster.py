@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import zmq
-from sluice.cluster import keys
+from sluice.cluster import data_port, keys
+from sluice.cluster.data_port import DataPort
 from sluice.cluster.directory import AddressError, Directory, Place, gid_of_address
-from sluice.cluster.file import ClusterFileError, WatchedFile, load_cluster
+from sluice.cluster.file import ClusterFileError, Node, WatchedFile, load_cluster
 from sluice.cluster.join import Membership
 from sluice.cluster.links import Links, PeerRefused, PeerUnreachable
 from sluice.cluster.messages import Done, MessageError, Nics, Ping, Refused, Tenants, Ticket, decode, encode, message
@@ -396,3 +397,103 @@ def test_a_node_must_be_in_the_file_with_its_key(tmp_path: Path) -> None:
         pair.start("gamma")
     with pytest.raises(ClusterFileError, match=r"nodes\.alpha\.public-key: is not the key of this node"):
         Membership(pair.file, "alpha", tmp_path / "beta.key").join()
+
+
+# ---- the data port -----------------------------------------------------------------
+
+
+class Knocking:
+    """A data port, those who come to it, and what it takes over."""
+
+    def __init__(self) -> None:
+        self.node = Node("alpha", IPv4Address("127.0.0.1"), KEY.encode(), free_port())
+        self.port = DataPort(self.node)
+        self.taken: list[socket.socket] = []
+        self.strangers: list[socket.socket] = []
+
+    async def stranger(self, says: bytes = b"", source: str = "127.0.0.2") -> socket.socket:
+        """Who comes from another address than routers do."""
+        stranger = socket.socket()
+        self.strangers.append(stranger)
+        stranger.setblocking(False)
+        stranger.bind((source, 0))
+        await asyncio.get_running_loop().sock_connect(stranger, (str(self.node.address), self.node.data_port))
+        await asyncio.get_running_loop().sock_sendall(stranger, says)
+        return stranger
+
+    def attach(self, connection: socket.socket) -> None:
+        self.taken.append(socket.socket(fileno=connection.detach()))
+
+    def close(self) -> None:
+        self.port.close()
+        for connection in [*self.taken, *self.strangers]:
+            connection.close()
+
+
+def with_port(test: Callable[[Knocking], Awaitable[None]]) -> None:
+    async def run() -> None:
+        with closing(Knocking()) as knocking:
+            await test(knocking)
+
+    asyncio.run(run())
+
+
+async def is_closed(connection: socket.socket) -> bool:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await asyncio.get_running_loop().sock_recv(connection, 1) == b""
+    except ConnectionResetError:
+        return True  # what it said was unread
+
+
+def test_many_strangers_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They say nothing, and are more than there may be: the oldest go, and who has a ticket is let in."""
+    monkeypatch.setattr(data_port, "SAY_SECONDS", 3600.0)
+
+    async def test(knocking: Knocking) -> None:
+        port, most = knocking.port, data_port.MAX_STRANGERS
+        other = await knocking.stranger(source="127.0.0.3")
+        many = [await knocking.stranger() for _ in range(2 * most)]
+        await until(lambda: port.refused == most + 1, "refusals")
+        assert port.strangers() == most
+        for stranger in many[: most + 1]:
+            assert await is_closed(stranger)
+        with await data_port.connect(knocking.node, port.expect("it", knocking.attach)):
+            await until(lambda: knocking.taken, "the connection with a ticket")
+        # Of those from one address: who came alone is there as ever.
+        await until(lambda: port.strangers() == most - 1, "one less")
+        with pytest.raises(BlockingIOError):
+            other.recv(1)
+
+    with_port(test)
+
+
+def test_a_ticket_is_good_once_and_the_latest_alone() -> None:
+    async def test(knocking: Knocking) -> None:
+        port = knocking.port
+        first = port.expect("it", knocking.attach)
+        second = port.expect("it", knocking.attach)
+        assert await is_closed(await knocking.stranger(first)) and not knocking.taken
+        await knocking.stranger(second)
+        await until(lambda: knocking.taken, "the connection")
+        assert await is_closed(await knocking.stranger(second)) and len(knocking.taken) == 1
+        assert await is_closed(await knocking.stranger(bytes(data_port.TICKET)))
+        assert port.refused == 3 and port.strangers() == 0
+
+    with_port(test)
+
+
+def test_tickets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the same is asked for, it takes one."""
+    monkeypatch.setattr(data_port, "MAX_TICKETS", 2)
+
+    async def test(knocking: Knocking) -> None:
+        for _ in range(5):
+            knocking.port.expect("it", knocking.attach)
+        knocking.port.expect("another", knocking.attach)
+        with pytest.raises(OSError, match="too many connections are being made") as refused:
+            knocking.port.expect("a third", knocking.attach)
+        assert refused.value.errno == errno.EAGAIN
+        knocking.port.expect("it", knocking.attach)
+
+    with_port(test)

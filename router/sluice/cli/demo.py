@@ -22,6 +22,7 @@ from sluice.policy.rate import format_rate, parse_rate
 
 PHASES = (("no ceiling", None), ("ceiling 2Gbps", "2Gbps"), ("changed live to 500Mbps", "500Mbps"))
 PHASE_SECONDS = 6.0
+LEAST_SECONDS, MOST_SECONDS = 2.0, 3600.0
 SAMPLE_SECONDS = 0.1
 SETTLE_SECONDS = 1.0
 """Left out at the start of each phase: perftest's own lines cover whole seconds."""
@@ -36,6 +37,12 @@ def add_to(commands: Any, state_dir: Path) -> None:
         description="Starts a router and two tenants on this machine, runs ib_write_bw between them without a "
         "ceiling, with one, and with one changed while it runs. Takes about 20 seconds and leaves nothing.",
     )
+    command.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=PHASE_SECONDS,
+        help=f"how long each of the {len(PHASES)} phases lasts (default: %(default)g; at least {LEAST_SECONDS:g})",
+    )
     command.add_argument("--port", type=int, default=PORT, help="TCP port for perftest (default: %(default)s)")
     command.add_argument(
         "--nodes",
@@ -45,6 +52,13 @@ def add_to(commands: Any, state_dir: Path) -> None:
         help="2: the tenants are on two nodes, which are network namespaces of this machine (needs root)",
     )
     command.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not LEAST_SECONDS <= value <= MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text}: from {LEAST_SECONDS:g} to {MOST_SECONDS:g}")
+    return value
 
 
 @dataclass
@@ -132,11 +146,11 @@ def _sent(state_dir: Path) -> tuple[int, int]:
     return status["time_ns"], tenant["counters"]["tx_bytes"] if tenant else 0
 
 
-def _run_phase(state_dir: Path, perftest: Perftest, phase: Phase, plot: Plot) -> None:
+def _run_phase(state_dir: Path, perftest: Perftest, phase: Phase, plot: Plot, seconds: float) -> None:
     start = time.monotonic()
     first = last = _sent(state_dir)
     lines = perftest.lines
-    while time.monotonic() - start < PHASE_SECONDS:
+    while time.monotonic() - start < seconds:
         time.sleep(SAMPLE_SECONDS)
         if perftest.failed():
             raise RuntimeError(f"perftest ended early:\n{perftest.output}")
@@ -191,10 +205,10 @@ def _show(sender: LocalNode, receiver: LocalNode, phases: list[Phase], options: 
     else:
         print("Two tenants, 'sender' on node alpha and 'receiver' on node beta: two network namespaces with a veth")
         print("pair between them, a router in each, no RDMA NIC;")
-    print("Debian's ib_write_bw runs between them, unmodified, for 18 seconds.\n")
+    print(f"Debian's ib_write_bw runs between them, unmodified, for {len(phases) * options.seconds:g} seconds.\n")
     state_dir = sender.state_dir
     perftest = Perftest(options.port)
-    plot = Plot(len(phases) * PHASE_SECONDS)
+    plot = Plot(len(phases) * options.seconds)
     try:
         perftest.start(sender, receiver, options.port)
         while _sent(state_dir)[1] == 0:
@@ -206,7 +220,7 @@ def _show(sender: LocalNode, receiver: LocalNode, phases: list[Phase], options: 
             if phase.asked is not None:
                 ask(state_dir, "policy-set", name="sender", policy={"max": phase.asked})
             plot.phase(phase.label)
-            _run_phase(state_dir, perftest, phase, plot)
+            _run_phase(state_dir, perftest, phase, plot, options.seconds)
     finally:
         plot.end()
         perftest.stop()

@@ -230,7 +230,7 @@ class Connector:
             if self._alive(wanted):
                 self._attach(wanted, connection)
 
-        return Ticket(self._port.expect(attach))
+        return Ticket(self._port.expect(wanted, attach))
 
     def close(self) -> None:
         for task in list(self._tasks):

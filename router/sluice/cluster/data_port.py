@@ -3,6 +3,9 @@
 
 Whoever comes says a ticket first: 32 random bytes that this router gave out over a link, good
 once and for seconds. Everybody else gets nothing but a close.
+
+There are few at a time who haven't said one. Where one more comes, the address that has most of them loses its
+oldest: whoever has a ticket says it at once, and is not kept out by who has none and says nothing.
 """
 
 import asyncio
@@ -10,8 +13,9 @@ import errno
 import logging
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
+from functools import partial
 
 from sluice.cluster.file import Node
 from sluice.cluster.links import PeerUnreachable
@@ -24,6 +28,8 @@ TICKET_SECONDS = 10.0
 MAX_TICKETS = 8192
 MAX_STRANGERS = 256
 """Connections at a time that haven't said a ticket yet."""
+ACCEPTS = 64
+"""Connections taken at a time, before others of this router have their turn."""
 SAY_SECONDS = 3.0
 CONNECT_SECONDS = 3.0
 
@@ -53,10 +59,11 @@ class DataPort:
     """Inside a running event loop. OSError: the port can't be had."""
 
     def __init__(self, me: Node) -> None:
-        self._tickets: dict[bytes, tuple[Attach, float]] = {}
-        self._strangers = 0
+        self._tickets: dict[bytes, tuple[Hashable, Attach, float]] = {}
+        self._latest: dict[Hashable, bytes] = {}
+        self._strangers: dict[str, dict[asyncio.Task[None], None]] = {}
+        """By address, the oldest first."""
         self.refused = 0
-        self._tasks: set[asyncio.Task[None]] = set()
         self._listener = self._listen(me)
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
@@ -72,33 +79,68 @@ class DataPort:
         listener.setblocking(False)
         return listener
 
-    def expect(self, attach: Attach) -> bytes:
-        """A ticket for somebody whose connection attach is to get. OSError EAGAIN: too many are out."""
+    def expect(self, what: Hashable, attach: Attach) -> bytes:
+        """A ticket for somebody whose connection attach is to get. An earlier one for the same is void.
+
+        OSError EAGAIN: too many are out.
+        """
         now = asyncio.get_running_loop().time()
+        self._void(self._latest.get(what, b""))
         # In the order in which they were given: the oldest are first.
-        for ticket in [ticket for ticket, (_, until) in self._tickets.items() if until < now]:
-            del self._tickets[ticket]
+        for ticket in [ticket for ticket, (_, _, until) in self._tickets.items() if until < now]:
+            self._void(ticket)
         if len(self._tickets) >= MAX_TICKETS:
             raise OSError(errno.EAGAIN, "too many connections are being made")
         ticket = secrets.token_bytes(TICKET)
-        self._tickets[ticket] = (attach, now + TICKET_SECONDS)
+        self._tickets[ticket] = (what, attach, now + TICKET_SECONDS)
+        self._latest[what] = ticket
         return ticket
+
+    def _void(self, ticket: bytes) -> Attach | None:
+        """What it is for, where it is good."""
+        what, attach, until = self._tickets.pop(ticket, (None, None, 0.0))
+        if attach is None:
+            return None
+        del self._latest[what]
+        return attach if until >= asyncio.get_running_loop().time() else None
+
+    def strangers(self) -> int:
+        """How many haven't said a ticket yet."""
+        return sum(map(len, self._strangers.values()))
 
     def _accept(self) -> None:
         with suppress(BlockingIOError, OSError):
-            while True:
+            for _ in range(ACCEPTS):
                 connection, (address, _) = self._listener.accept()
-                if self._strangers >= MAX_STRANGERS:
-                    connection.close()
-                    continue
                 connection.setblocking(False)
-                self._strangers += 1
+                if self.strangers() >= MAX_STRANGERS:
+                    self._make_room()
                 task = asyncio.get_running_loop().create_task(self._hear(connection, address))
-                self._tasks.add(task)
-                task.add_done_callback(self._done)
+                self._strangers.setdefault(address, {})[task] = None
+                task.add_done_callback(partial(self._done, address, connection))
 
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
+    def _make_room(self) -> None:
+        address = max(self._strangers, key=lambda address: len(self._strangers[address]))
+        task = next(iter(self._strangers[address]))
+        self._forget(address, task)
+        task.cancel()
+        self._refuse(address)
+
+    def _forget(self, address: str, task: "asyncio.Task[None]") -> None:
+        tasks = self._strangers.get(address, {})
+        tasks.pop(task, None)
+        if not tasks:
+            self._strangers.pop(address, None)
+
+    def _refuse(self, address: str) -> None:
+        self.refused += 1
+        if self.refused & (self.refused - 1) == 0:
+            log.warning("refused a connection from %s to the data port (%d so far)", address, self.refused)
+
+    def _done(self, address: str, connection: socket.socket, task: "asyncio.Task[None]") -> None:
+        self._forget(address, task)
+        # Closed here, as a task that is cancelled before it has begun never comes to it.
+        connection.close()
         if not task.cancelled() and task.exception() is not None:
             log.error("a connection to the data port failed", exc_info=task.exception())
 
@@ -106,28 +148,22 @@ class DataPort:
         """A ticket, or a close."""
         loop = asyncio.get_running_loop()
         said = b""
-        try:
-            with connection:
-                with suppress(TimeoutError, OSError):
-                    async with asyncio.timeout(SAY_SECONDS):
-                        while len(said) < TICKET:
-                            data = await loop.sock_recv(connection, TICKET - len(said))
-                            if not data:
-                                break
-                            said += data
-                attach, until = self._tickets.pop(said, (None, 0.0))
-                if attach is None or until < loop.time():
-                    self.refused += 1
-                    if self.refused & (self.refused - 1) == 0:
-                        log.warning("refused a connection from %s to the data port (%d so far)", address, self.refused)
-                    return
-                with suppress(OSError):
-                    attach(connection)
-        finally:
-            self._strangers -= 1
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(SAY_SECONDS):
+                while len(said) < TICKET:
+                    data = await loop.sock_recv(connection, TICKET - len(said))
+                    if not data:
+                        break
+                    said += data
+        attach = self._void(said)
+        if attach is None:
+            self._refuse(address)
+            return
+        with suppress(OSError):
+            attach(connection)
 
     def close(self) -> None:
-        for task in list(self._tasks):
+        for task in [task for tasks in self._strangers.values() for task in tasks]:
             task.cancel()
         asyncio.get_running_loop().remove_reader(self._listener.fileno())
         self._listener.close()

@@ -113,7 +113,7 @@ class Trunks:
             self._engine.accept_trunk(self._number(node), connection.fileno())
             connection.detach()
 
-        return Ticket(self._port.expect(attach))
+        return Ticket(self._port.expect(node, attach))
 
     def close(self) -> None:
         for task in list(self._tasks.values()):
