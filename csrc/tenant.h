@@ -52,7 +52,7 @@ void tenant_waits_less(struct tenant *tenant);
 bool tenant_may_have(struct tenant *tenant, enum sluice_limit limit, uint64_t has, uint64_t more, uint64_t max);
 
 /*
- * The router's open files that a tenant's objects are: sessions, contexts, channels, files that it passed. A tenant gets a
+ * The router's open files that a tenant's objects are: sessions, contexts, channels, files that it passed, connections of its QPs. A tenant gets a
  * part of what the router may have open, so that none is short of them through another. False: no more (EMFILE).
  */
 enum { FILES_OF_TENANT = 16384, FILES_OF_SESSION = 4 /* segment, arena, its socket, its pidfd */ };

@@ -202,7 +202,7 @@ sys.stdin.read()
 
 
 def test_many_strangers_keep_nobody_out(cluster: Cluster) -> None:
-    """They come to the data port, say nothing and stay, more of them than there may be: QPs are connected all the same."""
+    """They come to the data port, say nothing and stay, more than there may be: QPs are connected all the same."""
     alpha, beta = cluster["alpha"], cluster["beta"]
     refused = alpha.ask("status")["cluster"]["connections"]["refused"]
     text = MANY_STRANGERS.format(address=alpha.address, patience=PATIENCE, count=MAX_STRANGERS + 50)
