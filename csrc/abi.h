@@ -657,7 +657,10 @@ enum sluice_command_op {
     SLUICE_COMMAND_DEREG_MR, /* EBUSY: windows are bound to it */
     SLUICE_COMMAND_REREG_MR,
     SLUICE_COMMAND_ALLOC_MW,
-    SLUICE_COMMAND_DEALLOC_MW
+    SLUICE_COMMAND_DEALLOC_MW,
+    /* Answered when all is done that a thread had to do in memory of the process (SLUICE_MEMORY_PROCESS): after what ends a use of it
+     * otherwise than by a completion, as a QP's reset does. Routers that don't know it say EINVAL. */
+    SLUICE_COMMAND_FENCE
 };
 
 enum sluice_command_state {

@@ -37,8 +37,10 @@ static struct memory *add(struct session *session, uint32_t kind)
 
 void memory_free(struct memory *memory)
 {
-    if (memory->reach)
+    if (memory->reach) {
+        memory->session->reach = NULL;
         reach_close(memory->reach);
+    }
     arena_close(&memory->view);
     list_remove(&memory->link);
     memory->session->memory_count--;
@@ -104,6 +106,7 @@ int memory_open_process(struct session *session, int fd)
         memory_free(memory);
         return error;
     }
+    session->reach = memory->reach;
     memory->writable = true;
     memory->view.count = ARENA_SIZE / WINDOW_SIZE; /* any address, seen through none */
     return (int)memory->handle;

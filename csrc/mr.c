@@ -93,8 +93,8 @@ static void grant(struct mr *mr, uint32_t access)
     mr->zero_based = access & IBV_ACCESS_ZERO_BASED;
 }
 
-/* No errno: somebody answers later. */
-enum { LATER = -1 };
+/* No errnos: somebody answers later; success, once nothing is under way any more to where a key led. */
+enum { LATER = -1, FENCED = -2 };
 
 /* The end of REG_MR and REREG_MR: an errno, or LATER. */
 static int register_on_nic(struct mr *mr, struct pd *pd, uint32_t access, const struct mr *before,
@@ -145,8 +145,10 @@ static int dereg_mr(struct session *session, const struct sluice_command *comman
         return EINVAL;
     if (mr->windows)
         return EBUSY;
+    bool by_process = mr->access & MR_BY_PROCESS;
+
     mr_free(session->engine, mr);
-    return 0;
+    return by_process ? FENCED : 0;
 }
 
 void mr_put_back(struct mr *mr, const struct mr *before)
@@ -200,7 +202,9 @@ static int rereg_mr(struct session *session, struct sluice_command *command)
         return EINVAL;
     }
     grant(mr, access);
-    return register_on_nic(mr, pd, access, &before, command);
+    int result = register_on_nic(mr, pd, access, &before, command);
+
+    return result == 0 && (before.access & MR_BY_PROCESS) ? FENCED : result;
 }
 
 static int alloc_mw(struct session *session, struct sluice_command *command)
@@ -237,8 +241,10 @@ static int dealloc_mw(struct session *session, const struct sluice_command *comm
     /* The tag may have been changed by a bind that is under way. */
     if (mr->key == 0 || mr->kind == MR_REGION || ((mr->key ^ key) & ~(uint32_t)MR_TAG) || mr->pd != pd)
         return EINVAL;
+    bool by_process = mr->access & MR_BY_PROCESS;
+
     mr_free(session->engine, mr);
-    return 0;
+    return by_process ? FENCED : 0;
 }
 
 void mr_free(struct sluice_engine *engine, struct mr *mr)
@@ -266,7 +272,7 @@ void mr_free(struct sluice_engine *engine, struct mr *mr)
     engine->mr_free = (uint32_t)(mr - engine->mrs);
 }
 
-bool mr_command(struct session *session, struct sluice_command *command)
+enum answered mr_command(struct session *session, struct sluice_command *command)
 {
     switch (command->op) {
     case SLUICE_COMMAND_REG_MR:
@@ -284,8 +290,16 @@ bool mr_command(struct session *session, struct sluice_command *command)
     case SLUICE_COMMAND_DEALLOC_MW:
         command->status = dealloc_mw(session, command);
         break;
+    case SLUICE_COMMAND_FENCE:
+        command->status = FENCED;
+        break;
     default:
         command->status = EINVAL;
     }
-    return command->status != LATER;
+    if (command->status == LATER)
+        return ANSWERED_LATER;
+    if (command->status != FENCED)
+        return ANSWERED;
+    command->status = 0;
+    return ANSWERED_FENCED;
 }

@@ -53,8 +53,15 @@ struct mr {
     struct list qp_link; /* window of type 2: in its QP while bound */
 } __attribute__((aligned(64)));
 
-/* Carries out a command of the mailbox (a private copy of it); sets status and key. False: the answer comes later. */
-bool mr_command(struct session *session, struct sluice_command *command);
+/* How a command's answer comes. */
+enum answered {
+    ANSWERED,        /* it is there */
+    ANSWERED_LATER,  /* by itself, later */
+    ANSWERED_FENCED, /* it is there, and given by session_answer_fenced */
+};
+
+/* Carries out a command of the mailbox (a private copy of it); sets status and key. */
+enum answered mr_command(struct session *session, struct sluice_command *command);
 
 /* A free entry with a fresh key in this PD, or NULL. mr_free gives it back. */
 struct mr *mr_take(struct pd *pd, enum mr_kind kind);

@@ -3,6 +3,8 @@
 
 #include <infiniband/verbs.h>
 
+#include "relay.h"
+
 void mw_unbind(struct mr *window)
 {
     if (window->region)
@@ -105,4 +107,24 @@ uint32_t mw_execute(struct qp *qp)
     if (!window || !bind_window(qp, window, wqe->rkey, wqe->imm_data, wqe->remote_addr, qp->message.bind))
         return IBV_WC_MW_BIND_ERR;
     return IBV_WC_SUCCESS;
+}
+
+enum progress mw_send(struct qp *qp, uint32_t *status)
+{
+    struct mr *window = qp->message.wqe->opcode == IBV_WR_BIND_MW ? mw_named(qp) : NULL;
+
+    *status = IBV_WC_SUCCESS;
+    if (!window) {
+        *status = mw_execute(qp);
+    } else if (window->kind == MR_WINDOW_TYPE_1 && window->pd == qp->pd && (window->access & MR_BY_PROCESS)) {
+        /* The old key ends first. */
+        mw_unbind(window);
+    }
+    if (*status != IBV_WC_SUCCESS)
+        return PROGRESS_FAILED;
+    if (relay_fence(qp) == RELAYED_LATER)
+        return PROGRESS_MORE;
+    if (window)
+        *status = mw_execute(qp);
+    return *status == IBV_WC_SUCCESS ? PROGRESS_DONE : PROGRESS_FAILED;
 }

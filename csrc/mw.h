@@ -9,9 +9,16 @@
 
 #include "mr.h"
 #include "qp.h"
+#include "transport/transport.h"
 
 /* Carries out IBV_WR_BIND_MW or IBV_WR_LOCAL_INV of qp->message. Returns enum ibv_wc_status. */
 uint32_t mw_execute(struct qp *qp);
+
+/*
+ * The same as struct transport's send, and not done before nothing is under way any more to where an ended key led. PROGRESS_MORE:
+ * something is, and the QP waits (relay.h).
+ */
+enum progress mw_send(struct qp *qp, uint32_t *status);
 
 /* The window that qp->message names, whatever tag it has now. NULL: there is none. */
 struct mr *mw_named(struct qp *qp);

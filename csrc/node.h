@@ -32,6 +32,7 @@ struct ah;
 struct context;
 struct cq;
 struct device;
+struct fence;
 struct gate;
 struct group;
 struct ibv_pd;
@@ -40,6 +41,7 @@ struct nic;
 struct neighbours;
 struct nic_pool;
 struct qp;
+struct reach;
 struct registration;
 struct session;
 struct srq;
@@ -158,6 +160,9 @@ struct session {
     struct list contexts, pds, channels, cqs, mrs, mws, memories, xrcds;
     struct list command; /* in tenant->active[FLOW_CONTROL], or a registrar's list, while the mailbox waits */
     struct registration *registration; /* on its way, or NULL: the mailbox is answered then */
+    struct reach *reach; /* that of its process, where it has such memory; or NULL */
+    struct fence *fence; /* under way, or NULL: the mailbox is answered then, */
+    struct sluice_command fenced; /* with this */
     struct qp **qps; /* SLUICE_SESSION_QPS, by handle */
     struct srq **srqs; /* SLUICE_SESSION_SRQS, by handle */
     struct ah **ahs;   /* SLUICE_SESSION_AHS, by handle */

@@ -50,8 +50,10 @@ static void complete(struct qp *qp)
         else
             qp_complete_taken(qp, &parcel->receive, IBV_WC_LOC_PROT_ERR, IBV_WC_RECV, 0, 0, 0, false);
         free(parcel);
-        if (!placed)
+        if (!placed) {
             qp_error(qp); /* flushes the rest */
+            return;
+        }
     }
 }
 
@@ -65,7 +67,8 @@ static void done(struct errand *errand, bool carried)
     }
     parcel->back = true;
     parcel->placed = carried;
-    if (!parcel->qp->session->broken)
+    /* In the error state all are flushed together, when the last is back (qp_state.c). */
+    if (!parcel->qp->session->broken && parcel->qp->state != IBV_QPS_ERR)
         complete(parcel->qp);
 }
 
@@ -132,6 +135,20 @@ bool parcel_send(struct qp *qp, const struct spans *dst, const struct spans *src
     /* It only waits for those before it. */
     parcel->back = true;
     parcel->placed = had;
+    complete(qp);
+    return true;
+}
+
+bool parcel_spoil(struct qp *qp)
+{
+    struct parcel *parcel = malloc(sizeof(*parcel));
+
+    if (!parcel)
+        return false;
+    *parcel = (struct parcel){.qp = qp, .back = true, .receive = qp->receive};
+    list_init(&parcel->link);
+    qp->receive.active = false;
+    list_append(&qp->parcels, &parcel->link);
     complete(qp);
     return true;
 }

@@ -22,6 +22,9 @@ struct arrival {
  */
 bool parcel_send(struct qp *qp, const struct spans *dst, const struct spans *src, const struct arrival *arrival);
 
+/* The QP's receive fails with IBV_WC_LOC_PROT_ERR, after those that came before it, and the QP with it. False: there is no memory, and nothing happened. */
+bool parcel_spoil(struct qp *qp);
+
 /* Whether a datagram to this memory has to be one. */
 bool parcel_needed(const struct qp *qp, const struct spans *dst);
 

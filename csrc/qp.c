@@ -8,6 +8,7 @@
 
 #include "atomic.h"
 #include "context.h"
+#include "fence.h"
 #include "multicast.h"
 #include "nic.h"
 #include "mw.h"
@@ -311,6 +312,7 @@ void qp_free(struct qp *qp)
 {
     qp_deactivate(qp);
     relay_free(qp);
+    fence_forget(qp->fence);
     parcels_drop(qp);
     qp_disconnect(qp);
     multicast_detach_all(qp);

@@ -86,6 +86,7 @@ struct qp {
     struct claim claim;
     struct list windows;  /* of type 2, bound by this QP */
     struct relay *relay;  /* where its message reaches memory that the worker can't; or NULL */
+    struct fence *fence;  /* in the error state: what is posted is flushed when it is back; or NULL */
 
     struct list parcels;  /* UD: struct parcel, datagrams that came and aren't placed yet, in order */
     struct list groups;   /* UD: struct member */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "atomic.h"
+#include "fence.h"
 #include "mw.h"
 #include "nic_srq.h"
 #include "parcel.h"
@@ -33,8 +34,7 @@ void qp_disconnect(struct qp *qp)
         nic_srq_fill(qp->srq);
 }
 
-/* The end of it, when nothing is out any more. */
-static void flush(struct qp *qp)
+static void flush_now(struct qp *qp)
 {
     if (qp->session->broken)
         return;
@@ -43,6 +43,34 @@ static void flush(struct qp *qp)
     /* No receive of the SRQ will complete for it any more (IBTA 11.6.3.1). */
     if (qp->srq)
         qp_async_event(qp, IBV_EVENT_QP_LAST_WQE_REACHED);
+}
+
+static void on_fence(void *owner)
+{
+    struct qp *qp = owner;
+
+    qp->fence = NULL;
+    flush_now(qp);
+}
+
+/* The thread that may still store where its receives and READs lie. NULL: none may. */
+static struct reach *storing(const struct qp *qp)
+{
+    if (qp->receive.active)
+        return qp->receive.pd->session->reach; /* of XRC it may be another's than the QP */
+    if (qp->message.active || qp->completed != qp->sq.head || !list_empty(&qp->parcels))
+        return qp->pd->session->reach;
+    return NULL;
+}
+
+/* The end of it, when nothing is out any more: what is flushed is the application's again. */
+static void flush(struct qp *qp)
+{
+    if (qp->session->broken)
+        return;
+    qp->fence = fence_send(storing(qp), on_fence, qp);
+    if (!qp->fence)
+        flush_now(qp);
 }
 
 void qp_drained(struct qp *qp)
@@ -130,6 +158,8 @@ static void reset(struct qp *qp)
     qp_deactivate(qp);
     qp_disconnect(qp);
     mws_of_qp(qp);
+    fence_forget(qp->fence);
+    qp->fence = NULL;
     /* Everything posted is forgotten; the shim does the same with its side. */
     qp->message.active = false;
     qp->receive.active = false;

@@ -24,6 +24,8 @@ struct port {
 struct reach {
     struct port *port;
     uint32_t tenant; /* its number */
+    uint32_t users;  /* who opened it, the thread, and errands until they are back: whoever leaves last frees it */
+    uint32_t underway; /* errands; the worker's alone */
     int mem;
     bool closing;
     pthread_mutex_t lock;
@@ -51,13 +53,26 @@ int port_open(struct sluice_engine *engine)
     return 0;
 }
 
+static void reach_leave(struct reach *reach)
+{
+    if (__atomic_fetch_sub(&reach->users, 1, __ATOMIC_ACQ_REL) != 1)
+        return;
+    pthread_mutex_destroy(&reach->lock);
+    pthread_cond_destroy(&reach->changed);
+    free(reach);
+}
+
 static void port_leave(struct port *port)
 {
     pthread_mutex_lock(&port->lock);
     bool last = --port->users == 0;
 
-    while (!port->page && !list_empty(&port->done))
-        free(list_entry(list_take(&port->done), struct errand, link));
+    while (!port->page && !list_empty(&port->done)) {
+        struct errand *errand = list_entry(list_take(&port->done), struct errand, link);
+
+        reach_leave(errand->reach);
+        free(errand);
+    }
     pthread_mutex_unlock(&port->lock);
     if (!last)
         return;
@@ -109,6 +124,8 @@ void port_collect(struct sluice_engine *engine)
         if (errand->kept)
             port->kept[errand->tenant]--;
         errand->kept = false;
+        errand->reach->underway--;
+        reach_leave(errand->reach);
         errand->done(errand, errand->carried);
     }
 }
@@ -207,9 +224,7 @@ static void *work(void *argument)
     close(reach->mem);
     __atomic_fetch_sub(&threads[reach->tenant], 1, __ATOMIC_RELAXED);
     port_leave(reach->port);
-    pthread_mutex_destroy(&reach->lock);
-    pthread_cond_destroy(&reach->changed);
-    free(reach);
+    reach_leave(reach);
     return NULL;
 }
 
@@ -227,6 +242,7 @@ int reach_open(struct tenant *tenant, int mem, struct reach **out)
     }
     reach->port = tenant->engine->port;
     reach->tenant = tenant->number;
+    reach->users = 2;
     reach->mem = mem;
     pthread_mutex_init(&reach->lock, NULL);
     pthread_cond_init(&reach->changed, NULL);
@@ -255,13 +271,22 @@ void reach_close(struct reach *reach)
     reach->closing = true;
     pthread_cond_signal(&reach->changed);
     pthread_mutex_unlock(&reach->lock);
+    reach_leave(reach);
 }
 
 void reach_send(struct reach *reach, struct errand *errand)
 {
     errand->tenant = reach->tenant;
+    errand->reach = reach;
+    reach->underway++;
+    __atomic_fetch_add(&reach->users, 1, __ATOMIC_RELAXED);
     pthread_mutex_lock(&reach->lock);
     list_append(&reach->queue, &errand->link);
     pthread_cond_signal(&reach->changed);
     pthread_mutex_unlock(&reach->lock);
+}
+
+bool reach_busy(const struct reach *reach)
+{
+    return reach->underway;
 }

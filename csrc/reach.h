@@ -26,6 +26,7 @@ struct errand {
     /* The worker's, when it is back. */
     void (*done)(struct errand *errand, bool carried);
     bool carried, kept;
+    struct reach *reach; /* whose thread has it; not freed before it is back */
     uint32_t tenant; /* whose memory it goes to: its number */
 };
 
@@ -36,6 +37,9 @@ void reach_close(struct reach *reach);
 
 /* The errand is the thread's until done is called. */
 void reach_send(struct reach *reach, struct errand *errand);
+
+/* Whether any errand that was sent isn't back. */
+bool reach_busy(const struct reach *reach);
 
 /*
  * Counts an errand that was sent to the tenant whose thread has it, until it is back: one of which a QP may have many, or

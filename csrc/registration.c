@@ -131,7 +131,10 @@ static void answer(struct registration *one)
     use_objects(one, -1);
     one->command.status = -error;
     one->command.key = error ? 0 : one->mr->key;
-    session_answer(session, &one->command);
+    if (one->again && !error && (one->before.access & MR_BY_PROCESS))
+        session_answer_fenced(session, &one->command);
+    else
+        session_answer(session, &one->command);
 }
 
 static void finish(struct registration *one)

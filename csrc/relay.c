@@ -17,6 +17,8 @@ static bool carry(const struct reach *reach, struct errand *errand)
         return reach_read(reach, relay->address, relay->buffer, relay->length);
     case RELAY_STORED:
         return reach_write(reach, relay->address, relay->buffer, relay->length);
+    case RELAY_FENCED:
+        return true;
     default:
         return reach_atomic(reach, relay->address, &relay->atomic.operands, relay->atomic.compare, &relay->atomic.original);
     }
@@ -37,14 +39,20 @@ static void done(struct errand *errand, bool carried)
 
 /* ---- the worker's -------------------------------------------------------- */
 
+static void send(struct reach *reach, struct relay *relay, enum relay_state purpose)
+{
+    relay->state = RELAY_UNDERWAY;
+    relay->purpose = purpose;
+    relay->own = reach == relay->qp->session->reach;
+    reach_send(reach, &relay->errand);
+}
+
 /* The piece at the relay's address; its QP waits from now. False: too much of its tenant's hangs. */
 static bool start(struct reach *reach, struct relay *relay, enum relay_state purpose)
 {
     if (!reach_has_room(relay->qp->session->engine, reach))
         return false;
-    relay->state = RELAY_UNDERWAY;
-    relay->purpose = purpose;
-    reach_send(reach, &relay->errand);
+    send(reach, relay, purpose);
     return true;
 }
 
@@ -168,6 +176,24 @@ enum relayed relay_atomic(struct qp *qp, const struct span *target)
     relay->atomic.compare = qp->message.wqe->opcode == IBV_WR_ATOMIC_CMP_AND_SWP;
     relay->atomic.operands = *qp->message.atomic;
     return start(target->memory->reach, relay, RELAY_PERFORMED) ? RELAYED_LATER : RELAYED_FAILED;
+}
+
+enum relayed relay_fence(struct qp *qp)
+{
+    struct reach *reach = qp->session->reach;
+    struct relay *relay = qp->relay;
+
+    if (relay && relay->state == RELAY_UNDERWAY)
+        return RELAYED_LATER;
+    /* One that failed did so behind all that was before it, as well. */
+    if (relay && relay->state != RELAY_IDLE && relay->purpose == RELAY_FENCED) {
+        relay->state = RELAY_IDLE;
+        return RELAYED_DONE;
+    }
+    if (!reach || !reach_busy(reach) || !(relay = relay_of(qp)))
+        return RELAYED_DONE;
+    send(reach, relay, RELAY_FENCED);
+    return RELAYED_LATER;
 }
 
 void relay_drop(struct qp *qp)

@@ -2,7 +2,7 @@
 /*
  * The piece of a QP's message that a thread copies from or to memory of a process
  * (reach.h), while the QP waits (QP_WAIT_COPY); and atomics of words there. A thread
- * that hangs costs the QP's peer its transport timeout.
+ * that hangs costs the QP's peer its transport timeout; what stores in the QP's own process is waited for.
  */
 #ifndef SLUICE_RELAY_H
 #define SLUICE_RELAY_H
@@ -12,7 +12,7 @@
 
 enum { RELAY_PIECE = 1 << 16 };
 
-enum relay_state { RELAY_IDLE, RELAY_UNDERWAY, RELAY_FETCHED, RELAY_STORED, RELAY_PERFORMED, RELAY_FAILED };
+enum relay_state { RELAY_IDLE, RELAY_UNDERWAY, RELAY_FETCHED, RELAY_STORED, RELAY_PERFORMED, RELAY_FENCED, RELAY_FAILED };
 
 /* While it is under way it is the thread's, but for qp and state, else the worker's. */
 struct relay {
@@ -20,6 +20,7 @@ struct relay {
     struct qp *qp; /* NULL: dropped */
     enum relay_state state;
     enum relay_state purpose; /* what it becomes */
+    bool own; /* the thread is that of the QP's own process */
     uint64_t address;
     uint32_t offset; /* in the message */
     uint32_t length;
@@ -52,9 +53,18 @@ enum relayed relay_gather(struct qp *qp, struct spans *data);
 /* An atomic of the word at target, 8 bytes; message.original gets what was there. */
 enum relayed relay_atomic(struct qp *qp, const struct span *target);
 
+/* Waits until the thread of the QP's own process has done what it has now (fence.h). Not RELAYED_FAILED. */
+enum relayed relay_fence(struct qp *qp);
+
 static inline bool relay_underway(const struct qp *qp)
 {
     return qp->relay && qp->relay->state == RELAY_UNDERWAY;
+}
+
+/* Whether what is under way is done for the QP's own application, in memory of its own. */
+static inline bool relay_is_own(const struct qp *qp)
+{
+    return qp->relay->own && (qp->relay->purpose == RELAY_STORED || qp->relay->purpose == RELAY_FENCED);
 }
 
 /* The message is given up: what is under way ends unnoticed. */

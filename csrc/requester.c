@@ -244,6 +244,9 @@ static void wait_with_timeout(struct qp *qp, enum qp_wait why)
         patience = COPY_PATIENCE_NS;
     list_remove(&qp->link);
     qp->wait = why;
+    /* Its own memory is its application's again when the message is over: it isn't before the thread is done. */
+    if (why == QP_WAIT_COPY && relay_is_own(qp))
+        return;
     if (qp->attr.timeout) /* 0 waits for ever */
         timer_set(&engine->timers, &qp->timer, engine->now + patience);
 }
@@ -498,7 +501,7 @@ void qp_send(struct qp *qp, struct allowance *allowance)
 void qp_ring(struct qp *qp)
 {
     /* What failed is not all back yet: it comes first. */
-    if (qp->state == IBV_QPS_ERR && qp->transport)
+    if (qp->state == IBV_QPS_ERR && (qp->transport || qp->fence))
         return;
     if (qp->state == IBV_QPS_ERR || qp->state == IBV_QPS_SQE)
         qp_flush_sends(qp);

@@ -13,6 +13,7 @@
 #include "ah.h"
 #include "atomic.h"
 #include "context.h"
+#include "fence.h"
 #include "futex.h"
 #include "memory.h"
 #include "mr.h"
@@ -159,6 +160,7 @@ void session_free(struct session *session)
         context_free(list_entry(session->contexts.next, struct context, link));
 
     list_remove(&session->command);
+    fence_forget(session->fence);
     engine->sessions[session->number] = NULL;
     engine->live[session->live] = engine->live[--engine->live_count];
     engine->live[session->live]->live = session->live;
@@ -203,20 +205,38 @@ void session_answer(struct session *session, const struct sluice_command *comman
         futex_wake(&mailbox->state);
 }
 
+static void answer_fenced(void *owner)
+{
+    struct session *session = owner;
+
+    session->fence = NULL;
+    session_answer(session, &session->fenced);
+}
+
+void session_answer_fenced(struct session *session, const struct sluice_command *command)
+{
+    session->fenced = *command;
+    session->fence = fence_send(session->reach, answer_fenced, session);
+    if (!session->fence)
+        session_answer(session, command);
+}
+
 void session_command(struct session *session)
 {
     struct sluice_command *mailbox = &segment_head(&session->segment)->command;
     struct sluice_command command;
 
     /* Who posts another before the one is answered is no shim of ours. */
-    if (load_acquire(&mailbox->state) != SLUICE_COMMAND_POSTED || session->registration)
+    if (load_acquire(&mailbox->state) != SLUICE_COMMAND_POSTED || session->registration || session->fence)
         return;
     copy_once(&command, mailbox, sizeof(command));
-    bool done = mr_command(session, &command);
+    enum answered answered = mr_command(session, &command);
 
     session->engine->commanded = session->engine->now;
-    if (done)
+    if (answered == ANSWERED)
         session_answer(session, &command);
+    else if (answered == ANSWERED_FENCED)
+        session_answer_fenced(session, &command);
 }
 
 void session_queue_command(struct session *session)

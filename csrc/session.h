@@ -16,6 +16,8 @@ void session_poll(struct session *session);
 void session_command(struct session *session);
 /* Writes what is out of it into the mailbox, and wakes who waits for that. */
 void session_answer(struct session *session, const struct sluice_command *command);
+/* The same once nothing is under way any more into memory of the session's process that the command has revoked (fence.h). */
+void session_answer_fenced(struct session *session, const struct sluice_command *command);
 /* The command waits for its tenant's turn. */
 void session_queue_command(struct session *session);
 

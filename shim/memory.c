@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "arena.h"
+#include "atomic.h"
 #include "mapping.h"
 #include "session.h"
 
@@ -28,6 +29,7 @@ struct opened {
 };
 
 static struct opened *all;
+static uint32_t processes; /* of these: whether the process is one */
 static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static bool is_file_of(int fd, const struct mapping *mapping, bool writable)
@@ -115,6 +117,8 @@ static int open_as(const struct opened *wanted, const struct mapping *mapping, u
         }
         opened->next = all;
         all = opened;
+        if (opened->kind == SLUICE_MEMORY_PROCESS)
+            store_relaxed(&processes, 1);
     }
     opened->users++;
     *handle = opened->handle;
@@ -161,6 +165,8 @@ void memory_release(uint32_t handle)
         if (--opened->users == 0) {
             session_call_handle(SLUICE_OP_CLOSE_MEMORY, handle, NULL);
             *link = opened->next;
+            if (opened->kind == SLUICE_MEMORY_PROCESS)
+                store_relaxed(&processes, 0);
             free(opened);
         }
         pthread_mutex_unlock(&all_lock);
@@ -169,6 +175,14 @@ void memory_release(uint32_t handle)
     pthread_mutex_unlock(&all_lock);
     /* A dma-buf: each region has its own. */
     session_call_handle(SLUICE_OP_CLOSE_MEMORY, handle, NULL);
+}
+
+void memory_settle(void)
+{
+    struct sluice_command command = {.op = SLUICE_COMMAND_FENCE};
+
+    if (load_relaxed(&processes))
+        session_command(&command);
 }
 
 void memory_fork_prepare(void)
@@ -184,5 +198,6 @@ void memory_fork_parent(void)
 void memory_fork_child(void)
 {
     pthread_mutex_init(&all_lock, NULL);
+    processes = 0;
     all = NULL; /* a child that registers shared memory forgets a few small blocks of its parent's */
 }

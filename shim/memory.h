@@ -11,8 +11,7 @@
  *   PROCESS  all else that is readable: the calling thread's and the first thread's
  *            stack, private huge pages, files on disk, or a range of several kinds.
  *            The router copies through /proc/PID/mem and a buffer of its own: two
- *            copies, a thread's wake-up per 64 KiB. Atomics are refused there
- *            (IBV_WC_REM_OP_ERR), as no processor could make them atomic.
+ *            copies, a thread's wake-up per 64 KiB. Atomics are atomic among each other.
  *
  * Where the router has no right to either, registering fails with EOPNOTSUPP.
  */
@@ -28,6 +27,9 @@
  */
 int memory_reach(uint64_t addr, uint64_t length, bool writable, uint32_t *handle, uint64_t *place);
 void memory_release(uint32_t handle);
+
+/* After a use of memory ended without a completion, as by ibv_destroy_qp: nothing of the router's reaches it any more. */
+void memory_settle(void);
 
 void memory_fork_prepare(void);
 void memory_fork_parent(void);

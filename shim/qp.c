@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "atomic.h"
+#include "memory.h"
 #include "objects.h"
 #include "session.h"
 
@@ -276,6 +277,7 @@ EXPORT int ibv_destroy_qp(struct ibv_qp *public)
     qps[qp->handle] = NULL;
     pthread_mutex_unlock(&objects_lock);
     with_completions(public, cq_orphan_qp);
+    memory_settle();
     events_wait(&qp->async_events_given, &public->events_completed);
     free(qp);
     return 0;
@@ -370,8 +372,10 @@ EXPORT int ibv_modify_qp(struct ibv_qp *public, struct ibv_qp_attr *attr, int at
         return error;
     if (attr_mask & IBV_QP_STATE) {
         public->state = attr->qp_state;
-        if (attr->qp_state == IBV_QPS_RESET)
+        if (attr->qp_state == IBV_QPS_RESET) {
             restart(qp);
+            memory_settle();
+        }
     }
     return 0;
 }

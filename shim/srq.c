@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "atomic.h"
+#include "memory.h"
 #include "objects.h"
 #include "session.h"
 
@@ -143,6 +144,7 @@ EXPORT int ibv_destroy_srq(struct ibv_srq *public)
 
     if (error)
         return error;
+    memory_settle();
     pthread_mutex_lock(&objects_lock);
     for (struct shim_srq **link = &srqs; *link; link = &(*link)->next)
         if (*link == srq) {

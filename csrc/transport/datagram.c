@@ -152,9 +152,7 @@ static bool deliver(const struct datagram *datagram, struct qp *to, const struct
     }
     if (!resolved ||
         spans_copy(to->session->engine, &dst, src, 0, (uint32_t)src->total) > (uint32_t)src->total) {
-        parcels_flush(to);
-        qp_complete_receive(to, IBV_WC_LOC_PROT_ERR, IBV_WC_RECV, 0, 0, 0, false);
-        qp_error(to);
+        parcel_spoil(to);
         return false;
     }
     count_received(to, datagram);

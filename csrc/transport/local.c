@@ -410,10 +410,8 @@ static enum progress local_send(struct qp *qp, uint32_t budget, uint32_t *status
 {
     uint8_t opcode = qp->message.wqe->opcode;
 
-    if (opcode == IBV_WR_BIND_MW || opcode == IBV_WR_LOCAL_INV) {
-        *status = mw_execute(qp);
-        return *status == IBV_WC_SUCCESS ? PROGRESS_DONE : PROGRESS_FAILED;
-    }
+    if (opcode == IBV_WR_BIND_MW || opcode == IBV_WR_LOCAL_INV)
+        return mw_send(qp, status);
     struct qp *peer = find_peer(qp);
     struct responder to = {.qp = peer};
 

@@ -108,6 +108,12 @@ static void on_timer(struct timer *timer)
 
     if (!waits_for_peer(endpoint))
         return;
+    if (tcp_stores_answer(endpoint)) {
+        /* Of this end's own process: its application has no use for an end of the message before that. */
+        tcp_heard(endpoint);
+        timer_set(&engine->timers, timer, engine->now + LOOK_NS);
+        return;
+    }
     if (endpoint->rnr && endpoint->greeted) {
         /* It lives, and waits. Set again by what ends the waiting. */
         if (endpoint->rnr_until != UINT64_MAX && endpoint->rnr_until <= engine->now) {

@@ -290,5 +290,7 @@ void tcp_give_up_atomic(struct tcp_endpoint *endpoint);
 
 /* reading (tcp_read.c). False: the connection is gone. */
 bool tcp_read(struct tcp_endpoint *endpoint);
+/* Whether what a READ or an atomic brought is being stored by a thread. */
+bool tcp_stores_answer(const struct tcp_endpoint *endpoint);
 
 #endif

@@ -18,6 +18,11 @@ static bool is_request(const struct tcp_frame *frame)
     return frame->kind >= TCP_WRITE && frame->kind <= TCP_FETCH_ADD;
 }
 
+bool tcp_stores_answer(const struct tcp_endpoint *endpoint)
+{
+    return endpoint->receiving == TCP_STORE && !is_request(&endpoint->frame);
+}
+
 /* All frames: what no peer sends. */
 static bool frame_fits(const struct tcp_endpoint *endpoint, const struct tcp_frame *frame)
 {

@@ -462,10 +462,7 @@ static enum progress send_local(struct tcp_endpoint *endpoint, uint32_t *status)
         return flush_first(qp);
     if (qp->completed != qp->sq.head)
         return PROGRESS_BLOCKED;
-    *status = mw_execute(qp);
-    if (*status != IBV_WC_SUCCESS)
-        return PROGRESS_FAILED;
-    return PROGRESS_DONE;
+    return mw_send(qp, status);
 }
 
 enum progress tcp_send(struct qp *qp, uint32_t budget, uint32_t *status)
