@@ -31,7 +31,7 @@
 #endif
 
 enum {
-    SLUICE_ABI_VERSION = 6,
+    SLUICE_ABI_VERSION = 7,
 
     SLUICE_SEGMENT_SHIFT = 32,  /* log2 of a session's segment, bytes */
     SLUICE_ARENA_SHIFT = 47,    /* log2 of the arena, bytes: user addresses */
@@ -57,7 +57,7 @@ enum {
     SLUICE_MAX_INLINE = 480,    /* bytes: WQE_MAX less the 32-byte header */
     SLUICE_MAX_WR = 32768,      /* per queue */
     SLUICE_MAX_CQE = 1048576,   /* per CQ: 2^20 */
-    SLUICE_MAX_GIDS = 8,
+    SLUICE_MAX_GIDS = 32,
     SLUICE_MAX_DEVICES = 16,    /* of a node, and so of a tenant */
     SLUICE_NAME = 64,
     SLUICE_DEVICE_NAME = 16,

@@ -218,8 +218,9 @@ struct sluice_nic {
     uint32_t max_srq, max_srq_wr, max_srq_sge, max_qp_rd_atom;
     uint32_t port_state, active_mtu, active_speed, active_width; /* as struct ibv_port_attr */
     uint32_t gid_count;
-    struct sluice_gid gids[SLUICE_MAX_GIDS]; /* those that tenants can use: RoCE v2 over IPv4 */
+    struct sluice_gid gids[SLUICE_MAX_GIDS]; /* those that tenants can use: RoCE v2; IPv4, then IPv6, link-local ones last */
     uint8_t indices[SLUICE_MAX_GIDS];        /* of these in the port's table */
+    uint32_t interfaces[SLUICE_MAX_GIDS];    /* of the host's, by index, that have these addresses; 0: unknown */
 };
 
 /*

@@ -189,12 +189,40 @@ static struct nic *find(struct sluice_engine *engine, uint32_t number)
     return device ? device->nic : NULL;
 }
 
-/* RoCE v2 over IPv4: the GIDs that are addresses, by which others are found. */
-static bool serves(const struct ibv_gid_entry *entry)
-{
-    static const uint8_t prefix[12] = {[10] = 0xff, [11] = 0xff};
+/*
+ * GIDs of RoCE v2 are addresses, by which others are found. Who takes the first that there is means IPv4; and a link-local one
+ * leads no further than its link.
+ */
+enum gid_kind { GID_IPV4, GID_IPV6, GID_LINK_LOCAL, GID_KINDS };
 
-    return entry->gid_type == IBV_GID_TYPE_ROCE_V2 && memcmp(entry->gid.raw, prefix, sizeof(prefix)) == 0;
+static enum gid_kind kind_of(const struct ibv_gid_entry *entry)
+{
+    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
+    const uint8_t *raw = entry->gid.raw;
+
+    if (entry->gid_type != IBV_GID_TYPE_ROCE_V2)
+        return GID_KINDS;
+    if (memcmp(raw, mapped, sizeof(mapped)) == 0)
+        return GID_IPV4;
+    return raw[0] == 0xfe && raw[1] >> 6 == 2 ? GID_LINK_LOCAL : GID_IPV6;
+}
+
+/* Those of a kind, behind those that are there. */
+static void list_gids(struct nic *nic, enum gid_kind kind, int table, struct sluice_nic *out)
+{
+    for (uint32_t index = 0; index < (uint32_t)table && index <= UINT8_MAX; index++) {
+        struct ibv_gid_entry entry;
+
+        if (out->gid_count == SLUICE_MAX_GIDS - 1) /* the last is the tenant's own */
+            return;
+        if (nic->call._ibv_query_gid_ex(nic->context, nic->port, index, &entry, 0, sizeof(entry)) ||
+            kind_of(&entry) != kind)
+            continue;
+        memcpy(out->gids[out->gid_count].raw, entry.gid.raw, 16);
+        out->gids[out->gid_count].type = 2; /* SLUICE: RoCE v2 */
+        out->interfaces[out->gid_count] = entry.ndev_ifindex;
+        out->indices[out->gid_count++] = (uint8_t)index;
+    }
 }
 
 int sluice_nic_query(struct sluice_engine *engine, uint32_t device, struct sluice_nic *out)
@@ -231,16 +259,8 @@ int sluice_nic_query(struct sluice_engine *engine, uint32_t device, struct sluic
         .active_width = port.active_width,
     };
     memcpy(out->fw_ver, nic->attr.fw_ver, sizeof(out->fw_ver) - 1);
-    for (uint32_t index = 0; index < (uint32_t)port.gid_tbl_len && index < 256; index++) {
-        struct ibv_gid_entry entry;
-
-        if (out->gid_count == SLUICE_MAX_GIDS - 1 ||
-            nic->call._ibv_query_gid_ex(nic->context, nic->port, index, &entry, 0, sizeof(entry)) || !serves(&entry))
-            continue;
-        memcpy(out->gids[out->gid_count].raw, entry.gid.raw, 16);
-        out->gids[out->gid_count].type = 2; /* SLUICE: RoCE v2 */
-        out->indices[out->gid_count++] = (uint8_t)index;
-    }
+    for (enum gid_kind kind = 0; kind < GID_KINDS; kind++)
+        list_gids(nic, kind, port.gid_tbl_len, out);
     worker_enter(engine);
     nic->gids = out->gid_count;
     nic->mtu = 128u << port.active_mtu;

@@ -31,7 +31,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sluice.cluster.directory import Directory
-from sluice.control.cm.address import IP
 from sluice.control.cm.connection import Connection, Phase
 from sluice.control.cm.identifier import Identifier, State
 from sluice.control.cm.lookup import Lookup
@@ -41,6 +40,7 @@ from sluice.control.cm.requests import OPERATIONS, TenantCm
 from sluice.control.connections import OpenGate
 from sluice.control.session import Session
 from sluice.control.verbs import HEADER_SIZE, ProtocolError, Verbs
+from sluice.device.host import IP
 from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, ffi, lib
 from sluice.engine.engine import Shape

@@ -15,7 +15,7 @@ import pytest
 from sluice.cluster.directory import Directory, Source
 from sluice.cluster.directory import Place as DirectoryPlace
 from sluice.cluster.messages import decode, encode
-from sluice.control.cm.address import IP, SocketAddress, gid_of
+from sluice.control.cm.address import SocketAddress, gid_of
 from sluice.control.cm.channel import Channel
 from sluice.control.cm.connection import Phase
 from sluice.control.cm.event import EventType
@@ -47,6 +47,7 @@ from sluice.control.cm.place import ClusterLocator, Party, Scope
 from sluice.control.cm.qp_attributes import fill_qp_attributes
 from sluice.control.connections import Flow, Gate, OpenGate
 from sluice.control.qp_state import Attr, State
+from sluice.device.host import IP
 from sluice.engine import ffi
 
 
@@ -216,11 +217,11 @@ class Doorman:
         self.port = port
         self.asked: list[Flow] = []
 
-    def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
+    def admits(self, source: IP, destination: IP, port: int | None = None) -> bool:
         self.asked.append(Flow(source, destination, port))
         return port == self.port
 
-    def delivers(self, sender: IPv4Address, member: IPv4Address) -> bool:
+    def delivers(self, sender: IP, member: IP) -> bool:
         return False
 
 

@@ -61,6 +61,7 @@ def test_a_port_is_named_as_ucx_does(sysfs: Path) -> None:
     [
         (["mlx5_9"], r"--device mlx5_9: .*mlx5_0, mlx5_1, rxe7"),
         (["mlx5_0:3"], r"--device mlx5_0:3: mlx5_0 has no such port; it has: 1, 2"),
+        (["mlx5_1"], r"--device mlx5_1: its link is InfiniBand"),
         (["rxe7:"], r"--device rxe7:: rxe7 has no such port; it has: 1"),
         (["rxe7:1", "rxe7"], r"--device rxe7: stands there twice"),
         (["rxe7", "auto"], r"--device rxe7: stands there twice"),

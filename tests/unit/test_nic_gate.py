@@ -3,15 +3,17 @@
 
 import errno
 from collections.abc import Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, cast
 
 import pytest
 from sluice.cluster.directory import Directory, gid_of_address
+from sluice.control.cm.address import gid_of
 from sluice.control.connections import OpenGate
 from sluice.control.qp_state import Attr, State, Type
 from sluice.control.session import Session
 from sluice.control.verbs import Verbs
+from sluice.device.host import IP
 from sluice.device.nic import Nic
 from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, ffi
@@ -19,6 +21,7 @@ from sluice.engine.engine import Shape
 
 OWN, FRIEND, FOE, NIC, HOST = (IPv4Address(f"192.0.2.{last}") for last in range(1, 6))
 OUTSIDE = IPv4Address("198.51.100.1")
+NIC6, HOST6, OUTSIDE6, FORBIDDEN_OUTSIDE6 = (IPv6Address(f"2001:db8::{last}") for last in range(1, 5))
 FORBIDDEN_OUTSIDE = IPv4Address("198.51.100.2")
 FRIENDS_QP, FOES_QP, NOBODYS_QP = 17, 18, 19
 RTR = Attr.STATE | Attr.AV | Attr.PATH_MTU | Attr.DEST_QPN | Attr.RQ_PSN | Attr.MAX_DEST_RD_ATOMIC | Attr.MIN_RNR_TIMER
@@ -68,14 +71,14 @@ class Asked(Engine):
 
 
 class FoesGate(OpenGate):
-    def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
-        return destination not in (FOE, FORBIDDEN_OUTSIDE)
+    def admits(self, source: IP, destination: IP, port: int | None = None) -> bool:
+        return destination not in (FOE, FORBIDDEN_OUTSIDE, FORBIDDEN_OUTSIDE6)
 
 
 class OneNic:
     """As much of a Nic as is asked."""
 
-    gids = (gid_of_address(NIC),)
+    gids = (gid_of_address(NIC), NIC6.packed)
 
     def device_of(self, gid: bytes) -> int | None:
         return 0 if gid in self.gids else None
@@ -99,23 +102,24 @@ class Tenant:
         self.verbs = Verbs(engine, directory, FoesGate())
         self.verbs.set_devices(OWN, [VirtualDevice(OWN, cast(Nic, OneNic()))])
 
-    def modify(self, state: State, destination: IPv4Address, qp_num: int, mask: Attr = RTR) -> None:
+    def modify(self, state: State, destination: IP, qp_num: int, mask: Attr = RTR, gid_index: int = 0) -> None:
         request = ffi.new("struct sluice_modify_qp_request *", {"attr_mask": int(mask)})
         request.attr.qp_state, request.attr.dest_qp_num, request.attr.path_mtu = state, qp_num, 3
         request.attr.ah.is_global = request.attr.ah.port_num = 1
-        ffi.memmove(request.attr.ah.dgid, gid_of_address(destination), 16)
+        request.attr.ah.sgid_index = gid_index
+        ffi.memmove(request.attr.ah.dgid, gid_of(destination), 16)
         reply = ffi.new("struct sluice_qp_reply *")
         self.verbs._modify_qp(cast(Session, Process()), request, reply)
 
-    def connect(self, destination: IPv4Address, qp_num: int) -> tuple[bool, int | None, int | None]:
+    def connect(self, destination: IP, qp_num: int, gid_index: int = 0) -> tuple[bool, int | None, int | None]:
         """Whether it is by the NIC, who is the peer, and behind which device's NIC he is."""
-        self.modify(State.RTR, destination, qp_num)
+        self.modify(State.RTR, destination, qp_num, gid_index=gid_index)
         return self.engine.connected
 
 
 @pytest.fixture
 def tenant(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenant]:
-    monkeypatch.setattr("sluice.control.verbs.is_of_host", lambda address: address in (NIC, HOST))
+    monkeypatch.setattr("sluice.control.verbs.is_of_host", lambda address: address in (NIC, HOST, NIC6, HOST6))
     engine = Asked()
     with engine:
         yield Tenant(engine)
@@ -135,6 +139,20 @@ def test_hosts_outside_are_asked_about(tenant: Tenant) -> None:
 
 def test_no_other_address_of_the_host_leads_to_its_nic(tenant: Tenant) -> None:
     assert tenant.connect(HOST, FOES_QP) == (False, None, None)
+
+
+def test_ipv6_is_asked_about_in_the_same_way(tenant: Tenant) -> None:
+    assert tenant.connect(NIC6, FRIENDS_QP, 1) == (True, None, 0)
+    assert tenant.connect(NIC6, FOES_QP, 1) == (False, None, 0)
+    assert tenant.connect(OUTSIDE6, FOES_QP, 1) == (True, None, None)
+    assert tenant.connect(FORBIDDEN_OUTSIDE6, FOES_QP, 1) == (False, None, None)
+    assert tenant.connect(HOST6, FOES_QP, 1) == (False, None, None)
+    # The tenant's own network knows IPv4 only; a NIC knows both, but no way from the one to the other.
+    assert tenant.connect(OUTSIDE6, FOES_QP, 2) == (False, None, None)
+    for destination, gid_index in ((OUTSIDE6, 0), (OUTSIDE, 1)):
+        with pytest.raises(OSError) as refused:
+            tenant.connect(destination, FOES_QP, gid_index)
+        assert refused.value.errno == errno.EINVAL
 
 
 def test_a_connection_stays_with_its_destination(tenant: Tenant) -> None:

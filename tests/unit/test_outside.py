@@ -8,14 +8,14 @@ import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sluice.cluster.directory import Directory
+from sluice.cluster.directory import Directory, ip_of
 from sluice.control.cm import outside
-from sluice.control.cm.address import SocketAddress, any_address, gid_of
+from sluice.control.cm.address import SocketAddress, any_address, gid_of, socket_address
 from sluice.control.cm.event import EventType
 from sluice.control.cm.identifier import PS_TCP, PS_UDP, QPT_RC, QPT_UD, Identifier
 from sluice.control.cm.manager import CommunicationManager
@@ -28,6 +28,7 @@ from sluice.control.cm.qp_attributes import fill_qp_attributes
 from sluice.control.connections import OpenGate
 from sluice.control.qp_state import State
 from sluice.device import rdmacm
+from sluice.device.host import IP
 from sluice.device.rdmacm import CmEvent, ConnParam
 from sluice.engine import ffi
 
@@ -36,11 +37,15 @@ SECOND_NIC, SECOND_PEER = IPv4Address("198.51.100.1"), IPv4Address("198.51.100.7
 NOTHING = ConnParam(b"", 0, 0, 0, 0, 0, False, 0)
 
 
+NIC6, PEER6 = IPv6Address("2001:db8::1"), IPv6Address("2001:db8::77")
+NIC_LL, PEER_LL = IPv6Address("fe80::1%7"), IPv6Address("fe80::77%7")
+
+
 class HostRealm:
     key = 1
 
     def has(self, ip: Any) -> bool:
-        return bool(ip.is_loopback or ip == NIC)
+        return bool(ip.is_loopback or ip in (NIC, NIC6, NIC_LL))
 
 
 class Librdmacm:
@@ -54,11 +59,16 @@ class Librdmacm:
         self._events: deque[CmEvent] = deque()
         self._next = 100
         self.ids: set[int] = set()
+        self.ends: tuple[IP, IP] = (NIC, PEER)
+        self.refuses: dict[IP, int] = {}
         self.calls: list[tuple[Any, ...]] = []
 
     def put(self, identifier: int, event: int, status: int = 0, param: ConnParam = NOTHING, listener: int = 0) -> None:
         self._events.append(CmEvent(identifier, event, status, param, listener))
         os.write(self._bell, b"!")
+
+    def waiting(self, identifier: int) -> bool:
+        return any(event.id == identifier for event in self._events)
 
     def next_event(self) -> CmEvent | None:
         if not self._events:
@@ -74,11 +84,18 @@ class Librdmacm:
     def destroy(self, identifier: int) -> None:
         self.ids.remove(identifier)
 
-    def addresses(self, _identifier: int) -> tuple[tuple[IPv4Address, int], tuple[IPv4Address, int]]:
-        return (NIC, 7174), (PEER, 40000)
+    def listen(self, identifier: int, address: IP, port: int, backlog: int) -> None:
+        if address in self.refuses:
+            raise OSError(self.refuses[address], "refused")
+        self.calls.append(("listen", identifier, address, port, backlog))
+
+    def addresses(self, _identifier: int) -> tuple[tuple[IP, int], tuple[IP, int]]:
+        # The kernel leaves out on which link a request came.
+        own, peer = (ip_of(gid_of(end)) for end in self.ends)
+        return (own, 7174), (peer, 40000)
 
     def gids(self, _identifier: int) -> tuple[bytes, bytes]:
-        return gid_of(NIC), gid_of(PEER)
+        return gid_of(self.ends[0]), gid_of(self.ends[1])
 
     def qp_attributes(self, _identifier: int, state: int) -> Any:
         return SimpleNamespace(sq_psn=11, timeout=17) if state == rdmacm.RTS else SimpleNamespace(rq_psn=22, path_mtu=3)
@@ -99,14 +116,16 @@ class Bench:
         loop = asyncio.get_running_loop()
         self.second = Outside("mlx5_1", lambda: [SECOND_NIC])
         self.second_host = Librdmacm.made
-        self.outside = Outside("mlx5_0", lambda: [NIC])
+        self.addresses: list[IP] = [NIC]
+        self.outside = Outside("mlx5_0", lambda: self.addresses)
         directory, realm = Directory(), HostRealm()
         directory.assign(0, "a", OWN)
         locator = ClusterLocator(directory, realm, outside=lambda ip: self.cm.way_out(ip))
         self.cm = CommunicationManager(locator, realm, OpenGate(), loop, outside=[self.outside, self.second])
         self.outside.attach(self.cm)
         self.second.attach(self.cm)
-        devices = tuple(CmDevice(number, (gid_of(address),)) for number, address in enumerate(has))
+        ipv6 = {NIC: (gid_of(NIC6), gid_of(NIC_LL))}
+        devices = tuple(CmDevice(number, (gid_of(own), *ipv6.get(own, ()))) for number, own in enumerate(has))
         self.owner = Owner(self.cm, Party(0, OWN, realm, devices))
         self.channel, _ = self.owner.create_channel()
         self.host = Librdmacm.made
@@ -122,6 +141,11 @@ class Bench:
                 assert error.errno == errno.EAGAIN
             await asyncio.sleep(0)
         raise AssertionError("no event came")
+
+    async def read(self, identifier: int) -> None:
+        """The id's first event has been read."""
+        while self.host.waiting(identifier):
+            await asyncio.sleep(0)
 
     async def called(self, name: str) -> tuple[Any, ...]:
         for _ in range(200):
@@ -149,7 +173,8 @@ def on_a_bench(
     has: tuple[IPv4Address, ...] = (NIC,),
 ) -> None:
     monkeypatch.setattr(outside, "RdmaCm", Librdmacm)
-    routes = {SECOND_PEER: SECOND_NIC, PEER: NIC, NIC: NIC}
+    routes: dict[IP, IP] = {SECOND_PEER: SECOND_NIC, PEER: NIC, NIC: NIC, PEER6: NIC6, PEER_LL: NIC_LL}
+    monkeypatch.setattr(outside, "LINGER_SECONDS", 0.0)
     monkeypatch.setattr(outside, "source_to", routes.get)
 
     async def run() -> None:
@@ -162,16 +187,16 @@ def on_a_bench(
     asyncio.run(run())
 
 
-async def ask(bench: Bench) -> tuple[Identifier, int]:
+async def ask(bench: Bench, peer: IP = PEER) -> tuple[Identifier, int]:
     """A tenant's id that has asked the peer, and the host's id for it."""
     identifier = bench.create()
-    identifier.resolve_address(None, SocketAddress(socket.AF_INET, PEER, 7174))
+    identifier.resolve_address(None, socket_address(peer, 7174))
     assert (await bench.event()).event.type is EventType.ADDR_RESOLVED
     identifier.resolve_route()
     assert (await bench.event()).event.type is EventType.ROUTE_RESOLVED
     identifier.connect(Parameters(qp_num=5, private_data=b"hello", initiator_depth=1, responder_resources=2))
     _, number, address, port, _ = await bench.called("resolve_address")
-    assert (address, port) == (PEER, 7174)
+    assert (address, port) == (peer, 7174)
     bench.host.put(number, rdmacm.ADDR_RESOLVED)
     await bench.called("resolve_route")
     bench.host.put(number, rdmacm.ROUTE_RESOLVED)
@@ -358,8 +383,9 @@ async def listen(bench: Bench) -> Identifier:
 def test_a_host_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(bench: Bench) -> None:
         await listen(bench)
+        (listening,) = bench.host.ids
         number = bench.host.create()
-        bench.host.put(number, rdmacm.CONNECT_REQUEST, 0, ConnParam(b"hello", 3, 4, 0, 7, 7, False, 77))
+        bench.host.put(number, rdmacm.CONNECT_REQUEST, 0, ConnParam(b"hello", 3, 4, 0, 7, 7, False, 77), listening)
         queued = await bench.event()
         child = queued.child
         assert queued.event.type is EventType.CONNECT_REQUEST and child is not None
@@ -384,7 +410,95 @@ def test_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
         identifier = await listen(bench)
         assert len(bench.host.ids) == 1
         bench.owner.remove(identifier)
-        assert not bench.host.ids
+        while bench.host.ids:
+            await asyncio.sleep(0)
+
+    on_a_bench(monkeypatch, test)
+
+
+def test_who_asks_a_server_that_begins_anew_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        monkeypatch.setattr(outside, "LINGER_SECONDS", 3600.0)
+        bench.owner.remove(await listen(bench))
+        (listening,) = bench.host.ids
+        number = bench.host.create()
+        bench.host.put(number, rdmacm.CONNECT_REQUEST, 0, replace(NOTHING, qp_num=77), listening)
+        await bench.read(number)
+        again = bench.create()
+        again.bind(any_address(socket.AF_INET).with_port(7174))
+        again.listen(0)
+        event = await bench.event()
+        assert event.event.type is EventType.CONNECT_REQUEST and event.about is again
+
+    on_a_bench(monkeypatch, test)
+
+
+@pytest.mark.parametrize(("nic", "peer"), [(NIC6, PEER6), (NIC_LL, PEER_LL)])
+def test_ipv6(monkeypatch: pytest.MonkeyPatch, nic: IP, peer: IP) -> None:
+    async def test(bench: Bench) -> None:
+        bench.addresses += [NIC6, NIC_LL]
+        bench.host.ends = nic, peer
+        identifier, number = await ask(bench, peer)
+        bench.host.put(number, rdmacm.CONNECT_RESPONSE, 0, replace(NOTHING, qp_num=99))
+        assert (await bench.event()).event.type is EventType.CONNECT_RESPONSE
+        rtr = bench.attributes(identifier, State.RTR)
+        assert bench.owner.party.devices[0].nic_gids[rtr.ah.sgid_index] == gid_of(nic)
+        assert bytes(ffi.buffer(rtr.ah.dgid)) == gid_of(peer)
+        listener = bench.create()
+        listener.bind(socket_address(nic, 7174))
+        listener.listen(0)
+        while (listening := await bench.called("listen"))[2] != nic:
+            pass
+        asking = bench.host.create()
+        bench.host.put(asking, rdmacm.CONNECT_REQUEST, 0, replace(NOTHING, qp_num=77), listening[1])
+        child = (await bench.event()).child
+        assert child is not None
+        assert child.source == socket_address(nic, 7174) and child.destination == socket_address(peer, 40000)
+
+    on_a_bench(monkeypatch, test)
+
+
+def test_a_link_local_address_needs_its_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        bench.addresses += [NIC6, NIC_LL]
+        for there in (IPv6Address("fe80::77"), IPv6Address("fe80::77%8")):
+            identifier = bench.create()
+            identifier.resolve_address(None, socket_address(there, 7174))
+            assert (await bench.event()).event.type is EventType.ADDR_ERROR
+        with pytest.raises(OSError) as refused:
+            bench.create().bind(socket_address(IPv6Address("fe80::1"), 7174))
+        assert refused.value.errno == errno.EINVAL
+
+    on_a_bench(monkeypatch, test)
+
+
+def test_addresses_that_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        bench.addresses.append(NIC6)
+        bench.host.refuses[NIC6] = errno.ENODEV  # looked for by others yet (RFC 4862, 5.4)
+        await listen(bench)
+        assert len(bench.host.ids) == 1
+        del bench.host.refuses[NIC6]
+        bench.outside.renew()
+        assert (await bench.called("listen"))[2] == NIC6 and len(bench.host.ids) == 2
+        bench.outside.renew()
+        assert len(bench.host.ids) == 2
+        bench.addresses.remove(NIC)
+        bench.outside.renew()
+        assert len(bench.host.ids) == 1
+
+    on_a_bench(monkeypatch, test)
+
+
+def test_a_port_that_another_program_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        bench.addresses.append(NIC6)
+        bench.host.refuses[NIC6] = errno.EADDRINUSE
+        identifier = bench.create()
+        identifier.bind(any_address(socket.AF_INET6).with_port(7174))
+        with pytest.raises(OSError) as refused:
+            identifier.listen(0)
+        assert refused.value.errno == errno.EADDRINUSE and not bench.host.ids
 
     on_a_bench(monkeypatch, test)
 

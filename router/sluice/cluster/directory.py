@@ -9,7 +9,7 @@ routers tell (peers.py), the Kubernetes API.
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import Protocol
 
 POOL = IPv4Network("100.64.0.0/10")
@@ -43,6 +43,11 @@ class Source(Protocol):
 def address_of(gid: bytes) -> IPv4Address | None:
     """The address behind a GID (16 bytes), or None for a GID that isn't IPv4-mapped."""
     return IPv4Address(gid[12:]) if gid[:12] == GID_PREFIX else None
+
+
+def ip_of(gid: bytes) -> IPv4Address | IPv6Address:
+    """The address that a GID of RoCE v2 is. Of a link-local one it doesn't say on which link."""
+    return address_of(gid) or IPv6Address(gid)
 
 
 def gid_of_address(address: IPv4Address) -> bytes:

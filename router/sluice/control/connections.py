@@ -9,22 +9,24 @@ error state, and IBV_EVENT_QP_FATAL tells its application.
 """
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import Protocol
+
+from sluice.device.host import IP
 
 
 class Gate(Protocol):
     """Decides about connections; a directory of a larger system implements it."""
 
-    def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
+    def admits(self, source: IP, destination: IP, port: int | None = None) -> bool:
         """Whether these two may connect; a refusal is reported by who refuses.
 
+        Tenants have IPv4 addresses, hosts behind a NIC may have others.
         port: of the connection manager's listener at destination, which source asked; None:
         two queue pairs, of which nobody knows who began.
         """
         ...
 
-    def delivers(self, sender: IPv4Address, member: IPv4Address) -> bool:
+    def delivers(self, sender: IP, member: IP) -> bool:
         """Whether what sender sends to a multicast group comes to a member of it; as admits, but that sender began."""
         ...
 
@@ -32,10 +34,10 @@ class Gate(Protocol):
 class OpenGate:
     """Where nothing is forbidden."""
 
-    def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
+    def admits(self, source: IP, destination: IP, port: int | None = None) -> bool:
         return True
 
-    def delivers(self, sender: IPv4Address, member: IPv4Address) -> bool:
+    def delivers(self, sender: IP, member: IP) -> bool:
         return True
 
 
@@ -43,8 +45,8 @@ class OpenGate:
 class Flow:
     """What a gate is asked about (Gate.admits)."""
 
-    source: IPv4Address
-    destination: IPv4Address
+    source: IP
+    destination: IP
     port: int | None = None
 
 
@@ -54,7 +56,7 @@ class Connection:
 
     session: int
     handle: int
-    peer: IPv4Address
+    peer: IP
     flow: Flow
     qp: int = 0
 

@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ from typing import Any
 import zmq
 
 from sluice.cluster.connector import Connector
-from sluice.cluster.directory import AddressError, Directory, address_of, gid_of_address
+from sluice.cluster.directory import AddressError, Directory, address_of
 from sluice.cluster.join import Joins
 from sluice.cluster.links import Links
 from sluice.cluster.nics import PeerNics
+from sluice.control.cm.address import gid_of
 from sluice.control.cm.link import Link
 from sluice.control.cm.manager import CommunicationManager
 from sluice.control.cm.outside import Outside
@@ -34,6 +34,7 @@ from sluice.control.cm.place import ClusterLocator
 from sluice.control.cm.realm import HostRealm
 from sluice.control.connections import Gate, OpenGate
 from sluice.control.tenant import Tenant
+from sluice.device.host import IP
 from sluice.device.nic import DEVICE_FATAL, PORT_EVENTS, PORT_IS_ACTIVE, Nic
 from sluice.device.node import DeviceSpec, NodeDevice, NodeDevices
 from sluice.engine import AhUnresolved, Engine, Member, Neighbour, QpDisconnected, TrunkDisconnected, lib
@@ -73,10 +74,6 @@ class _Change:
 
     def apply(self, hierarchy: Hierarchy) -> None:
         hierarchy.apply(self.capacity, self.groups, self.tenants, self.dropped)
-
-
-def _addresses(nics: Sequence[Nic]) -> list[IPv4Address]:
-    return [IPv4Address(gid[12:]) for nic in nics for gid in nic.gids]
 
 
 class Router:
@@ -146,18 +143,18 @@ class Router:
         found = {}
         for nic in [device.nic for device in self.devices if device.nic is not None]:
             try:
-                found[nic] = Outside(nic.name, partial(_addresses, [nic]))
+                found[nic] = Outside(nic.name, nic.addresses)
             except OSError as error:
                 log.warning("rdma_cm doesn't reach hosts behind %s: librdmacm: %s", nic.name, error)
         return found
 
-    def _way_out(self, ip: IPv4Address) -> str | None:
+    def _way_out(self, ip: IP) -> str | None:
         return self.cm.way_out(ip)
 
     def _nic_addresses(self) -> dict[IPv4Address, str]:
-        """Of all NICs that are there, with their names."""
+        """Of all NICs that are there, with their names: those that may be a node's own too."""
         nics = [device.nic for device in self.devices if device.nic is not None and device.nic.present]
-        return {address: nic.name for nic in nics for address in _addresses([nic])}
+        return {ip: nic.name for nic in nics for ip in nic.addresses() if isinstance(ip, IPv4Address)}
 
     def _take_lock(self) -> int:
         path = self.state_dir / "router.lock"
@@ -216,6 +213,8 @@ class Router:
                 self._lose_nic(device, nic)
                 return
             nic.renew()
+            if nic in self._outside:
+                self._outside[nic].renew()
             self._tell_of_nic(device, nic, event)
 
     def _tell_of_nic(self, device: NodeDevice, nic: Nic, event: int) -> None:
@@ -249,6 +248,8 @@ class Router:
             if nic in self._outside:
                 self._outside[nic].resume()
             self._tell_of_nic(device, nic, PORT_IS_ACTIVE)
+        elif nic in self._outside:
+            self._outside[nic].renew()
 
     def add_tenant(
         self,
@@ -288,11 +289,11 @@ class Router:
         log.info("tenant %s: added, address %s", name, tenant.address or "not known yet")
         return tenant
 
-    def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
+    def admits(self, source: IP, destination: IP, port: int | None = None) -> bool:
         """Whether these two addresses may connect (connections.Gate)."""
         return self.gate.admits(source, destination, port)
 
-    def delivers(self, sender: IPv4Address, member: IPv4Address) -> bool:
+    def delivers(self, sender: IP, member: IP) -> bool:
         """Whether what sender sends to groups comes to member (connections.Gate)."""
         return self.gate.delivers(sender, member)
 
@@ -305,9 +306,9 @@ class Router:
         self.gate = gate
         self._engine.close_gate()
 
-    def forget_members(self, sender: IPv4Address | None = None) -> None:
+    def forget_members(self, sender: IP | None = None) -> None:
         """What the gate said of who hears a sender, or all of them, may be wrong by now."""
-        self._engine.forget_members(None if sender is None else gid_of_address(sender))
+        self._engine.forget_members(None if sender is None else gid_of(sender))
 
     def _hears(self, tenant: int, sender: bytes) -> bool:
         source, member = address_of(sender), self.directory.address_of_tenant(tenant)

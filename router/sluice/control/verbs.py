@@ -10,12 +10,12 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from sluice.cluster.directory import Directory, address_of
+from sluice.cluster.directory import Directory, address_of, ip_of
 from sluice.control.connections import Connection, Connections, Flow, Gate
 from sluice.control.look import Later
 from sluice.control.qp_state import Attr, State, Type, address_fits, allowed
 from sluice.control.session import Session
-from sluice.device.host import is_of_host
+from sluice.device.host import IP, is_of_host
 from sluice.device.virtual import VirtualDevice
 from sluice.engine import Engine, ffi, lib
 
@@ -53,7 +53,7 @@ class Verbs:
         directory: Directory,
         gate: Gate,
         more: Sequence[Operation] = (),
-        flow_of: Callable[[IPv4Address, IPv4Address, int], Flow] = lambda own, peer, _qp_num: Flow(own, peer),
+        flow_of: Callable[[IPv4Address, IP, int], Flow] = lambda own, peer, _qp_num: Flow(own, peer),
     ) -> None:
         """more: operations of others that come by the same channel.
 
@@ -295,16 +295,16 @@ class Verbs:
         admitted = nic = False
         if mask & STATE and attr.qp_state == State.RTR and kind != Type.UD:
             gid = bytes(ffi.buffer(attr.ah.dgid))
-            destination = address_of(gid)
-            # Which of its GIDs the application chose says which network it means.
-            nic = destination is not None and device.is_of_nic(attr.ah.sgid_index)
+            destination = self._destination(device, attr.ah)
+            nic = device.is_of_nic(attr.ah.sgid_index)
             if nic:
                 behind = self._behind(device, gid)
                 destination = self._neighbour(behind, attr.dest_qp_num) or destination
             if destination is not None:
                 flow = self._flow_of(self._address, destination, attr.dest_qp_num)
                 if self._gate.admits(flow.source, flow.destination, flow.port):
-                    admitted, peer = True, self._directory.tenant_at(destination)
+                    admitted = True
+                    peer = self._directory.tenant_at(destination) if isinstance(destination, IPv4Address) else None
         elif mask & Attr.AV and kind != Type.UD and bytes(ffi.buffer(attr.ah.dgid)) != bytes(ffi.buffer(now.ah.dgid)):
             # In SQD: another way to who was admitted, and the gate knows him by one address.
             raise OSError(errno.EINVAL, "a connection stays with its destination")
@@ -314,7 +314,8 @@ class Verbs:
         if nic:
             self._reach(device, attr.ah.sgid_index, bytes(ffi.buffer(attr.ah.dgid)))
             peer = None
-        remote = self._directory.remote if admitted and peer is None and not nic else None
+        remote = self._directory.remote if isinstance(destination, IPv4Address) and not nic else None
+        remote = remote if admitted and peer is None else None
         self._engine.modify_qp(session.number, request.handle, attr, mask, peer, now, remote is not None, nic, behind)
         if mask & STATE and attr.qp_state in (State.RESET, State.ERR):
             self.connections.remove(session.number, request.handle)
@@ -322,8 +323,23 @@ class Verbs:
         elif flow is not None and destination is not None and (nic or peer is not None or remote is not None):
             number = self._engine.qp_number(session.number, request.handle)
             self.connections.add(Connection(session.number, request.handle, destination, flow, number))
-            if remote is not None:
+            if remote is not None and isinstance(destination, IPv4Address):
                 remote.want(session.number, request.handle, number, self._address, destination, attr.dest_qp_num)
+
+    @staticmethod
+    def _destination(device: VirtualDevice, ah: Any) -> IP | None:
+        """Where a connection, or a datagram, with this address is to go; None: nowhere.
+
+        Which of its GIDs the application chose says which network it means: the NIC's, or the directory's, which has
+        IPv4 addresses only. OSError EINVAL: a NIC doesn't lead from the one family to the other.
+        """
+        gid = bytes(ffi.buffer(ah.dgid))
+        if not device.is_of_nic(ah.sgid_index):
+            return address_of(gid)
+        destination = ip_of(gid)
+        if destination.version != ip_of(device.gids[ah.sgid_index]).version:
+            raise OSError(errno.EINVAL, "the two GIDs are of different families")
+        return destination
 
     @staticmethod
     def _behind(device: VirtualDevice, gid: bytes) -> int | None:
@@ -331,7 +347,7 @@ class Verbs:
         return None if device.nic is None else device.nic.device_of(gid)
 
     @staticmethod
-    def _is_bypass(behind: int | None, destination: IPv4Address | None) -> bool:
+    def _is_bypass(behind: int | None, destination: IP | None) -> bool:
         """Whether it is an address of the host's, that is no NIC's: one would lead it back to itself, and so to tenants
         by a name by which the gate doesn't know them."""
         return behind is None and destination is not None and is_of_host(destination)
@@ -394,10 +410,11 @@ class Verbs:
         gid = bytes(ffi.buffer(request.attr.dgid))
         if not any(gid):
             raise OSError(errno.EINVAL, "the unspecified address is nobody's")
-        destination = address_of(gid)
-        if gid[0] == MULTICAST_IPV6 or (destination is not None and destination.is_multicast):
+        group = address_of(gid)
+        if gid[0] == MULTICAST_IPV6 or (group is not None and group.is_multicast):
             self._create_ah_of_group(session, device, request, reply)
             return
+        destination = self._destination(device, request.attr)
         admitted = destination is not None and self._gate.admits(self._address, destination)
         if device.is_of_nic(request.attr.sgid_index) and destination is not None:
             self._create_ah_by_nic(session, device, request, reply, destination, admitted)
@@ -406,7 +423,7 @@ class Verbs:
         reply.handle = self._engine.create_ah(session.number, request, device.gid, peer)
         # Freed with its context, another may have had the handle before.
         self._forget_ah(session.number, reply.handle)
-        if not admitted or destination is None:
+        if not admitted or not isinstance(destination, IPv4Address):
             self._forbidden.add((session.number, reply.handle))
             return
         try:
@@ -448,7 +465,7 @@ class Verbs:
         device: VirtualDevice,
         request: Any,
         reply: Any,
-        destination: IPv4Address,
+        destination: IP,
         admitted: bool,
     ) -> None:
         """One whose source is a GID of the NIC's; who isn't admitted sends to nobody."""

@@ -17,6 +17,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+from sluice.cluster.directory import ip_of
+from sluice.device.host import IP, on_interface
 from sluice.engine import Engine, ffi
 
 SYSFS = Path("/sys/class/infiniband")
@@ -69,13 +71,17 @@ def ports(device: str, sysfs: Path | None = None) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdigit())
 
 
+def _is_roce(device: str, port: int) -> bool:
+    with suppress(OSError):
+        return (SYSFS / device / "ports" / str(port) / "link_layer").read_text().strip() == "Ethernet"
+    return False
+
+
 def _is_active(device: str, port: int) -> bool:
-    place = SYSFS / device / "ports" / str(port)
-    try:
-        state = (place / "state").read_text()
-        return state.startswith(f"{PORT_ACTIVE}:") and (place / "link_layer").read_text().strip() == "Ethernet"
-    except OSError:
-        return False
+    with suppress(OSError):
+        state = (SYSFS / device / "ports" / str(port) / "state").read_text()
+        return state.startswith(f"{PORT_ACTIVE}:") and _is_roce(device, port)
+    return False
 
 
 def active_nics() -> list[str]:
@@ -91,6 +97,10 @@ def check_nic(text: str) -> str:
     there = [str(number) for number in ports(name)]
     if colon and port not in there:
         raise NicError(f"--device {text}: {name} has no such port; it has: {', '.join(there) or 'none'}")
+    if not _is_roce(*device_and_port(text)):
+        raise NicError(
+            f"--device {text}: its link is InfiniBand, where addresses are no IP addresses: only RoCE will do"
+        )
     return nic_name(*device_and_port(text))
 
 
@@ -134,6 +144,14 @@ class Nic:
     def device_of(self, gid: bytes) -> int | None:
         """The device whose NIC has this GID, by the engine's count: its own, or another's. None: no NIC of the node."""
         return next((nic._number for nic in self._of_node if gid in nic.gids), None)
+
+    def addresses(self) -> list[IP]:
+        """Its GIDs as the host's addresses."""
+        ips = map(ip_of, self.gids)
+        return [
+            ip if isinstance(ip, IPv4Address) else on_interface(ip, interface)
+            for ip, interface in zip(ips, self._now.interfaces, strict=False)
+        ]
 
     def event_fd(self) -> int:
         """Readable while events() has something to say."""
@@ -220,10 +238,10 @@ class Nic:
     def _ask(self) -> None:
         self._now = self._engine.query_nic(self._number)
         self.gids = [bytes(ffi.buffer(self._now.gids[i].raw)) for i in range(self._now.gid_count)]
-        """Those that tenants can use, in their order: RoCE v2 over IPv4."""
+        """Those that tenants can use, in their order: RoCE v2, IPv4 before IPv6."""
 
     def describe(self) -> str:
-        addresses = ", ".join(str(IPv4Address(gid[12:])) for gid in self.gids)
+        addresses = ", ".join(map(str, self.addresses()))
         if not self.present:
             return "it is gone, until it is back"
         return f"port {self._port} is {_STATES.get(self._now.port_state, 'unknown')}, addresses: {addresses or 'none'}"
@@ -233,6 +251,9 @@ class Nic:
         now = self._now
         for field in ("max_mr_size", "max_qp", "max_sge", "max_mr", "max_pd", "max_ah", "max_qp_rd_atom"):
             setattr(reply, field, min(getattr(reply, field), getattr(now, field)))
+        # Those of a device without SRQs are for QPs of this node alone.
+        if now.max_srq:
+            reply.max_srq, reply.max_srq_sge = min(reply.max_srq, now.max_srq), min(reply.max_srq_sge, now.max_srq_sge)
         # Each queue has its completions in one CQ of the device's.
         reply.max_qp_wr = min(reply.max_qp_wr, now.max_qp_wr, 1 << (now.max_cqe.bit_length() - 1))
         for field in ("port_state", "active_mtu", "active_speed", "active_width"):

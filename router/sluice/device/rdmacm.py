@@ -5,11 +5,13 @@ import os
 import socket
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
 import cffi
+
+from sluice.device.host import IP, interface_of, on_interface
 
 ADDR_RESOLVED, ADDR_ERROR, ROUTE_RESOLVED, ROUTE_ERROR, CONNECT_REQUEST, CONNECT_RESPONSE = range(6)
 CONNECT_ERROR, UNREACHABLE, REJECTED, ESTABLISHED, DISCONNECTED, DEVICE_REMOVAL = range(6, 12)
@@ -24,10 +26,12 @@ _ffi = cffi.FFI()
 _ffi.cdef(
     """
     struct rdma_event_channel { int fd; };
-    struct sockaddr_in { uint16_t family; uint16_t port; uint8_t address[4]; uint8_t zero[8]; };
+    struct sockaddr_in { uint16_t family, port; uint8_t address[4], zero[8]; };
+    struct sockaddr_in6 { uint16_t family, port; uint32_t flow; uint8_t address[16]; uint32_t interface; };
+    union sockaddr { uint16_t family; struct sockaddr_in ipv4; struct sockaddr_in6 ipv6; uint8_t storage[128]; };
     struct rdma_cm_id {
         void *verbs; struct rdma_event_channel *channel; void *context; void *qp;
-        struct sockaddr_in src; uint8_t rest_of_src[112]; struct sockaddr_in dst; uint8_t rest_of_dst[112];
+        union sockaddr src, dst;
         uint8_t sgid[16]; uint8_t dgid[16];
     };
     struct ibv_ah_attr {
@@ -58,9 +62,9 @@ _ffi.cdef(
     void rdma_destroy_event_channel(struct rdma_event_channel *channel);
     int rdma_create_id(struct rdma_event_channel *channel, struct rdma_cm_id **id, void *context, int ps);
     int rdma_destroy_id(struct rdma_cm_id *id);
-    int rdma_bind_addr(struct rdma_cm_id *id, struct sockaddr_in *addr);
+    int rdma_bind_addr(struct rdma_cm_id *id, union sockaddr *addr);
     int rdma_listen(struct rdma_cm_id *id, int backlog);
-    int rdma_resolve_addr(struct rdma_cm_id *id, struct sockaddr_in *src, struct sockaddr_in *dst, int timeout_ms);
+    int rdma_resolve_addr(struct rdma_cm_id *id, union sockaddr *src, union sockaddr *dst, int timeout_ms);
     int rdma_resolve_route(struct rdma_cm_id *id, int timeout_ms);
     int rdma_connect(struct rdma_cm_id *id, struct rdma_conn_param *param);
     int rdma_establish(struct rdma_cm_id *id);
@@ -107,14 +111,21 @@ def _checked(result: int) -> None:
         raise OSError(_ffi.errno, os.strerror(_ffi.errno))
 
 
-def _socket_address(address: IPv4Address, port: int) -> Any:
-    place = _ffi.new("struct sockaddr_in *")
-    place.family, place.port, place.address = socket.AF_INET, socket.htons(port), address.packed
+def _socket_address(address: IP, port: int) -> Any:
+    place = _ffi.new("union sockaddr *")
+    if isinstance(address, IPv6Address):
+        place.family, into = socket.AF_INET6, place.ipv6
+        into.interface = interface_of(address)
+    else:
+        place.family, into = socket.AF_INET, place.ipv4
+    into.port, into.address = socket.htons(port), address.packed
     return place
 
 
-def _read_address(place: Any) -> tuple[IPv4Address, int]:
-    return IPv4Address(bytes(place.address)), socket.ntohs(place.port)
+def _read_address(place: Any) -> tuple[IP, int]:
+    if place.family == socket.AF_INET6:
+        return on_interface(IPv6Address(bytes(place.ipv6.address)), place.ipv6.interface), socket.ntohs(place.ipv6.port)
+    return IPv4Address(bytes(place.ipv4.address)), socket.ntohs(place.ipv4.port)
 
 
 def _data(param: Any) -> bytes:
@@ -205,11 +216,11 @@ class RdmaCm:
         self._datagrams.discard(number)
         self._lib.rdma_destroy_id(self._id(number))
 
-    def listen(self, number: int, address: IPv4Address, port: int, backlog: int) -> None:
+    def listen(self, number: int, address: IP, port: int, backlog: int) -> None:
         _checked(self._lib.rdma_bind_addr(self._id(number), _socket_address(address, port)))
         _checked(self._lib.rdma_listen(self._id(number), backlog))
 
-    def resolve_address(self, number: int, address: IPv4Address, port: int, milliseconds: int) -> None:
+    def resolve_address(self, number: int, address: IP, port: int, milliseconds: int) -> None:
         destination = _socket_address(address, port)
         _checked(self._lib.rdma_resolve_addr(self._id(number), _ffi.NULL, destination, milliseconds))
 
@@ -250,7 +261,7 @@ class RdmaCm:
         _checked(self._lib.rdma_init_qp_attr(self._id(number), attr, mask))
         return attr
 
-    def addresses(self, number: int) -> tuple[tuple[IPv4Address, int], tuple[IPv4Address, int]]:
+    def addresses(self, number: int) -> tuple[tuple[IP, int], tuple[IP, int]]:
         """Its own and its peer's address and port."""
         place = self._id(number)
         return _read_address(place.src), _read_address(place.dst)

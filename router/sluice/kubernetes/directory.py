@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 
 from sluice.cluster.directory import Place
+from sluice.device.host import IP
 from sluice.kubernetes.api import Api, Object
 from sluice.kubernetes.network_policy import End, Evaluation, NetworkPolicy, read_policy
 from sluice.kubernetes.pod import Pod, read_pod
@@ -43,7 +44,7 @@ class PodDirectory:
         self._tenant_of = tenant_of
         self._pod_changed = pod_changed
         self._rules_changed = rules_changed
-        self._by_address: dict[IPv4Address, Pod] = {}
+        self._by_address: dict[IP, Pod] = {}
         self._namespaces: dict[str, Mapping[str, str]] = {}
         self._evaluation: Evaluation | None = None
         self.pods: Watch[Pod] = Watch(api, "/api/v1/pods", read_pod, self._on_pod)
@@ -88,7 +89,7 @@ class PodDirectory:
         self._evaluation = None
         self._rules_changed()
 
-    def pod_at(self, address: IPv4Address) -> Pod | None:
+    def pod_at(self, address: IP) -> Pod | None:
         return self._by_address.get(address)
 
     def find(self, address: IPv4Address) -> Place | None:
@@ -100,9 +101,7 @@ class PodDirectory:
         """Nobody's: a pod's tenant learns its address later, from its pod."""
         return None
 
-    def refusal(
-        self, source: IPv4Address, destination: IPv4Address, port: int | None = None, one_way: bool = False
-    ) -> str:
+    def refusal(self, source: IP, destination: IP, port: int | None = None, one_way: bool = False) -> str:
         """Empty where source may connect to destination, else who forbids it.
 
         Nobody can say which end of a QP began: two pods are connected if either may connect to

@@ -2,10 +2,10 @@
 """The router's gate: NetworkPolicies, and what the pod's side hears of a refusal."""
 
 import logging
-from ipaddress import IPv4Address
 
 from sluice.control.connections import Flow
 from sluice.control.router import Router
+from sluice.device.host import IP
 from sluice.kubernetes.directory import PodDirectory
 from sluice.kubernetes.events import Events, Subject
 from sluice.kubernetes.pod import Pod
@@ -24,12 +24,12 @@ class PolicyGate:
         self._router = router
         self._directory = directory
         self._events = events
-        self._senders: set[IPv4Address] = set()
+        self._senders: set[IP] = set()
         """Of whom it was asked who hears them."""
         self.forbidden: dict[str, int] = {}
         self.ended: dict[str, int] = {}
 
-    def _whose(self, address: IPv4Address) -> str:
+    def _whose(self, address: IP) -> str:
         pod = self._directory.pod_at(address)
         return f"{pod.namespace}/{pod.name}" if pod is not None else str(address)
 
@@ -47,14 +47,14 @@ class PolicyGate:
             self._senders.remove(address)
             self._router.forget_members(address)
 
-    def admits(self, source: IPv4Address, destination: IPv4Address, port: int | None = None) -> bool:
+    def admits(self, source: IP, destination: IP, port: int | None = None) -> bool:
         return self._report(source, destination, "connection", self._directory.refusal(source, destination, port))
 
-    def delivers(self, sender: IPv4Address, member: IPv4Address) -> bool:
+    def delivers(self, sender: IP, member: IP) -> bool:
         self._senders.add(sender)
         return self._report(sender, member, "multicast", self._directory.refusal(sender, member, one_way=True))
 
-    def _report(self, source: IPv4Address, destination: IPv4Address, what: str, text: str) -> bool:
+    def _report(self, source: IP, destination: IP, what: str, text: str) -> bool:
         """text: why not. Whether it may be."""
         if not text:
             return True

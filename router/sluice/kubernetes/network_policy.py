@@ -11,9 +11,10 @@ by the connection manager also has the port that its server listens on, as a TCP
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_network
+from ipaddress import ip_network
 from typing import Any
 
+from sluice.device.host import IP
 from sluice.kubernetes.api import Object
 from sluice.kubernetes.pod import Pod, selects
 
@@ -43,11 +44,11 @@ def read_policy(found: Object) -> NetworkPolicy:
 class End:
     """One end of a connection; pod: None for an address that no pod has."""
 
-    address: IPv4Address
+    address: IP
     pod: Pod | None
 
 
-def _in_block(block: Mapping[str, Any], address: IPv4Address) -> bool:
+def _in_block(block: Mapping[str, Any], address: IP) -> bool:
     try:
         return address in ip_network(block["cidr"], strict=False) and not any(
             address in ip_network(hole, strict=False) for hole in block.get("except") or []

@@ -3,13 +3,12 @@
 
 import errno
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from sluice.device.host import IP, interface_of, on_interface
 from sluice.engine import ffi
-
-IP = IPv4Address | IPv6Address
 
 MAPPED = bytes(10) + b"\xff\xff"
 """What stands before an IPv4 address in an IPv4-mapped IPv6 address or GID."""
@@ -26,10 +25,12 @@ class SocketAddress:
 
     @property
     def plain(self) -> IP:
-        """The address itself, unwrapped."""
-        if isinstance(self.ip, IPv6Address) and self.ip.ipv4_mapped is not None:
+        """The address itself, unwrapped; a link-local one with its interface."""
+        if not isinstance(self.ip, IPv6Address):
+            return self.ip
+        if self.ip.ipv4_mapped is not None:
             return self.ip.ipv4_mapped
-        return self.ip
+        return on_interface(self.ip, self.scope_id)
 
     @property
     def is_any(self) -> bool:
@@ -38,10 +39,18 @@ class SocketAddress:
     def with_ip(self, plain: IP) -> "SocketAddress":
         """The same port and family with another address; IPv4 is wrapped where the family is AF_INET6."""
         wrap = self.family == socket.AF_INET6 and isinstance(plain, IPv4Address)
-        return SocketAddress(self.family, IPv6Address(MAPPED + plain.packed) if wrap else plain, self.port)
+        address = socket_address(IPv6Address(MAPPED + plain.packed) if wrap else plain, self.port)
+        return replace(address, family=self.family)
 
     def with_port(self, port: int) -> "SocketAddress":
         return SocketAddress(self.family, self.ip, port, self.scope_id)
+
+
+def socket_address(ip: IP, port: int) -> SocketAddress:
+    """ip: a link-local one with its interface."""
+    if isinstance(ip, IPv4Address):
+        return SocketAddress(socket.AF_INET, ip, port)
+    return SocketAddress(socket.AF_INET6, IPv6Address(ip.packed), port, interface_of(ip))
 
 
 def any_address(family: int) -> SocketAddress:

@@ -6,10 +6,10 @@ import secrets
 import socket
 import sys
 from enum import Enum, auto
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, NamedTuple
 
-from sluice.control.cm.address import IP, SocketAddress, any_address, gid_of, loopback
+from sluice.control.cm.address import SocketAddress, any_address, gid_of, loopback
 from sluice.control.cm.connection import Connection, seen_from_here
 from sluice.control.cm.event import Event, EventType
 from sluice.control.cm.lookup import UDP_QKEY, Lookup
@@ -17,6 +17,7 @@ from sluice.control.cm.message import ConnectRequest, LookupRequest, Service
 from sluice.control.cm.parameters import LOOKUP_DATA, REQUEST_DATA, Parameters
 from sluice.control.cm.place import CmDevice, Place, Scope
 from sluice.control.cm.port_space import Binding
+from sluice.device.host import IP
 
 if TYPE_CHECKING:
     from sluice.control.cm.channel import Channel
@@ -198,6 +199,8 @@ class Identifier:
             raise _invalid("bound already")
         if self.port_space == PS_IPOIB and not address.is_any:
             raise _invalid("IP over InfiniBand")
+        if isinstance(address.ip, IPv6Address) and address.ip.is_link_local and not address.scope_id:
+            raise _invalid("a link-local address without its interface")
         self._bind(address, list(self._owner.party.scopes(address.plain)))
         self.device = self._owner.party.device_of(gid_of(address.plain)) or self.device
         self.bound = not address.is_any
@@ -375,7 +378,7 @@ class Identifier:
         """Whose it is: an address of a NIC's, at which none of ours listens, is that of the host's other programs."""
         assert self.destination is not None
         ip = self.destination.plain
-        if place.scope is None or place.scope.kind != "realm" or not isinstance(ip, IPv4Address):
+        if place.scope is None or place.scope.kind != "realm":
             return place
         if self._cm.ports.listener(place.scope, self.port_space, ip, self.destination.port) is not None:
             return place

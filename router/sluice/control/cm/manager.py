@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sluice.cluster.directory import address_of
+from sluice.cluster.directory import address_of, ip_of
 from sluice.control.cm.address import gid_of
 from sluice.control.cm.connection import Connection
 from sluice.control.cm.lookup import Lookup
@@ -32,6 +32,7 @@ from sluice.control.cm.place import Locator, Scope
 from sluice.control.cm.port_space import Binding, Ports
 from sluice.control.cm.realm import Realm
 from sluice.control.connections import Flow, Gate
+from sluice.device.host import IP
 
 if TYPE_CHECKING:
     from sluice.control.cm.identifier import Identifier
@@ -131,7 +132,7 @@ class CommunicationManager:
         """Both ends of it are known: queue pairs may follow."""
         self._arranged[_ends_of(connection)] = connection
 
-    def flow(self, own: IPv4Address, peer: IPv4Address, qp_num: int) -> Flow:
+    def flow(self, own: IPv4Address, peer: IP, qp_num: int) -> Flow:
         """How the connection with this peer's queue pair came about: by a request to a port, or by itself."""
         connection = self._arranged.get((gid_of(own), gid_of(peer), qp_num))
         if connection is None:
@@ -209,8 +210,8 @@ class CommunicationManager:
 
     def admits(self, source: bytes, destination: bytes, port: int | None) -> bool:
         """Whether these two (GIDs) may connect (connections.Gate)."""
-        ends = address_of(source), address_of(destination)
-        return ends[0] is not None and (ends[1] is None or self._gate.admits(ends[0], ends[1], port))
+        nobody = not any(destination) or (address_of(destination) is None and ip_of(destination).is_multicast)
+        return any(source) and (nobody or self._gate.admits(ip_of(source), ip_of(destination), port))
 
     def undelivered(self, message: Message) -> None:
         """A message has not reached the other node, however often it was sent."""
@@ -228,11 +229,11 @@ class CommunicationManager:
         """How a NIC reaches the other end of a connection, which calls itself so; None: it isn't behind a NIC."""
         return self.outside[node].path(number) if node in self.outside else None
 
-    def way_out(self, ip: IPv4Address) -> str | None:
+    def way_out(self, ip: IP) -> str | None:
         """The node that a host with this address is, by the NIC that leads to it; None: none does."""
         return next((node for node, one in self.outside.items() if one.leads_to(ip)), None)
 
-    def own_way(self, ip: IPv4Address) -> str | None:
+    def own_way(self, ip: IP) -> str | None:
         """The node that this host's other programs are, at an address of a NIC of its own. None: it is no NIC's."""
         return next((node for node, one in self.outside.items() if one.is_own(ip)), None)
 

@@ -7,15 +7,16 @@ and goes to RTR and RTS itself, with what the id says. So is each question for a
 """
 
 import asyncio
+import errno
 import logging
-import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from functools import partial
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 
-from sluice.control.cm.address import SocketAddress, gid_of
+from sluice.control.cm.address import SocketAddress, gid_of, socket_address
 from sluice.control.cm.message import (
     ConnectReply,
     ConnectRequest,
@@ -31,7 +32,7 @@ from sluice.control.cm.message import (
 )
 from sluice.control.cm.parameters import Parameters
 from sluice.device import rdmacm
-from sluice.device.host import source_to
+from sluice.device.host import IP, interface_of, on_interface, source_to
 from sluice.device.rdmacm import CmEvent, ConnParam, RdmaCm
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ NODE = "\0outside "
 """And the NIC's name: no node of a cluster has such a name."""
 QPT_RC = 2
 RESOLVE_MS = 2000
+LINGER_SECONDS = 1.0
+"""For how long the port of the last listener that left is kept, and who asks there waits: a server may begin anew
+(perftest does, for each of its connections), of which its peer doesn't know, and the kernel refuses at once what nobody
+listens to."""
 BACKLOG = 128
 
 
@@ -75,7 +80,7 @@ class Outside:
     Make it inside a running event loop; close it there too. OSError: no librdmacm.
     """
 
-    def __init__(self, nic: str, addresses: Callable[[], list[IPv4Address]]) -> None:
+    def __init__(self, nic: str, addresses: Callable[[], Sequence[IP]]) -> None:
         self.node = NODE + nic
         self._addresses = addresses
         self._by_id: dict[int, Call] = {}
@@ -83,7 +88,12 @@ class Outside:
         self._by_end: dict[int, Call] = {}
         self._ports: Counter[tuple[int, int]] = Counter()
         """By port space and port."""
-        self._listeners: dict[tuple[int, int], list[int]] = {}
+        self._listeners: dict[tuple[int, int], dict[int, IP]] = {}
+        """Its ids, and which of the NIC's addresses each is at."""
+        self._leaving: dict[tuple[int, int], asyncio.TimerHandle] = {}
+        """Of ports that nobody listens on any more: when they are given up."""
+        self._held: dict[tuple[int, int], list[Callable[[], None]]] = {}
+        """Requests that came there meanwhile."""
         self._numbers = 0
         self._cm: CommunicationManager | None = None
         self._host: RdmaCm | None = None
@@ -92,11 +102,11 @@ class Outside:
     def attach(self, cm: "CommunicationManager") -> None:
         self._cm = cm
 
-    def is_own(self, address: IPv4Address) -> bool:
+    def is_own(self, address: IP) -> bool:
         """Whether it is the NIC's."""
         return address in self._addresses()
 
-    def leads_to(self, address: IPv4Address) -> bool:
+    def leads_to(self, address: IP) -> bool:
         """Whether the host's routes to this address start from the NIC."""
         source = source_to(address)
         return source is not None and self.is_own(source)
@@ -118,6 +128,10 @@ class Outside:
             return
         for call in list(self._by_id.values()):
             self._lost(call)
+        self._held.clear()
+        for timer in self._leaving.values():
+            timer.cancel()
+        self._leaving.clear()
         for service in list(self._listeners):
             self._stop(service)
         asyncio.get_running_loop().remove_reader(self._host.fd)
@@ -140,10 +154,20 @@ class Outside:
     # ---- listening ---------------------------------------------------------------
 
     def listen(self, port_space: int, port: int) -> None:
-        """Another listener on this port. OSError EADDRINUSE: some other program of the host has it."""
+        """Another listener on this port, at all addresses that the NIC has and will have.
+
+        OSError EADDRINUSE: some other program of the host has it.
+        """
         service = (port_space, port)
-        if self._ports[service] == 0 and self._host is not None:
-            self._start(service)
+        if service in self._leaving:
+            self._leaving.pop(service).cancel()
+            asyncio.get_running_loop().call_soon(self._release, service)
+        elif self._ports[service] == 0 and self._host is not None:
+            try:
+                self._start(service)
+            except OSError:
+                self._stop(service)
+                raise
         self._ports[service] += 1
 
     def leave(self, port_space: int, port: int) -> None:
@@ -151,24 +175,57 @@ class Outside:
         self._ports[service] -= 1
         if self._ports[service] <= 0:
             del self._ports[service]
-            self._stop(service)
+            timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._give_up, service)
+            self._leaving[service] = timer
+
+    def _give_up(self, service: tuple[int, int]) -> None:
+        del self._leaving[service]
+        self._release(service)
+        self._stop(service)
+
+    def _release(self, service: tuple[int, int]) -> None:
+        for deliver in self._held.pop(service, ()):
+            deliver()
+
+    def renew(self) -> None:
+        """The NIC's addresses may be others by now."""
+        for service in self._ports if self._host is not None else ():
+            try:
+                self._start(service)
+            except OSError as error:
+                log.info("port %d of the NIC's addresses: %s", service[1], error.strerror)
 
     def _start(self, service: tuple[int, int]) -> None:
+        """Listens where it doesn't yet, and no longer where the NIC no longer is."""
+        at = self._listeners.setdefault(service, {})
+        addresses = self._addresses()
+        for identifier in [identifier for identifier, address in at.items() if address not in addresses]:
+            self._end_listener(at, identifier)
+        new = [address for address in addresses if address not in at.values()]
+        for address in new:
+            self._listen_at(service, at, address)
+
+    def _listen_at(self, service: tuple[int, int], at: dict[int, IP], address: IP) -> None:
+        """Does nothing where the kernel has the address no longer or, while it looks for others with it, not yet."""
         assert self._host is not None
-        self._listeners[service] = []
+        identifier = self._host.create(service[0])
+        at[identifier] = address
         try:
-            for address in self._addresses():
-                identifier = self._host.create(service[0])
-                self._listeners[service].append(identifier)
-                self._host.listen(identifier, address, service[1], BACKLOG)
-        except OSError:
-            self._stop(service)
-            raise
+            self._host.listen(identifier, address, service[1], BACKLOG)
+        except OSError as error:
+            self._end_listener(at, identifier)
+            if error.errno not in (errno.ENODEV, errno.EADDRNOTAVAIL):
+                raise
+
+    def _end_listener(self, at: dict[int, IP], identifier: int) -> None:
+        assert self._host is not None
+        del at[identifier]
+        self._host.destroy(identifier)
 
     def _stop(self, service: tuple[int, int]) -> None:
-        for identifier in self._listeners.pop(service, ()):
-            assert self._host is not None
-            self._host.destroy(identifier)
+        at = self._listeners.pop(service, {})
+        for identifier in list(at):
+            self._end_listener(at, identifier)
 
     # ---- what tenants' ends send ---------------------------------------------------
 
@@ -215,9 +272,8 @@ class Outside:
 
     def _request(self, request: ConnectRequest | LookupRequest) -> None:
         address = request.service.destination.plain
-        fits = isinstance(request, LookupRequest) or request.qp_type == QPT_RC
-        if self._host is None or not isinstance(address, IPv4Address) or not fits:
-            raise OSError(0, "only RC and datagrams, over IPv4")
+        if self._host is None or (isinstance(request, ConnectRequest) and request.qp_type != QPT_RC):
+            raise OSError(0, "only RC and datagrams")
         # By another NIC since, the library would keep that one's device open, and so the kernel from removing it.
         if not self.leads_to(address):
             raise OSError(0, "this NIC doesn't lead there")
@@ -343,28 +399,39 @@ class Outside:
     def _on_request(self, event: CmEvent) -> None:
         assert self._cm is not None and self._host is not None
         call = self._add(event.id, None)
-        if event.listener in self._datagram_listeners():
-            self._on_lookup(call, event)
-            return
-        attr = self._learn(call)
-        (own, own_port), (peer, peer_port) = self._host.addresses(call.id)
-        _, gid = self._host.gids(call.id)
-        service = Service(rdmacm.PS_TCP, SocketAddress(socket.AF_INET, own, own_port), None)
-        source = SocketAddress(socket.AF_INET, peer, peer_port)
-        parameters = _from_host(event.param)
-        self._cm.receive(self.node, ConnectRequest(call.number, service, source, gid, QPT_RC, attr.rq_psn, parameters))
+        port_space, own, peer = self._ends(event)
+        service = Service(port_space, own, None)
+        request: ConnectRequest | LookupRequest
+        if port_space == rdmacm.PS_UDP:
+            # Such a request doesn't make the host look for who asks, whose GID is his address.
+            request = LookupRequest(call.number, service, peer, gid_of(peer.plain), event.param.private_data)
+        else:
+            attr = self._learn(call)
+            _, gid = self._host.gids(call.id)
+            parameters = _from_host(event.param)
+            request = ConnectRequest(call.number, service, peer, gid, QPT_RC, attr.rq_psn, parameters)
+        if (port_space, own.port) in self._leaving:
+            self._held.setdefault((port_space, own.port), []).append(partial(self._deliver, call, request))
+        else:
+            self._deliver(call, request)
 
-    def _datagram_listeners(self) -> list[int]:
-        return [one for (space, _), ids in self._listeners.items() if space == rdmacm.PS_UDP for one in ids]
+    def _deliver(self, call: Call, request: ConnectRequest | LookupRequest) -> None:
+        assert self._cm is not None
+        if call.id in self._by_id:
+            self._cm.receive(self.node, request)
 
-    def _on_lookup(self, call: Call, event: CmEvent) -> None:
-        assert self._cm is not None and self._host is not None
-        (own, own_port), (peer, peer_port) = self._host.addresses(call.id)
-        service = Service(rdmacm.PS_UDP, SocketAddress(socket.AF_INET, own, own_port), None)
-        source = SocketAddress(socket.AF_INET, peer, peer_port)
-        # A request for a datagram service doesn't make the host look for who asks, whose GID is his address.
-        request = LookupRequest(call.number, service, source, gid_of(peer), event.param.private_data)
-        self._cm.receive(self.node, request)
+    def _ends(self, event: CmEvent) -> tuple[int, SocketAddress, SocketAddress]:
+        """Of a request: the port space of whom it is for, who that is, and who asks. OSError: he has just left."""
+        assert self._host is not None
+        (own, own_port), (peer, peer_port) = self._host.addresses(event.id)
+        for (port_space, _), at in self._listeners.items():
+            if event.listener in at:
+                # The kernel doesn't say on which link a link-local address was asked for.
+                own = at[event.listener]
+                if isinstance(peer, IPv6Address) and isinstance(own, IPv6Address):
+                    peer = on_interface(peer, interface_of(own))
+                return port_space, socket_address(own, own_port), socket_address(peer, peer_port)
+        raise OSError(errno.ECONNREFUSED, "nobody listens there any more")
 
 
 def _to_host(parameters: Parameters) -> ConnParam:

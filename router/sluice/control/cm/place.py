@@ -3,12 +3,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from sluice.cluster.directory import Directory
-from sluice.control.cm.address import IP, gid_of
+from sluice.control.cm.address import gid_of
 from sluice.control.cm.realm import Realm
+from sluice.device.host import IP
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class ClusterLocator:
         directory: Directory,
         host: Realm,
         node_at: Callable[[IPv4Address], str | None] | None = None,
-        outside: Callable[[IPv4Address], str | None] = lambda _address: None,
+        outside: Callable[[IP], str | None] = lambda _address: None,
         has_nic: Callable[[IPv4Address], bool] = lambda _address: False,
     ) -> None:
         self._outside = outside
@@ -99,6 +100,9 @@ class ClusterLocator:
         self._node_at = node_at
 
     def locate(self, ip: IP, party: Party | None) -> Place | None:
+        if ip.is_link_local and isinstance(ip, IPv6Address) and party is not None and party.realm.key != self._host.key:
+            # Interfaces of another namespace have nothing to do with those of the same index here.
+            return None
         tenant = self._directory.tenant_of(gid_of(ip))
         if tenant is not None:
             return Place(None, Scope("tenant", tenant))
@@ -107,7 +111,9 @@ class ClusterLocator:
         if not ip.is_loopback and self._host.has(ip):
             return Place(None, Scope("realm", self._host.key))
         if not isinstance(ip, IPv4Address):
-            return None
+            # No node's and no tenant's: a host behind a NIC, or nobody.
+            node = None if ip.is_loopback or ip.is_multicast else self._outside(ip)
+            return None if node is None else Place(node)
         elsewhere = self._directory.find(ip)
         if elsewhere is not None:
             return Place(elsewhere.node)

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from sluice.control.cm.address import IP, SocketAddress
+from sluice.control.cm.address import SocketAddress
 from sluice.control.cm.place import Scope
+from sluice.device.host import IP
 
 Owner = TypeVar("Owner")
 

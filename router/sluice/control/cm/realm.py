@@ -9,12 +9,10 @@ import array
 import fcntl
 import socket
 import struct
-from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
+from ipaddress import IPv4Address
 from typing import Protocol
 
-from sluice.control.cm.address import IP
+from sluice.device.host import IP, ipv6_addresses
 
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h; Linux 5.14
 SIOCGIFCONF = 0x8912  # linux/sockios.h
@@ -47,14 +45,6 @@ def _interface_addresses(of: socket.socket) -> set[IPv4Address]:
     return {IPv4Address(entries[at + 20 : at + 24]) for at in range(0, length, IFREQ)}
 
 
-def _own_ipv6_addresses() -> set[IPv6Address]:
-    found = set()
-    with suppress(OSError):
-        for line in Path("/proc/self/net/if_inet6").read_text().splitlines():
-            found.add(IPv6Address(bytes.fromhex(line.split()[0])))
-    return found
-
-
 class HostRealm:
     """The router's own namespace."""
 
@@ -70,7 +60,7 @@ class HostRealm:
             return True
         if isinstance(ip, IPv4Address):
             return ip in _interface_addresses(self._socket)
-        return ip in _own_ipv6_addresses()
+        return ip in ipv6_addresses()
 
 
 class PeerRealm:
