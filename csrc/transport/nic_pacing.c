@@ -31,6 +31,17 @@ static uint32_t rate_for(const struct nic *nic, uint64_t ceiling)
     return rate < nic->pacing.qp_rate_limit_min || rate > nic->pacing.qp_rate_limit_max ? 0 : (uint32_t)rate;
 }
 
+/* Without a limit, or, where none can be lifted (bnxt_re), the highest that there is. */
+static void lift(const struct nic *nic, struct nic_qp *twin)
+{
+    struct ibv_qp_rate_limit_attr limit = {.rate_limit = 0};
+
+    if (ibv_modify_qp_rate_limit(twin->qp, &limit) == 0)
+        return;
+    limit.rate_limit = nic->pacing.qp_rate_limit_max;
+    ibv_modify_qp_rate_limit(twin->qp, &limit);
+}
+
 void nic_pace(struct qp *qp)
 {
     const struct nic *nic = nic_of(qp);
@@ -42,11 +53,20 @@ void nic_pace(struct qp *qp)
     twin->pace = qp->tenant->pace;
     if (!(nic->pacing.supported_qpts >> qp->type & 1) || (limit.rate_limit == 0 && !paced))
         return;
-    if (limit.rate_limit && twin->pace.burst)
-        limit.max_burst_sz = twin->pace.burst < UINT32_MAX ? (uint32_t)twin->pace.burst : UINT32_MAX;
-    if (ibv_modify_qp_rate_limit(twin->qp, &limit) == 0 || limit.rate_limit == 0)
+    if (limit.rate_limit == 0) {
+        lift(nic, twin);
         return;
-    /* No room for one more rate, or for bursts: then without, rather than at the rate of before. */
-    limit = (struct ibv_qp_rate_limit_attr){.rate_limit = 0};
-    ibv_modify_qp_rate_limit(twin->qp, &limit);
+    }
+    if (twin->pace.burst)
+        limit.max_burst_sz = twin->pace.burst < UINT32_MAX ? (uint32_t)twin->pace.burst : UINT32_MAX;
+    int error = ibv_modify_qp_rate_limit(twin->qp, &limit);
+
+    /* Not all that pace take a burst (mlx5 says so to its own provider only, bnxt_re takes none): then by their own. */
+    if (error && limit.max_burst_sz) {
+        limit.max_burst_sz = 0;
+        error = ibv_modify_qp_rate_limit(twin->qp, &limit);
+    }
+    /* No room for one more rate: then without, rather than at the rate of before. */
+    if (error)
+        lift(nic, twin);
 }

@@ -17,6 +17,8 @@
 enum { DRAIN_LOOKS = 1000 };
 /* How many QP numbers that other NICs gave as well are passed over at a stretch. */
 enum { NUMBERS_AT_ONCE = 64 };
+/* A send queue that a device refuses is tried half as deep, down to this. */
+enum { LEAST_SENDS = 16 };
 
 /* ---- made and destroyed ----------------------------------------------------- */
 
@@ -62,15 +64,17 @@ static void take_number(struct qp *qp, struct nic_qp *twin)
  * is kept from being given again until another is found; NICs give numbers in turn, and go on where they were. -EAGAIN: after
  * many in vain, for the worker to see to others meanwhile.
  */
-static int create(struct nic *nic, struct qp *qp, struct nic_qp *twin, struct ibv_qp_init_attr *attr)
+static int create(struct nic *nic, struct qp *qp, struct nic_qp *twin, const struct ibv_qp_init_attr *attr)
 {
     struct ibv_qp *taken[NUMBERS_AT_ONCE];
     uint32_t count = 0;
     int error = 0;
 
     while (!twin->qp && !error) {
+        struct ibv_qp_init_attr own = *attr; /* which the device writes to */
+
         errno = 0;
-        struct ibv_qp *one = nic->call.ibv_create_qp(qp->pd->nic, attr);
+        struct ibv_qp *one = nic->call.ibv_create_qp(qp->pd->nic, &own);
 
         if (!one) {
             error = errno ? -errno : -ENOMEM;
@@ -83,6 +87,24 @@ static int create(struct nic *nic, struct qp *qp, struct nic_qp *twin, struct ib
     }
     while (count)
         nic->call.ibv_destroy_qp(taken[--count]);
+    return error;
+}
+
+/*
+ * How deep a send queue may be depends on how long its requests can be, as no attribute of a device's says (mlx5 counts 64-byte
+ * blocks). Behind a shallower one what doesn't fit waits in the tenant's own.
+ */
+static int create_as_deep_as_may_be(struct nic *nic, struct qp *qp, struct nic_qp *twin, struct ibv_qp_init_attr *attr)
+{
+    int error = create(nic, qp, twin, attr);
+
+    while ((error == -EINVAL || error == -ENOMEM) && twin->sends > LEAST_SENDS) {
+        uint32_t fewer = twin->sends / 2;
+
+        nic_give_cq(nic, twin->send_cq, twin->sends - fewer);
+        twin->sends = attr->cap.max_send_wr = fewer;
+        error = create(nic, qp, twin, attr);
+    }
     return error;
 }
 
@@ -114,7 +136,7 @@ static int make(struct nic *nic, struct qp *qp, struct nic_qp *twin)
 
     if (error)
         return error;
-    error = create(nic, qp, twin, &attr);
+    error = create_as_deep_as_may_be(nic, qp, twin, &attr);
     if (!error)
         take_number(qp, twin);
     return error;

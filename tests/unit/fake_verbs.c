@@ -14,7 +14,7 @@
 #undef ibv_reg_mr
 #undef ibv_query_port
 
-enum { DEVICES = 2, QPS = 128, RECEIVES = 1024, KINDS = 8, FIRST_QP = 17, MAX_CQE = 1 << 15 };
+enum { DEVICES = 2, QPS = 128, RECEIVES = 1024, KINDS = 11, FIRST_QP = 17, FEW_SENDS = 16, MAX_CQE = 1 << 15 };
 
 struct cq {
     struct ibv_cq cq;
@@ -41,7 +41,7 @@ struct qp {
     struct ibv_qp_rate_limit_attr pace;
 };
 
-static const char *const kinds[KINDS] = {"qp", "mr", "srq", "ah", "mw", "cq", "pd", "pace"};
+static const char *const kinds[KINDS] = {"qp", "mr", "srq", "ah", "mw", "cq", "pd", "pace", "burst", "lifting", "depth"};
 static int refused[KINDS];
 static uint32_t objects;
 static uint64_t posted;
@@ -320,7 +320,11 @@ static int modify_qp_rate_limit(struct ibv_qp *qp, struct ibv_qp_rate_limit_attr
 {
     if (qp->state != IBV_QPS_RTS)
         return EINVAL;
-    if (attr->rate_limit && refusal("pace"))
+    if (attr->max_burst_sz && (!attr->rate_limit || refusal("burst")))
+        return EINVAL;
+    if (!attr->rate_limit && refusal("lifting"))
+        return EINVAL;
+    if (attr->rate_limit && attr->rate_limit < pacing.qp_rate_limit_max && refusal("pace"))
         return refusal("pace");
     pthread_mutex_lock(&lock);
     ((struct qp *)qp)->pace = *attr;
@@ -383,7 +387,7 @@ int ibv_query_port(struct ibv_context *context, uint8_t port, struct _compat_ibv
 
     (void)context;
     (void)port;
-    *all = (struct ibv_port_attr){.state = IBV_PORT_ACTIVE, .active_mtu = IBV_MTU_1024, .gid_tbl_len = 1};
+    *all = (struct ibv_port_attr){.state = IBV_PORT_ACTIVE, .active_mtu = IBV_MTU_1024, .gid_tbl_len = 5};
     return 0;
 }
 
@@ -392,10 +396,18 @@ int _ibv_query_gid_ex(struct ibv_context *context, uint32_t port, uint32_t index
 {
     (void)port;
     (void)flags;
+    const uint8_t number = (uint8_t)(device_of(context) - devices + 1);
+    const uint8_t link_local[16] = {0xfe, 0x80, [15] = number}, ipv6[16] = {0x20, 0x01, 0x0d, 0xb8, [15] = number};
+    const uint8_t ipv4[16] = {[10] = 0xff, 0xff, 10, 0, 0, number};
+    const uint8_t *const table[] = {link_local, link_local, NULL, ipv6, ipv4}; /* as kernels fill theirs, with a gap */
+
+    if (!table[index])
+        return ENODATA;
     memset(entry, 0, size);
     entry->gid_index = index;
-    entry->gid_type = IBV_GID_TYPE_ROCE_V2;
-    memcpy(entry->gid.raw, (uint8_t[16]){[10] = 0xff, 0xff, 10, 0, 0, (uint8_t)(device_of(context) - devices + 1)}, 16);
+    entry->gid_type = index == 0 ? IBV_GID_TYPE_ROCE_V1 : IBV_GID_TYPE_ROCE_V2;
+    entry->ndev_ifindex = 10u + number;
+    memcpy(entry->gid.raw, table[index], 16);
     return 0;
 }
 
@@ -552,6 +564,8 @@ int ibv_destroy_srq(struct ibv_srq *srq)
 
 struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 {
+    if (attr->cap.max_send_wr > FEW_SENDS && refusal("depth"))
+        return NULL;
     struct qp *qp = made("qp", sizeof(*qp));
 
     if (!qp)

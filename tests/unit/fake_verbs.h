@@ -11,7 +11,10 @@
 
 /* What there is now of everything together. */
 uint32_t fake_objects(void);
-/* From now on such objects ("qp", "mr", "srq", "ah", "mw", "cq", "pd", "pace") are refused with this errno; 0: no longer. */
+/*
+ * From now on such objects are refused with this errno ("qp", "mr", "srq", "ah", "mw", "cq", "pd"), or rates ("pace"), bursts of a rate, no rate
+ * ("lifting"), send queues of more than 16 requests ("depth"); 0: no longer.
+ */
 void fake_refuse(const char *what, int error);
 /* Requests stay on their way, until this is called with 0. */
 void fake_hold(int on);

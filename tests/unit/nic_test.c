@@ -20,6 +20,7 @@
 #include "fake_verbs.h"
 #include "nic.h"
 #include "qp.h"
+#include "transport/nic.h"
 #include "worker.h"
 
 enum { GID_INDEX = 0, UNTOUCHED = 1 << 20, QKEY = 0x1234 };
@@ -31,7 +32,7 @@ static void open_engine(void)
 
     CHECK(sluice_engine_open(NULL, &engine) == 0);
     CHECK(sluice_nic_open(engine, 0, "fake0", 1) == 0);
-    CHECK(sluice_nic_query(engine, 0, &nic) == 0 && nic.gid_count == 1);
+    CHECK(sluice_nic_query(engine, 0, &nic) == 0);
     tenant = (uint32_t)sluice_tenant_add(engine, 0, -1, &shape);
 }
 
@@ -39,6 +40,23 @@ static void close_engine(void)
 {
     sluice_engine_close(engine);
     CHECK(fake_objects() == 0);
+}
+
+/* Of the device's table: RoCE v2 only, what applications mean first, and not what leads no further than a link. */
+static void test_gids(void)
+{
+    static const uint8_t expected[][17] = {{[10] = 0xff, 0xff, 10, 0, 0, 1, 4},
+                                           {0x20, 0x01, 0x0d, 0xb8, [15] = 1, 3},
+                                           {0xfe, 0x80, [15] = 1, 1}};
+    struct sluice_nic nic;
+
+    open_engine();
+    CHECK(sluice_nic_query(engine, 0, &nic) == 0 && nic.gid_count == 3);
+    for (uint32_t i = 0; i < nic.gid_count; i++) {
+        CHECK(memcmp(nic.gids[i].raw, expected[i], 16) == 0);
+        CHECK(nic.indices[i] == expected[i][16] && nic.interfaces[i] == 11);
+    }
+    close_engine();
 }
 
 static int modify(const struct client *client, uint32_t handle, uint32_t state)
@@ -578,6 +596,24 @@ static void test_a_full_device(void)
     close_engine();
 }
 
+/* What the device takes less of at once than the tenant posts. */
+static void test_a_device_with_shallow_queues(void)
+{
+    struct client client;
+
+    open_engine();
+    fake_refuse("depth", EINVAL);
+    open_client(&client);
+    CHECK(qp_lookup(engine, client.qp_num)->twin->sends == 16);
+    fake_refuse("depth", 0);
+    connect(&client, client.qp);
+    write_some(&client, ENTRIES);
+    for (uint32_t i = 0; i < ENTRIES; i++)
+        CHECK(wait_cqe(&client).status == IBV_WC_SUCCESS);
+    close_client(&client);
+    close_engine();
+}
+
 static void test_memory_that_was_never_touched(void)
 {
     struct client client;
@@ -895,6 +931,17 @@ static void test_ceilings_are_the_nics_where_it_can_pace(void)
     CHECK(pace_after_a_message(&client, &burst) == 0);
     shape(0, 0);
     CHECK(pace_after_a_message(&client, &burst) == 0);
+    /* Devices that pace, but take no burst, and such as know no way back to none. */
+    fake_refuse("burst", EINVAL);
+    shape(200000000, 1 << 20);
+    CHECK(pace_after_a_message(&client, &burst) == 208000 && burst == 0);
+    fake_refuse("lifting", EINVAL);
+    shape(0, 0);
+    CHECK(pace_after_a_message(&client, &burst) == 1000000);
+    fake_refuse("lifting", 0);
+    fake_refuse("burst", 0);
+    shape(100000000, 0);
+    CHECK(pace_after_a_message(&client, &burst) == 104000);
     /* A group's, which is lower than the tenant's own. */
     in_group.group = (uint32_t)sluice_group_add(engine, 0, &share) + 1;
     in_group.share.max_bps[0] = 60000000;
@@ -966,6 +1013,7 @@ int main(int argc, char **argv)
         count((uint32_t)atoi(argv[2]));
         return 0;
     }
+    RUN(test_gids);
     RUN(test_requests_complete);
     RUN(test_receives_reach_the_nic);
     RUN(test_windows_have_the_nics_keys);
@@ -977,6 +1025,7 @@ int main(int argc, char **argv)
     RUN(test_neighbours_name_each_other);
     RUN(test_a_share_of_what_flies);
     RUN(test_a_full_device);
+    RUN(test_a_device_with_shallow_queues);
     RUN(test_memory_that_was_never_touched);
     RUN(test_a_device_that_is_removed);
     RUN(test_each_device_has_its_nic);
