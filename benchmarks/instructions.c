@@ -475,6 +475,10 @@ static void be_counted(void)
 
 int main(int argc, char **argv)
 {
+    if (argc > 2 || (argc == 2 && argv[1][0] == '-')) {
+        fprintf(stderr, "usage: instructions [FILE]: counts, and writes to FILE the address of each instruction of a message\n");
+        return 2;
+    }
     orders = mmap(NULL, sizeof(*orders), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(orders != MAP_FAILED);
     if (argc > 1)

@@ -14,7 +14,7 @@
  * Where no burst was asked for, the lag is there for one purpose: to make good the
  * delay with which a busy machine may run the worker, so that the rate is exact
  * over a second. It must not be a burst that others feel. So a second bucket, the
- * peak, spreads it: at most BUCKET_PEAK_PERCENT above the rate, in any short window.
+ * peak, spreads it: a unit takes 1/BUCKET_PEAK less time there than at the rate.
  *
  * No clock is read here: now is given, in nanoseconds.
  */
@@ -31,7 +31,7 @@ enum bucket_kind {
     BUCKET_TIME        /* rate in nanoseconds per second */
 };
 
-enum { BUCKET_BYTES_LEAST = 256, BUCKET_BYTES_MOST = 1 << 20, BUCKET_PEAK_PERCENT = 4 };
+enum { BUCKET_BYTES_LEAST = 256, BUCKET_BYTES_MOST = 1 << 20, BUCKET_PEAK = 32 /* a power of two: it divides each turn's cost */ };
 
 /* Delays up to this are made good at once. */
 #define BUCKET_PEAK_LAG_NS 2000000ull
@@ -74,7 +74,7 @@ static inline void bucket_take_cost(struct bucket *bucket, unsigned __int128 cos
     if (bucket->peaked) {
         if (now > BUCKET_PEAK_LAG_NS && bucket->peak_tat < now - BUCKET_PEAK_LAG_NS)
             bucket->peak_tat = now - BUCKET_PEAK_LAG_NS;
-        bucket->peak_tat += (uint64_t)((cost * 100 / (100 + BUCKET_PEAK_PERCENT)) >> 32);
+        bucket->peak_tat += (uint64_t)((cost - cost / BUCKET_PEAK) >> 32);
     }
     cost += bucket->tat_fraction;
     bucket->tat += (uint64_t)(cost >> 32);

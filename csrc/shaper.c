@@ -34,7 +34,7 @@ static uint64_t advance_now(struct shaper *shaper, uint64_t now)
 
 /* ---- when an entity may go --------------------------------------------- */
 
-static void look_at(const struct bucket *bucket, enum sluice_limit limit, uint64_t *when, enum sluice_limit *by)
+static inline void look_at(const struct bucket *bucket, enum sluice_limit limit, uint64_t *when, enum sluice_limit *by)
 {
     if (bucket->rate && bucket_at(bucket) > *when) {
         *when = bucket_at(bucket);
@@ -43,7 +43,7 @@ static void look_at(const struct bucket *bucket, enum sluice_limit limit, uint64
 }
 
 /* Returns the time; up to now: at once. */
-static uint64_t may_go_at(const struct entity *entity, enum flow flow, enum sluice_limit *by)
+static inline uint64_t may_go_at(const struct entity *entity, enum flow flow, enum sluice_limit *by)
 {
     uint64_t when = entity->shaper->now;
 
@@ -196,12 +196,22 @@ static void unpark(struct entity *entity, enum flow flow)
     }
 }
 
+/* It is where it belongs, as after nearly every charge: it goes and may, or is away and wants nothing. */
+static inline bool is_settled(const struct entity *entity, enum flow flow)
+{
+    enum sluice_limit by;
+
+    if (entity->wants[flow])
+        return heap_has(&entity->node[flow]) && may_go_at(entity, flow, &by) <= entity->shaper->now;
+    return !heap_has(&entity->node[flow]) && !entity->closed_since[flow];
+}
+
 /* Puts an entity where it belongs: away, behind a timer, or among those that may go. */
 static void update(struct entity *entity, enum flow flow)
 {
     struct shaper *shaper = entity->shaper;
 
-    if (!entity->parent)
+    if (!entity->parent || is_settled(entity, flow))
         return;
     enum sluice_limit by = SLUICE_LIMIT_EGRESS;
     uint64_t when = entity->wants[flow] ? may_go_at(entity, flow, &by) : 0;
@@ -589,8 +599,11 @@ static void charge_leaf(struct entity *leaf, uint64_t operations, uint64_t ns)
 
     bucket_take(&leaf->operations, operations, now);
     bucket_take(&leaf->time, ns, now);
-    if (leaf->operations.rate || leaf->time.rate)
-        update_all(leaf);
+    if (leaf->operations.rate == 0 && leaf->time.rate == 0)
+        return;
+    for (uint32_t flow = 0; flow < FLOWS; flow++)
+        if (leaf->wants[flow])
+            update(leaf, flow);
 }
 
 static void charge_ceilings(struct entity *entity, uint32_t direction, uint64_t bytes)

@@ -26,7 +26,7 @@ void nic_learn_pacing(struct nic *nic)
 /* kbit/s; 0: none, or none that the NIC has. */
 static uint32_t rate_for(const struct nic *nic, uint64_t ceiling)
 {
-    unsigned __int128 rate = ((unsigned __int128)ceiling * (100 + BUCKET_PEAK_PERCENT) / 100 + KILO - 1) / KILO;
+    unsigned __int128 rate = ((unsigned __int128)ceiling * BUCKET_PEAK / (BUCKET_PEAK - 1) + KILO - 1) / KILO;
 
     return rate < nic->pacing.qp_rate_limit_min || rate > nic->pacing.qp_rate_limit_max ? 0 : (uint32_t)rate;
 }
