@@ -108,27 +108,49 @@ def test_bad_parameters_are_named(plane: ControlPlane, worker: Worker) -> None:
     wait_until(lambda: "a ceiling can't be below the guarantee" in plane.kubectl("describe", "pod", "low"), "the event")
 
 
+def refusal(plane: ControlPlane, made: dict[str, Any]) -> str:
+    """Why the API server takes no such object."""
+    return plane.try_kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(made)).stderr
+
+
+OPAQUE = {"apiVersion": "rdma.sluice.dev/v1", "kind": "Bandwidth", "max": "5G"}
+
+
 @pytest.mark.parametrize("make", [template, claim])
 def test_what_is_misspelt_is_refused_where_it_is_written(
     plane: ControlPlane, make: Callable[..., dict[str, Any]]
 ) -> None:
-    """By the API server: no node is found for a capacity that no device has, and the scheduler doesn't say why."""
-
-    def refusal(made: dict[str, Any]) -> str:
-        return plane.try_kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(made)).stderr
-
+    """By the API server: the scheduler finds no node for a capacity that no device has, and doesn't say why; and nobody
+    reads what is for a driver that isn't there."""
     wrong = make("wrong", "1G")
     devices = wrong["spec"].get("spec", wrong["spec"])["devices"]
     devices["requests"][0]["exactly"]["capacity"] = {"requests": {"bandwith": "1G"}}
     said = "a device of class rdma.sluice.dev has one capacity, bandwidth"
-    wait_until(lambda: said in refusal(wrong), "the policy to hold")
-    assert "no such field; there are apiVersion, kind, max, burst" in refusal(make("wrong", "1G", maxx="2G"))
-    assert refusal(make("right", "1G", max="2G", preload="file")) == ""
-    # What is another driver's, or says nothing of it.
+    wait_until(lambda: said in refusal(plane, wrong), "the policy to hold")
+    said = "parameters.maxx for rdma.sluice.dev: no such field; there are apiVersion, kind, max, burst"
+    assert said in refusal(plane, make("wrong", "1G", maxx="2G"))
+    assert refusal(plane, make("right", "1G", max="2G", preload="file")) == ""
+    assert refusal(plane, make("any", None)) == ""
+
+    def configured(driver: str, parameters: dict[str, Any], *other_requests: dict[str, Any], **more: Any) -> str:
+        made = make("configured", "1G")
+        devices = made["spec"].get("spec", made["spec"])["devices"]
+        devices["requests"] += other_requests
+        devices["config"] = [{"opaque": {"driver": driver, "parameters": parameters}, **more}]
+        return refusal(plane, made)
+
+    said = "config.opaque.driver: rdma.sluice.de: parameters of apiVersion rdma.sluice.dev are read by"
+    other = {"name": "other", "exactly": {"deviceClassName": "other.example"}}
+    assert said in configured("rdma.sluice.de", OPAQUE, other)
+    said = "config.opaque.driver: rdma.sluice.de: requests of class rdma.sluice.dev are served by"
+    assert said in configured("rdma.sluice.de", {"max": "2G"})
+    assert said in configured("rdma.sluice.de", {"max": "2G"}, other, requests=["rdma0"])
+    # What is another driver's, or may be.
+    assert configured("other.example", {"some": 1}, other) == ""
+    assert configured("other.example", {"apiVersion": "v1"}, other, requests=["other"]) == ""
     devices["requests"][0]["exactly"]["deviceClassName"] = "other.example"
     devices["config"] = [{"opaque": {"driver": "other.example", "parameters": {"some": 1}}}]
-    assert refusal(wrong) == ""
-    assert refusal(make("any", None)) == ""
+    assert refusal(plane, wrong) == ""
 
 
 def test_a_quota_of_devices(plane: ControlPlane, worker: Worker) -> None:
@@ -256,16 +278,23 @@ def test_nobody_is_placed_on_a_nic_without_a_link(plane: ControlPlane, worker: W
 
 def test_a_device_class_bounds_its_users(plane: ControlPlane, worker: Worker) -> None:
     """The ceiling that the operator gave a class is nobody's to lift, in claims or by annotation."""
-    parameters = {"apiVersion": "rdma.sluice.dev/v1", "kind": "Bandwidth", "max": "5G"}
-    modest = {
-        "apiVersion": "resource.k8s.io/v1",
-        "kind": "DeviceClass",
-        "metadata": {"name": "modest"},
-        "spec": {
-            "selectors": [{"cel": {"expression": 'device.driver == "rdma.sluice.dev"'}}],
-            "config": [{"opaque": {"driver": "rdma.sluice.dev", "parameters": parameters}}],
-        },
-    }
+
+    def class_of(driver: str, **more: str) -> dict[str, Any]:
+        return {
+            "apiVersion": "resource.k8s.io/v1",
+            "kind": "DeviceClass",
+            "metadata": {"name": "modest"},
+            "spec": {
+                "selectors": [{"cel": {"expression": 'device.driver == "rdma.sluice.dev"'}}],
+                "config": [{"opaque": {"driver": driver, "parameters": OPAQUE | more}}],
+            },
+        }
+
+    # A ceiling isn't lost to a typo.
+    said = "config.opaque.driver: rdma.sluice.de: parameters of apiVersion rdma.sluice.dev are read by"
+    wait_until(lambda: said in refusal(plane, class_of("rdma.sluice.de")), "the policy to hold")
+    assert "parameters.mx for rdma.sluice.dev: no such field" in refusal(plane, class_of("rdma.sluice.dev", mx="1G"))
+    modest = class_of("rdma.sluice.dev")
     made, greedy = template("one", "1G"), template("greedy", "1G", max="8G")
     for each in (made, greedy):
         each["spec"]["spec"]["devices"]["requests"][0]["exactly"]["deviceClassName"] = "modest"
