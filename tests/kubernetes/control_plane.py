@@ -27,7 +27,9 @@ def _openssl(*arguments: str | Path) -> None:
 class ControlPlane:
     """start() it; stop() it. kubectl() is how the tests talk to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, scheduler_requests: int = 1000) -> None:
+        """scheduler_requests: that the scheduler may send in a second; its own default is 50."""
+        self._scheduler_requests = scheduler_requests
         self.root = Path(tempfile.mkdtemp(prefix="sluice-kubernetes-"))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._etcd_port, self._etcd_peer_port = free_port(), free_port()
@@ -119,7 +121,11 @@ class ControlPlane:
                     "apiVersion": "kubescheduler.config.k8s.io/v1",
                     "kind": "KubeSchedulerConfiguration",
                     "leaderElection": {"leaderElect": False},
-                    "clientConnection": {"kubeconfig": str(self.kubeconfig), "qps": 1000, "burst": 2000},
+                    "clientConnection": {
+                        "kubeconfig": str(self.kubeconfig),
+                        "qps": self._scheduler_requests,
+                        "burst": 2 * self._scheduler_requests,
+                    },
                 }
             )
         )

@@ -22,12 +22,14 @@ NAMESPACE = "crowd"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 CLAIMS = f"{RESOURCE}/namespaces/{NAMESPACE}/resourceclaims"
 EXTENDED = "rdma.sluice.dev/bandwidth"
-KINDS = ("plain", "extended", "template", "claim", "device")
+KINDS = ("plain", "extended", "template", "claim", "device", "class")
 """Pods that ask for nothing; for 5 Gbit/s each by the extended resource, a claim's template, a claim that is there.
 
 device: for a whole device of another driver, by a claim's template: the least that Kubernetes has to do for a claim.
+class: for the same, by the extended resource that its DeviceClass stands for (KEP-5004).
 """
 OTHER = "other.example"
+OTHER_RESOURCE = f"{OTHER}/device"
 """That driver, and its DeviceClass. Each node has ten devices of it, of which nothing is said."""
 DEVICES = 10
 AT_ONCE = 50
@@ -86,7 +88,7 @@ def other_driver() -> list[dict[str, Any]]:
     made = template("whole", None)
     made["metadata"]["namespace"] = NAMESPACE
     made["spec"]["spec"]["devices"]["requests"][0]["exactly"]["deviceClassName"] = OTHER
-    return [{**kind, "spec": {"selectors": [selector]}}, made]
+    return [{**kind, "spec": {"selectors": [selector], "extendedResourceName": OTHER_RESOURCE}}, made]
 
 
 def crowd_pod(name: str, kind: str, on: str = "") -> dict[str, Any]:
@@ -100,6 +102,8 @@ def crowd_pod(name: str, kind: str, on: str = "") -> dict[str, Any]:
     }
     if kind == "extended":
         container["resources"]["limits"] = {EXTENDED: "5"}
+    if kind == "class":
+        container["resources"]["limits"] = {OTHER_RESOURCE: "1"}
     if kind in ("template", "claim", "device"):
         templates = {"template": "five", "device": "whole"}
         source = {"resourceClaimTemplateName": templates[kind]} if kind in templates else {"resourceClaimName": name}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import zmq
+from sluice.cli import doctor
 from sluice.cluster import data_port, keys
 from sluice.cluster.data_port import DataPort
 from sluice.cluster.directory import AddressError, Directory, Place, gid_of_address
@@ -21,6 +22,7 @@ from sluice.cluster.join import Membership
 from sluice.cluster.links import Links, PeerRefused, PeerUnreachable
 from sluice.cluster.messages import Done, MessageError, Nics, Ping, Refused, Tenants, Ticket, decode, encode, message
 from sluice.cluster.nics import PeerNics
+from sluice.metrics import collector
 
 PATIENCE = 30.0
 KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
@@ -377,8 +379,9 @@ def test_unknown_keys_are_refused_and_logged(tmp_path: Path, caplog: pytest.LogC
         plain = context.socket(zmq.DEALER)
         plain.connect(f"tcp://127.0.0.1:{pair.ports['alpha']}")
         plain.send_multipart([(1).to_bytes(8, "big"), encode(Ping(1, 1))])
-        await until(lambda: alpha.status()["refused"], "a refusal")
+        await until(lambda: alpha.status()["strangers"], "a refusal")
         assert pair.keys["gamma"].public.decode() in caplog.text
+        assert "other nodes' keys" in [each.check for each in doctor._cluster({"cluster": alpha.status()})]
         with suppress(zmq.Again):
             stranger.recv(zmq.NOBLOCK)
             pytest.fail("a stranger was answered")
@@ -387,6 +390,33 @@ def test_unknown_keys_are_refused_and_logged(tmp_path: Path, caplog: pytest.LogC
         pair.start("gamma")
         await until(lambda: "gamma" in alpha.peers and alpha.peers["gamma"].alive, "gamma")
         context.destroy(linger=0)
+
+    with_pair(tmp_path, test)
+
+
+def test_what_an_operator_sees_of_the_other_nodes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sluice.cluster.links.GONE", 0.1)
+
+    async def test(pair: Pair) -> None:
+        alpha = pair.sides["alpha"][1]
+
+        def found() -> dict[str, str]:
+            return {each.check: each.verdict for each in doctor._cluster({"cluster": alpha.status()})}
+
+        def up() -> dict[str, float]:
+            samples = next(iter(collector._cluster(alpha.status()))).samples
+            return {each.labels["node"]: each.value for each in samples}
+
+        assert (found(), up()) == ({"other nodes": "ok"}, {"beta": 1})
+        pair.write("alpha", "beta", "gamma")
+        said = f"node gamma has not answered yet at 127.0.0.1:{pair.ports['gamma']}: there is no link to node 'gamma'"
+        await until(lambda: said in caplog.text, "the log's word")
+        assert (found(), up()) == ({"node gamma": "note"}, {"beta": 1, "gamma": 0})
+        pair.sides.pop("beta")[1].close()
+        await until(lambda: not alpha.peers["beta"].alive, "beta to be missed")
+        assert found() == {"node beta": "wrong", "node gamma": "wrong"}
 
     with_pair(tmp_path, test)
 

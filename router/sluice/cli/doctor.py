@@ -151,6 +151,7 @@ def _router(state_dir: Path) -> Iterator[Finding]:
         return
     yield Finding("router", "ok", f"pid {status['pid']}, {len(status['tenants'])} tenants")
     yield from _orchestrator(status)
+    yield from _cluster(status)
     yield from _tenants(state_dir, status)
 
 
@@ -163,6 +164,34 @@ def _orchestrator(status: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("Kubernetes", "wrong", wrong, "docs/kubernetes.md, When something is wrong")
     if not part["wrong"]:
         yield Finding("Kubernetes", "ok", f"node {part['node']}, {part['grants']} claims or allocations")
+
+
+def _cluster(status: dict[str, Any]) -> Iterator[Finding]:
+    """The links to the other nodes' routers."""
+    part = status.get("cluster")
+    if not part:
+        return
+    peers = part["peers"]
+    down = {name: peer for name, peer in peers.items() if not peer["alive"]}
+    for name, peer in sorted(down.items()):
+        address, _, port = peer["address"].rpartition(":")
+        yield Finding(
+            f"node {name}",
+            # One that is off is its own trouble.
+            "wrong" if len(down) == len(peers) else "note",
+            f"its router does not answer at {peer['address']}: tenants there can't be reached",
+            f"does it run? Can TCP ports {port} and {int(port) + 1} of {address} be reached from here, past firewalls? "
+            "Does its log tell that it refuses this node's key?",
+        )
+    if part["strangers"]:
+        yield Finding(
+            "other nodes' keys",
+            "note",
+            f"{part['strangers']} times a router was refused whose key is no node's of the cluster",
+            "the log has its address and key: is it a node that isn't (or is twice) in the cluster?",
+        )
+    if peers and not down:
+        yield Finding("other nodes", "ok", f"{len(peers)} of {len(peers)} routers answer")
 
 
 def _tenants(state_dir: Path, status: dict[str, Any]) -> Iterator[Finding]:

@@ -24,15 +24,12 @@ class Admission:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], node_of: Callable[[bytes], str | None]) -> None:
         self._node_of = node_of
         self._refused: dict[tuple[str, str], int] = {}
+        self.refused = 0
+        """How many were turned away."""
         self._socket = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(ENDPOINT)
         asyncio.get_running_loop().add_reader(self._socket.FD, self._drain)
-
-    @property
-    def refused(self) -> int:
-        """How many were turned away."""
-        return sum(self._refused.values())
 
     def _drain(self) -> None:
         with suppress(zmq.Again):
@@ -58,9 +55,10 @@ class Admission:
         """Each stranger once in a while: it tries again and again."""
         if len(self._refused) > 1000:
             self._refused.clear()
+        self.refused += 1
         count = self._refused[address, key] = self._refused.get((address, key), 0) + 1
         if count & (count - 1) == 0:
-            log.warning("refused a router at %s: its key %s is in no entry of the cluster file", address, key)
+            log.warning("refused a router at %s: its key %s is no node's of the cluster", address, key)
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._socket.FD)

@@ -80,8 +80,8 @@ class Peer:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], key: KeyPair, node: Node) -> None:
         self.node = node
         self.alive = False
-        self.silent_since: float | None = None
-        """Since when it is down; None: it isn't, or its loss was told."""
+        self.silent_since: float | None = asyncio.get_running_loop().time()
+        """Since when it is down, from the start on; None: it isn't, or that was told."""
         self.boot = self.revision = -1
         self.pending: dict[int, asyncio.Future[Any]] = {}
         self.working = 0
@@ -253,7 +253,7 @@ class Links:
     def status(self) -> dict[str, Any]:
         return {
             "node": self.me.name,
-            "refused": self._admission.refused,
+            "strangers": self._admission.refused,
             "peers": {
                 name: {
                     "address": f"{peer.node.address}:{peer.node.port}",
@@ -341,7 +341,10 @@ class Links:
             log.warning("node %s is down: %s", name, error)
         elif peer.silent_since is not None and now - peer.silent_since >= GONE:
             peer.silent_since = None
-            self._lost(name)
+            if peer.boot >= 0:
+                self._lost(name)
+            else:
+                log.warning("node %s has not answered yet at %s:%d: %s", name, peer.node.address, peer.node.port, error)
 
     async def _ask_for_tenants(self, peer: Peer, ping: Ping) -> None:
         if (ping.boot, ping.revision) == (peer.boot, peer.revision):

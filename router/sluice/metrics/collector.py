@@ -41,6 +41,8 @@ class RouterCollector(Collector):
         for name, device in status["devices"].items():
             capacity.add_metric([name], device["capacity_bps"])
         yield capacity
+        if status["cluster"] is not None:
+            yield from _cluster(status["cluster"])
         yield from self._tenants(status["tenants"])
 
     def _tenants(self, tenants: dict[str, Any]) -> Iterator[Metric]:
@@ -75,6 +77,16 @@ class RouterCollector(Collector):
         yield processes
         yield from limits.values()
         yield from counters.values()
+
+
+def _cluster(status: dict[str, Any]) -> Iterator[Metric]:
+    up = GaugeMetricFamily("sluice_peer_up", "1 while that node's router answers.", labels=["node"])
+    for name, peer in status["peers"].items():
+        up.add_metric([name], int(peer["alive"]))
+    yield up
+    yield CounterMetricFamily(
+        "sluice_strangers_refused", "Routers whose key is no node's of the cluster.", status["strangers"]
+    )
 
 
 def _name(counter: str) -> tuple[str, float]:
