@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,19 +34,20 @@ from sluice.kubernetes.directory import PodDirectory
 NODES = 100
 
 
-async def throughput(plane: ControlPlane, pods: int, rounds: int) -> None:
-    rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
+async def throughput(plane: ControlPlane, kinds: Sequence[str], pods: int, rounds: int) -> None:
+    """kinds: of KINDS; "plain" is among them."""
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     processor: dict[str, dict[str, float]] = {}
     async with Crowd(plane, NODES) as crowd:
         for _ in range(rounds):
-            for kind in KINDS:
+            for kind in kinds:
                 before = plane.processor_seconds()
                 rates[kind].append(pods / await crowd.schedule(kind, pods))
                 after = plane.processor_seconds()
                 processor[kind] = {name: 1000 * (after[name] - before[name]) / pods for name in after}
                 await crowd.clear()
     plain = statistics.median(rates["plain"])
-    for kind in KINDS:
+    for kind in kinds:
         median = statistics.median(rates[kind])
         print(f"schedule {pods} pods on {NODES} nodes, {kind:9}{median:8.0f} pods/s   {median / plain:.2f} of plain")
         print("    CPU of a pod: " + ", ".join(f"{name} {spent:.1f} ms" for name, spent in processor[kind].items()))
@@ -154,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pods", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="beside plain")
     limit = "requests that the scheduler may send in a second (default: %(default)s, which nothing meets; its own: 50)"
     parser.add_argument("--scheduler-requests", type=int, default=1000, metavar="N", help=limit)
     parts = ("throughput", "prepare", "directory")
@@ -166,7 +169,12 @@ def main() -> None:
         for part in options.parts:
             asyncio.run(
                 {
-                    "throughput": lambda: throughput(plane, options.pods, options.rounds),
+                    "throughput": lambda: throughput(
+                        plane,
+                        ["plain", *(kind for kind in options.kinds if kind != "plain")],
+                        options.pods,
+                        options.rounds,
+                    ),
                     "prepare": lambda: prepare(plane, 10),
                     "directory": lambda: directory(plane, 5000),
                 }[part]()

@@ -88,7 +88,8 @@ def pod(name: str, *templates: str, claims: tuple[str, ...] = (), **changed: Any
         "name": "main",
         "image": "sluice.test/perftest:1",
         "imagePullPolicy": "Never",
-        "command": ["/bin/sleep", "infinity"],
+        # The first process of a container ends by a signal only where it says so.
+        "command": ["/bin/sh", "-c", "trap exit TERM; sleep infinity & wait"],
         "resources": {"claims": [{"name": each["name"]} for each in named]},
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -135,9 +136,10 @@ RETRY_EXCEEDED = "status 12"
 PERFTEST = ("ib_write_bw", REPORTS, "-s", "65536", "-p", "18600", "--report_gbits")
 
 
-def in_background(worker: Worker, name: str, *command: str) -> None:
-    """Its output goes to /tmp/out, its exit code to /tmp/exit."""
-    script = f"(rm -f /tmp/exit; {' '.join(command)} >/tmp/out 2>&1; echo $? >/tmp/exit) </dev/null >/dev/null 2>&1 &"
+def in_background(worker: Worker, name: str, *command: str, mark: str = "") -> None:
+    """Its output goes to /tmp/outMARK, its exit code to /tmp/exitMARK."""
+    end = f"/tmp/exit{mark}"
+    script = f"(rm -f {end}; {' '.join(command)} >/tmp/out{mark} 2>&1; echo $? >{end}) </dev/null >/dev/null 2>&1 &"
     worker.output(name, "sh", "-c", script)
 
 
@@ -145,6 +147,15 @@ def start_server(worker: Worker, name: str, command: Sequence[str] = PERFTEST) -
     in_background(worker, name, *command)
     # perftest tells nobody that it listens; its port is 0x48A8, state 0A.
     wait_until(lambda: ":48A8 00000000:0000 0A" in worker.output(name, "cat", "/proc/net/tcp"), "perftest's server")
+
+
+UCX = ("env", "UCX_TLS=rc_verbs,ud_verbs,self", "UCX_NET_DEVICES=sluice0:1", "ucx_perftest", "-p", "18700")
+
+
+def start_ucx_server(worker: Worker, name: str, mark: str = "") -> None:
+    in_background(worker, name, *UCX, mark=mark)
+    # Port 18700 is 0x490C.
+    wait_until(lambda: ":490C 00000000:0000 0A" in worker.output(name, "cat", "/proc/net/tcp"), "UCX's server")
 
 
 def write_bandwidth(worker: Worker, server: str, client: str, address: str) -> float:

@@ -5,14 +5,11 @@ import shutil
 from typing import Any
 
 import pytest
-from cluster import in_background, pod, template
-from conftest import wait_until
+from cluster import UCX, pod, start_ucx_server, template
 from control_plane import ControlPlane
 from worker import Worker
 
 pytest_plugins = ["cluster"]
-
-UCX = ("env", "UCX_TLS=rc_verbs,ud_verbs,self", "UCX_NET_DEVICES=sluice0:1", "ucx_perftest", "-p", "18700")
 
 
 def two_pods(plane: ControlPlane, **parameters: Any) -> str:
@@ -29,9 +26,7 @@ def two_pods(plane: ControlPlane, **parameters: Any) -> str:
 def test_ucx_loads_its_modules(plane: ControlPlane, worker: Worker, preload: str) -> None:
     """UCX opens a module by dlopen, which needs libibverbs.so.1: that is there already."""
     address = two_pods(plane, preload=preload)
-    in_background(worker, "server", *UCX)
-    # Port 18700 is 0x490C.
-    wait_until(lambda: ":490C 00000000:0000 0A" in worker.output("server", "cat", "/proc/net/tcp"), "UCX's server")
+    start_ucx_server(worker, "server")
     text = worker.output("client", *UCX, "-t", "tag_bw", "-s", "65536", "-n", "200", address)
     assert "Final:" in text and "ERROR" not in text, text
 

@@ -96,6 +96,18 @@ def test_pods_that_share_a_claim_are_one_tenant(plane: ControlPlane, worker: Wor
         assert "sluice0" in worker.output(name, "ibv_devinfo")
 
 
+def test_pods_with_the_nodes_own_network(plane: ControlPlane, worker: Worker) -> None:
+    """They have the node's address, which one tenant can have: the second is told, and has it after the first."""
+    plane.apply(template("any", "1G"), pod("first", "any", hostNetwork=True))
+    plane.wait_for("pod/first", "condition=Ready")
+    assert f"::ffff:{worker.address}" in worker.output("first", "ibv_devinfo", "-v")
+    plane.apply(pod("second", "any", hostNetwork=True))
+    said = "of a node's pods with hostNetwork, one at a time has a device"
+    wait_until(lambda: said in plane.kubectl("describe", "pod", "second"), "the event")
+    plane.kubectl("delete", "pod", "first", WITHIN)
+    assert f"::ffff:{worker.address}" in worker.output("second", "ibv_devinfo", "-v")
+
+
 def test_bad_parameters_are_named(plane: ControlPlane, worker: Worker) -> None:
     plane.apply(template("bad", "1G", max="20X"), pod("wrong", "bad"))
     said = "spec.devices.config[0].opaque.parameters.max: '20X' is not a bandwidth"

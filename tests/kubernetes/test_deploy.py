@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,51 @@ def test_it_is_upgraded_under_running_pods(plane: ControlPlane, deployed: Worker
     logged = plane.kubectl("logs", router_pod(plane), *SYSTEM)
     assert "Traceback" not in logged
     assert "forbidden" not in logged, "the account's rights are enough"
+
+
+def test_an_upgrade_waits_for_the_operator(plane: ControlPlane, deployed: Worker) -> None:
+    """With OnDelete: a node keeps its router until it is drained, and the router's pod deleted."""
+    (usual,) = (each for each in manifests(plane) if each["kind"] == "DaemonSet")
+    usual = for_this_machine(plane, deployed, usual)
+    later = deepcopy(usual)
+    later["spec"]["updateStrategy"] = {"type": "OnDelete"}
+    later["spec"]["template"]["metadata"]["annotations"]["version"] = "later"
+    plane.apply(template("any", "1G"), pod("one", "any"))
+    plane.wait_for("pod/one", "condition=Ready")
+    old = router_pod(plane)
+
+    def daemon_set() -> dict[str, Any]:
+        return plane.get("daemonset", "sluice-router", *SYSTEM)
+
+    def is_seen() -> bool:
+        found = daemon_set()
+        seen: bool = found["status"]["observedGeneration"] == found["metadata"]["generation"]
+        return seen
+
+    def is_ready() -> bool:
+        status = daemon_set()["status"]
+        ready: bool = status.get("updatedNumberScheduled") == 1 == status["numberReady"]
+        return ready
+
+    try:
+        plane.apply(later)
+        wait_until(is_seen, "the controller to have seen it")
+        assert daemon_set()["status"].get("updatedNumberScheduled", 0) == 0
+        assert router_pod(plane) == old
+        # A pod without a controller is ended by force only.
+        plane.kubectl("drain", "worker-1", "--ignore-daemonsets", "--force", WITHIN)
+        assert plane.get("pods")["items"] == []
+        plane.kubectl("delete", "pod", *SYSTEM, "--field-selector", "spec.nodeName=worker-1", WITHIN)
+        wait_until(is_ready, "the new router")
+        assert router_pod(plane) != old
+        plane.kubectl("uncordon", "worker-1")
+        plane.apply(pod("one", "any"))
+        plane.wait_for("pod/one", "condition=Ready")
+        assert "sluice0" in deployed.output("one", "ibv_devinfo")
+    finally:
+        plane.kubectl("uncordon", "worker-1")
+        plane.apply(usual)
+        plane.kubectl("rollout", "status", "daemonset/sluice-router", *SYSTEM, WITHIN)
 
 
 def opens_devices(plane: ControlPlane) -> bool:

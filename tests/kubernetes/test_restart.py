@@ -5,7 +5,7 @@ import asyncio
 import json
 import shutil
 
-from cluster import PERFTEST, in_background, pod, start_server, template, write_bandwidth
+from cluster import PERFTEST, UCX, in_background, pod, start_server, start_ucx_server, template, write_bandwidth
 from conftest import PATIENCE, wait_until
 from control_plane import WITHIN, ControlPlane
 from sluice.kubernetes.api import Api
@@ -45,10 +45,20 @@ def test_programs_lose_their_device_with_the_router(plane: ControlPlane, worker:
     start_server(worker, "server", long)
     in_background(worker, "client", *long, address)
     wait_until(lambda: worker.tenant_of("client")["counters"]["tx_bytes"] > 10**6, "traffic")
+    ends = ["/tmp/exit"]
+    if shutil.which("ucx_perftest") is not None:
+        start_ucx_server(worker, "server", "-ucx")
+        in_background(worker, "client", *UCX, "-t", "tag_bw", "-n", "1000000000", address, mark="-ucx")
+        wait_until(lambda: worker.tenant_of("client")["counters"]["qps"] > 1, "UCX's connections")
+        ends.append("/tmp/exit-ucx")
     worker.stop_router()
     worker.start_router()
-    code = wait_until(lambda: worker.execute("client", "cat", "/tmp/exit").stdout.strip(), "perftest to notice")
-    assert code != "0"
+
+    def codes() -> list[str]:
+        return worker.execute("client", "cat", *ends).stdout.split()
+
+    wait_until(lambda: len(codes()) == len(ends), "the programs to notice")
+    assert "0" not in codes()
     assert write_bandwidth(worker, "server", "client", address) > 0
 
 

@@ -177,6 +177,10 @@ class KubernetesNode:
                     self.claim_status.attached(grant, pod.address, self.attachments.devices(tenant))
             except ValueError as error:
                 log.warning("pod %s/%s: %s", pod.namespace, pod.name, error)
+                # Other addresses are still their last pod's for a moment.
+                if pod.host_network:
+                    text = f"{error}: of a node's pods with hostNetwork, one at a time has a device"
+                    self.events.warn(subject_of(pod), "RDMAAddressTaken", "Attaching", text)
         try:
             changed = self.attachments.set_annotations(tenant, pod.annotations)
         except ValueError as error:
