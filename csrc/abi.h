@@ -696,7 +696,8 @@ struct sluice_segment {
     uint64_t srq_summary;
     uint32_t command_rung;
     uint32_t give_way; /* engine: 1: who polls in vain gives way to others on its core */
-    uint32_t reserved[4];
+    uint32_t core;     /* shim: where who rang last for a QP ran, plus 1; 0: it doesn't say */
+    uint32_t reserved[3];
     struct sluice_command command;
     uint64_t words[SLUICE_DOORBELL_WORDS];
     uint64_t srq_words[SLUICE_DOORBELL_SRQ_WORDS];

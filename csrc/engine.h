@@ -42,7 +42,7 @@ enum sluice_limit {
     SLUICE_LIMIT_OPERATIONS, /* per second */
     SLUICE_LIMIT_VERBS,      /* control verbs per second */
     SLUICE_LIMIT_ENGINE,     /* share of the engine's time */
-    SLUICE_LIMIT_PEER,       /* the ceiling of who is at the other end */
+    SLUICE_LIMIT_PEER,       /* the ceiling of who is at the other end, or for datagrams what its router grants */
     SLUICE_LIMIT_MRS,
     SLUICE_LIMIT_MR_BYTES,
     SLUICE_LIMIT_QPS,

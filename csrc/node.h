@@ -99,7 +99,8 @@ struct tenant {
     struct list chores[DIRECTIONS]; /* struct chore; they take turns with the QPs */
     bool chore_next[DIRECTIONS];
     struct list firsts;         /* claims: its QPs that wait for other tenants' ceilings */
-    uint64_t waits_since;       /* ns: since when there are any */
+    uint32_t held;              /* of the first: its streams of datagrams that wait for the receiver's grant */
+    uint64_t waits_since;       /* ns: since when there are any of either */
     uint32_t message_ns, kib_ns; /* what its last turns cost, averaged */
     uint32_t session_count;
     uint32_t windows;     /* of its arenas and files: window.h */

@@ -179,19 +179,36 @@ int64_t tenant_take_verb(struct tenant *tenant)
     return 0;
 }
 
+static void begin_waiting(struct tenant *tenant)
+{
+    if (list_empty(&tenant->firsts) && tenant->held == 0)
+        tenant->waits_since = tenant->engine->now;
+}
+
 void tenant_waits(struct tenant *tenant, struct claim *claim, struct lane *lane)
 {
-    if (list_empty(&tenant->firsts))
-        tenant->waits_since = tenant->engine->now;
+    begin_waiting(tenant);
     claim_wait(claim, lane, &tenant->firsts, tenant->account.entity.weight);
 }
 
 void tenant_waits_less(struct tenant *tenant)
 {
-    if (tenant->waits_since == 0 || !list_empty(&tenant->firsts))
+    if (tenant->waits_since == 0 || !list_empty(&tenant->firsts) || tenant->held)
         return;
     tenant->counters->throttled_ns[SLUICE_LIMIT_PEER] += tenant->engine->now - tenant->waits_since;
     tenant->waits_since = 0;
+}
+
+void tenant_waits_for_grant(struct tenant *tenant)
+{
+    begin_waiting(tenant);
+    tenant->held++;
+}
+
+void tenant_has_grant(struct tenant *tenant)
+{
+    tenant->held--;
+    tenant_waits_less(tenant);
 }
 
 bool tenant_may_have(struct tenant *tenant, enum sluice_limit limit, uint64_t has, uint64_t more, uint64_t max)

@@ -45,15 +45,19 @@ int64_t tenant_take_verb(struct tenant *tenant);
 
 /* A QP of the tenant's waits for the ceiling of another. */
 void tenant_waits(struct tenant *tenant, struct claim *claim, struct lane *lane);
-/* One of these does no more. */
+/* One of its streams of datagrams waits for what the receiver's router grants. */
+void tenant_waits_for_grant(struct tenant *tenant);
+/* One of these does no more: QPs, and streams. */
 void tenant_waits_less(struct tenant *tenant);
+void tenant_has_grant(struct tenant *tenant);
 
 /* Whether the tenant may have one more object (or bytes) of which it has so many. Counts a refusal. */
 bool tenant_may_have(struct tenant *tenant, enum sluice_limit limit, uint64_t has, uint64_t more, uint64_t max);
 
 /*
- * The router's open files that a tenant's objects are: sessions, contexts, channels, files that it passed, connections of its QPs. A tenant gets a
- * part of what the router may have open, so that none is short of them through another. False: no more (EMFILE).
+ * The router's open files that a tenant's objects are: sessions, contexts, channels, files that it passed, connections of its
+ * QPs. A tenant gets a part of what the router may have open, so that none is short of them through another. False: no more
+ * (EMFILE).
  */
 enum { FILES_OF_TENANT = 16384, FILES_OF_SESSION = 4 /* segment, arena, its socket, its pidfd */ };
 bool tenant_take_files(struct tenant *tenant, uint32_t count);

@@ -42,6 +42,8 @@ enum { HOPE = 8, HOPELESS = 32 };
 #define SLICE_NS 100000ull
 /* A third of an application's part of a core, where there is none to spare (sched(7)). */
 enum { CONTROL_NICE = 5 };
+/* The worker's, while it sleeps between small messages: nine times an application's part, of which it takes little. */
+enum { PROMPT_NICE = -10 };
 /* Turns take this many times as long as looking at all doorbells does. */
 enum { LOOK_SHARE = 16 };
 /* How often to ask whether a core is free. */
@@ -64,8 +66,18 @@ struct worker {
     uint32_t hope[2];     /* whether looking for an answer was worth it of late: after nothing was delivered, after something was */
     uint32_t chances;     /* to look, of those that were without hope */
     int pinned;           /* the core that it keeps to, or -1 */
-    cpu_set_t allowed;    /* where it may run when it keeps to none */
+    int shunned;          /* the core that it keeps away from, or -1 */
+    cpu_set_t allowed;    /* where it may run when it does neither, */
+    cpu_set_t kept;       /* and where it may now */
+    int caller;           /* the core from which it was rung since `placed`; or one of the following */
+    uint64_t placed;      /* ns: when it was last judged where it should run */
+    bool prompt;          /* it has PROMPT_NICE; unprompted is what it had before */
+    bool prompt_refused;
+    int unprompted;
 };
+
+/* Instead of the number of a core. */
+enum { NOBODY = -1, SEVERAL = -2 };
 
 /*
  * Where a core is free, the worker keeps to the one that it has. A virtual machine's
@@ -75,15 +87,14 @@ struct worker {
 static void keep_core(struct worker *worker)
 {
     int core = sched_getcpu();
-    cpu_set_t only;
 
     if (core < 0 || core == worker->pinned)
         return;
     if (worker->pinned < 0 && sched_getaffinity(0, sizeof(worker->allowed), &worker->allowed))
         return;
-    CPU_ZERO(&only);
-    CPU_SET(core, &only);
-    if (sched_setaffinity(0, sizeof(only), &only) == 0)
+    CPU_ZERO(&worker->kept);
+    CPU_SET(core, &worker->kept);
+    if (sched_setaffinity(0, sizeof(worker->kept), &worker->kept) == 0)
         worker->pinned = core;
 }
 
@@ -91,12 +102,40 @@ static void leave_core(struct worker *worker)
 {
     cpu_set_t now;
 
-    if (worker->pinned < 0)
+    if (worker->pinned < 0 && worker->shunned < 0)
         return;
     /* Somebody else may have moved it meanwhile (taskset): that holds. */
-    if (sched_getaffinity(0, sizeof(now), &now) == 0 && CPU_COUNT(&now) == 1 && CPU_ISSET(worker->pinned, &now))
+    if (sched_getaffinity(0, sizeof(now), &now) == 0 && CPU_EQUAL(&now, &worker->kept))
         sched_setaffinity(0, sizeof(worker->allowed), &worker->allowed);
-    worker->pinned = -1;
+    worker->pinned = worker->shunned = -1;
+}
+
+static void shun_core(struct worker *worker, int core)
+{
+    if (core == worker->shunned)
+        return;
+    leave_core(worker);
+    if (sched_getaffinity(0, sizeof(worker->allowed), &worker->allowed))
+        return;
+    worker->kept = worker->allowed;
+    CPU_CLR(core, &worker->kept);
+    if (CPU_COUNT(&worker->kept) && sched_setaffinity(0, sizeof(worker->kept), &worker->kept) == 0)
+        worker->shunned = core;
+}
+
+static void be_prompt(struct worker *worker, bool prompt)
+{
+    if (prompt == worker->prompt || worker->prompt_refused)
+        return;
+    if (prompt)
+        worker->unprompted = getpriority(PRIO_PROCESS, 0);
+    int nice = worker->unprompted + (prompt ? PROMPT_NICE : 0);
+
+    /* Of this thread alone. Not everybody may (CAP_SYS_NICE). */
+    if (setpriority(PRIO_PROCESS, 0, nice))
+        worker->prompt_refused = true;
+    else
+        worker->prompt = prompt;
 }
 
 /*
@@ -133,36 +172,88 @@ static void judge_bulk(struct sluice_engine *engine, bool crowded)
     }
 }
 
+enum cores { CORES_UNKNOWN, CORES_FREE, CORES_SCARCE };
+
 /*
  * Spinning pays where a core is free and costs a time slice where applications
  * spin on all of them (docs: facts about two cores: 5 us against 8 ms). The kernel
  * says how many threads run or want to: the fourth field of /proc/loadavg.
  */
+static enum cores count_cores(const struct worker *worker)
+{
+    char text[128];
+    unsigned running;
+    ssize_t length = worker->loadavg < 0 ? -1 : pread(worker->loadavg, text, sizeof(text) - 1, 0);
+
+    if (length <= 0)
+        return CORES_UNKNOWN;
+    text[length] = 0;
+    if (sscanf(text, "%*s %*s %*s %u/", &running) != 1)
+        return CORES_UNKNOWN;
+    return running <= (unsigned long)sysconf(_SC_NPROCESSORS_ONLN) ? CORES_FREE : CORES_SCARCE;
+}
+
 static void ask_for_cores(struct sluice_engine *engine)
 {
     struct worker *worker = engine->worker;
-    char text[128];
     cpu_set_t cpus;
-    unsigned running;
 
     if (engine->now - worker->cores_asked < CORES_NS)
         return;
     worker->cores_asked = engine->now;
     engine->linger = 0;
     /* Free to move, until it sleeps again. */
-    leave_core(worker);
-    ssize_t length = worker->loadavg < 0 ? -1 : pread(worker->loadavg, text, sizeof(text) - 1, 0);
+    if (worker->pinned >= 0)
+        leave_core(worker);
+    enum cores cores = count_cores(worker);
 
-    if (length <= 0)
+    if (cores == CORES_UNKNOWN || sched_getaffinity(0, sizeof(cpus), &cpus))
         return;
-    text[length] = 0;
-    if (sscanf(text, "%*s %*s %*s %u/", &running) != 1 || sched_getaffinity(0, sizeof(cpus), &cpus))
-        return;
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-
-    if (CPU_COUNT(&cpus) > 1 && running <= (unsigned long)online)
+    /* Where there is but one that it may have, it can't spin there. */
+    if ((CPU_COUNT(&cpus) > 1 || worker->shunned >= 0) && cores == CORES_FREE)
         engine->linger = LINGER_NS;
     judge_bulk(engine, engine->linger == 0);
+    /* It has had work for all of this time, or bytes move: then it is no more than anybody else. */
+    if (worker->giving_way || engine->now - worker->placed >= 2 * CORES_NS) {
+        be_prompt(worker, false);
+        if (worker->shunned >= 0)
+            leave_core(worker);
+    }
+}
+
+/*
+ * Where threads are more than cores, and small messages go to and fro, a worker is best on another core than the
+ * application that rings: that one spins for what the worker brings, and sees it while the worker still
+ * goes to sleep. And it comes before applications at once, not only until it has had its part of the core, after which
+ * the kernel would let them spin until the next tick: it sleeps most of the time. Not where bytes move: its wake-ups would
+ * then cut those pieces short that an application, or the other node's worker, is about to move.
+ */
+static void find_place(struct sluice_engine *engine)
+{
+    struct worker *worker = engine->worker;
+    int caller = worker->caller;
+
+    if (engine->now - worker->placed < CORES_NS)
+        return;
+    worker->placed = engine->now;
+    worker->caller = NOBODY;
+    bool scarce = caller != NOBODY && engine->linger == 0 && !worker->giving_way && count_cores(worker) == CORES_SCARCE;
+
+    be_prompt(worker, scarce);
+    if (scarce && caller >= 0)
+        shun_core(worker, caller);
+    else if (worker->shunned >= 0)
+        leave_core(worker);
+}
+
+static void note_caller(struct worker *worker, const struct session *session)
+{
+    /* As its process says, once read. */
+    uint32_t core = load_relaxed(&((const struct sluice_segment *)session->segment.base)->core);
+
+    if (core == 0 || core > CPU_SETSIZE || worker->caller == (int)core - 1)
+        return;
+    worker->caller = worker->caller == NOBODY ? (int)core - 1 : SEVERAL;
 }
 
 /* Doorbells, and send queues that are watched. */
@@ -173,8 +264,10 @@ static void look_around(struct sluice_engine *engine)
     if (port_rung(engine))
         port_collect(engine);
     for (uint32_t i = 0; i < engine->live_count; i++)
-        if (session_rung(engine->live[i]))
+        if (session_rung(engine->live[i])) {
+            note_caller(engine->worker, engine->live[i]);
             session_poll(engine->live[i]);
+        }
     if (list_empty(&engine->watched))
         return;
     list_init(&round);
@@ -272,6 +365,7 @@ static uint64_t park(struct sluice_engine *engine)
         return 0;
     if (worker->giving_way)
         ask_for_cores(engine);
+    find_place(engine);
     exchange(&engine->page->parked, 1);
     /* Pairs with the fence of whoever rings: he sees that we sleep, or we see that he rang. */
     full_fence();
@@ -279,7 +373,7 @@ static uint64_t park(struct sluice_engine *engine)
         uint64_t start = clock_now();
 
         engine->header->worker_parks++;
-        if (engine->linger)
+        if (engine->linger && worker->shunned < 0)
             keep_core(worker);
         bool naps = net_prepare(engine, &engine->page->parked);
 
@@ -408,7 +502,8 @@ int worker_start(struct sluice_engine *engine)
     if (!worker)
         return -ENOMEM;
     engine->worker = worker;
-    worker->pinned = -1;
+    worker->pinned = worker->shunned = -1;
+    worker->caller = NOBODY;
     worker->hope[false] = worker->hope[true] = HOPE;
     worker->loadavg = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
     pthread_mutex_init(&worker->lock, NULL);

@@ -508,10 +508,20 @@ static void wake_engine(void)
     }
 }
 
+/* The router's worker stays away from there while cores are scarce (csrc/worker.c). */
+static void say_core(void)
+{
+    uint32_t core = (uint32_t)(sched_getcpu() + 1);
+
+    if (__atomic_load_n(&session.head->core, __ATOMIC_RELAXED) != core)
+        __atomic_store_n(&session.head->core, core, __ATOMIC_RELAXED);
+}
+
 void session_ring(uint32_t handle)
 {
     uint32_t word = handle / 64;
 
+    say_core();
     __atomic_fetch_or(&session.head->words[word], 1ull << (handle % 64), __ATOMIC_SEQ_CST);
     __atomic_fetch_or(&session.head->summary[word / 64], 1ull << (word % 64), __ATOMIC_SEQ_CST);
     wake_engine();

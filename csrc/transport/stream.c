@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "../qp.h"
+#include "../tenant.h"
 #include "trunk.h"
 
 void streams_init(struct streams *streams)
@@ -13,11 +14,32 @@ void streams_init(struct streams *streams)
     list_init(&streams->held);
 }
 
+static struct tenant *tenant_of(const struct stream *stream)
+{
+    return tenant_find(stream->trunk->engine, stream->id / STREAM_SLOTS);
+}
+
+void stream_hold(struct stream *stream)
+{
+    if (!list_unlinked(&stream->held))
+        return;
+    list_append(&stream->trunk->streams.held, &stream->held);
+    tenant_waits_for_grant(tenant_of(stream));
+}
+
+static void release(struct stream *stream)
+{
+    if (list_unlinked(&stream->held))
+        return;
+    list_remove(&stream->held);
+    tenant_has_grant(tenant_of(stream));
+}
+
 static void let_go(struct stream *stream)
 {
     struct list going;
 
-    list_remove(&stream->held);
+    release(stream);
     list_init(&going);
     list_splice(&going, &stream->waiting);
     while (!list_empty(&going))
@@ -29,7 +51,7 @@ static void stream_free(struct stream *stream)
 {
     struct streams *streams = &stream->trunk->streams;
 
-    list_remove(&stream->held);
+    release(stream);
     streams->of[stream->id / STREAM_SLOTS][stream->id % STREAM_SLOTS] = NULL;
     free(stream);
 }
@@ -76,7 +98,7 @@ bool streams_waited_for(struct streams *streams)
 
         if (!list_empty(&stream->waiting))
             return true;
-        list_remove(&stream->held);
+        release(stream);
     }
     return false;
 }

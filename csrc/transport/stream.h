@@ -46,7 +46,7 @@ struct stream {
     uint32_t users;      /* address handles */
     uint32_t credit;     /* bytes that may be sent */
     struct list waiting; /* QPs that find too little of it */
-    struct list held;    /* in streams->held, while some may wait */
+    struct list held;    /* in streams->held, while some may wait: that is time its tenant waits for its peer */
 };
 
 /* All of a trunk's. */
@@ -60,6 +60,8 @@ void streams_init(struct streams *streams);
 void streams_free(struct streams *streams);
 /* A new connection: all credit is there again. */
 void streams_begin(struct streams *streams);
+/* A QP waits for credit of this one. */
+void stream_hold(struct stream *stream);
 /* Whoever waits looks again. */
 void streams_let_go(struct streams *streams);
 /* Whether anybody waits. */

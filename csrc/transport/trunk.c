@@ -215,8 +215,7 @@ enum progress trunk_send(struct stream *stream, struct qp *qp, struct datagram_f
     if (trunk->out.fd < 0 && trunk->given_up)
         return PROGRESS_DROPPED;
     if (trunk->out.fd >= 0 && stream->credit < size) {
-        if (list_unlinked(&stream->held))
-            list_append(&trunk->streams.held, &stream->held);
+        stream_hold(stream);
         return wait_in_line(trunk, qp, &stream->waiting);
     }
     if (trunk->out.fd < 0 || !has_room(trunk, frame))

@@ -301,6 +301,8 @@ static void what_is_beyond_a_ceiling_waits(void)
         post_receive(&to, i, i * SLOT, SLOT);
     for (uint64_t i = 0; i < ENTRIES; i++)
         post(i, SLUICE_MTU);
+    uint64_t waited = engine->tenants[tenants[0]]->counters->throttled_ns[SLUICE_LIMIT_PEER];
+
     expect_held(&from);
     worker_enter(engine);
     CHECK(counters->rx_bytes - received < ENTRIES * SLUICE_MTU);
@@ -311,6 +313,9 @@ static void what_is_beyond_a_ceiling_waits(void)
         CHECK(wait_cqe(&to).imm_data == i);
     }
     CHECK(counters->drops == drops);
+    worker_enter(engine);
+    CHECK(engine->tenants[tenants[0]]->counters->throttled_ns[SLUICE_LIMIT_PEER] > waited);
+    worker_leave(engine);
     finish();
 }
 
