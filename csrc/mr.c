@@ -11,7 +11,7 @@
 #include "session.h"
 #include "tenant.h"
 
-/* What a region may grant; relaxed ordering changes nothing here, as all is ordered. */
+/* What a region may grant. Relaxed ordering is the NIC's; what the engine copies is in order all the same. */
 #define MR_ACCESS                                                                                          \
     (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC | \
      IBV_ACCESS_MW_BIND | IBV_ACCESS_ZERO_BASED | IBV_ACCESS_RELAXED_ORDERING)

@@ -12,9 +12,9 @@
 
 enum {
     GRANTED = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC |
-              IBV_ACCESS_MW_BIND | IBV_ACCESS_ZERO_BASED,
-    /* What says only how memory may be reached fastest changes nothing here. */
-    HINTS = IBV_ACCESS_HUGETLB | IBV_ACCESS_OPTIONAL_RANGE,
+              IBV_ACCESS_MW_BIND | IBV_ACCESS_ZERO_BASED | IBV_ACCESS_RELAXED_ORDERING,
+    /* What says only how memory may be reached fastest changes nothing here, but for the order in which a NIC may write. */
+    HINTS = IBV_ACCESS_HUGETLB | (IBV_ACCESS_OPTIONAL_RANGE & ~IBV_ACCESS_RELAXED_ORDERING),
 };
 
 static bool may_be_written(unsigned access)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """--device: which of a node's RDMA devices the router takes, and what it says where it can't."""
 
+import resource
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, ClassVar
@@ -95,6 +96,18 @@ def test_the_device_of_verbs_is_found_beside_what_else_is_there(
         (tmp_path / f"uverbs{number}" / "ibdev").write_text(f"{name}\n")
     assert nic._verbs_device("rxe0") == tmp_path / "uverbs1"
     assert nic._verbs_device("rxe1") is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "capabilities", "lockable"),
+    [(8 << 20, "0000000000000000", 8 << 20), (8 << 20, "0000000000004000", None), (resource.RLIM_INFINITY, "0", None)],
+)
+def test_how_much_may_be_pinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, capabilities: str, lockable: int | None
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    (tmp_path / "status").write_text(f"Name:\tsluice\nCapEff:\t{capabilities}\nCapBnd:\tffff\n")
+    assert nic.lockable(tmp_path / "status") == lockable
 
 
 def test_a_device_that_libibverbs_does_not_list() -> None:

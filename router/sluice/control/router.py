@@ -35,7 +35,7 @@ from sluice.control.cm.realm import HostRealm
 from sluice.control.connections import Gate, OpenGate
 from sluice.control.tenant import Tenant
 from sluice.device.host import IP
-from sluice.device.nic import DEVICE_FATAL, PORT_EVENTS, PORT_IS_ACTIVE, Nic
+from sluice.device.nic import DEVICE_FATAL, PORT_EVENTS, PORT_IS_ACTIVE, Nic, lockable
 from sluice.device.node import DeviceSpec, NodeDevice, NodeDevices
 from sluice.engine import AhUnresolved, Engine, Member, Neighbour, QpDisconnected, TrunkDisconnected, lib
 from sluice.engine.counters import Counters
@@ -136,6 +136,12 @@ class Router:
             if device.nic is not None:
                 log.warning("device %s: %s", device.name, device.nic.describe())
                 asyncio.get_running_loop().add_reader(device.nic.event_fd(), self._on_nic_event, device, device.nic)
+        if any(device.nic is not None for device in self.devices) and (limit := lockable()) is not None:
+            log.warning(
+                "tenants can register %d KiB with NICs, then ENOMEM: give the router CAP_IPC_LOCK, or raise its "
+                "RLIMIT_MEMLOCK (LimitMEMLOCK= of systemd, --ulimit memlock= of containers)",
+                limit >> 10,
+            )
         self._watch_nics()
 
     def _find_outside(self) -> dict[Nic, Outside]:

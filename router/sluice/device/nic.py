@@ -9,6 +9,8 @@ Devices are found in sysfs, where the kernel lists them whether or not libibverb
 import asyncio
 import errno
 import os
+import re
+import resource
 from asyncio import Future
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,8 @@ VERBS = Path("/sys/class/infiniband_verbs")
 REACH_SECONDS = 1.0
 """How long a way that was found, or wasn't, is not looked for again."""
 REACH_THREADS = 64
+
+CAP_IPC_LOCK = 14  # linux/capability.h
 
 # Numbers of rdma-core's enums (infiniband/verbs.h).
 PORT_DOWN = 1
@@ -102,6 +106,17 @@ def check_nic(text: str) -> str:
             f"--device {text}: its link is InfiniBand, where addresses are no IP addresses: only RoCE will do"
         )
     return nic_name(*device_and_port(text))
+
+
+def lockable(status: Path = Path("/proc/self/status")) -> int | None:
+    """How many bytes of tenants' memory this process may have pinned for its NICs; None: as many as there are.
+
+    Pages count to who registers them, unless he has CAP_IPC_LOCK (getrlimit(2), capabilities(7)).
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+    unlimited = capabilities is not None and int(capabilities[1], 16) >> CAP_IPC_LOCK & 1
+    return None if unlimited or limit == resource.RLIM_INFINITY else limit
 
 
 def _verbs_device(name: str) -> Path | None:
