@@ -44,8 +44,11 @@ enum { HOPE = 8, HOPELESS = 32 };
 enum { CONTROL_NICE = 5 };
 /* The worker's, while it sleeps between small messages: nine times an application's part, of which it takes little. */
 enum { PROMPT_NICE = -10 };
-/* Turns take this many times as long as looking at all doorbells does. */
-enum { LOOK_SHARE = 16 };
+/*
+ * Turns take this many times as long as looking at all doorbells does. A look that took longer than so many loads from
+ * memory found something, or had to leave its core meanwhile: no reason to let who rings next wait 16 times that.
+ */
+enum { LOOK_SHARE = 16, LOOK_NS = 200, LOOK_ONE_NS = 40 };
 /* How often to ask whether a core is free. */
 #define CORES_NS 5000000ull
 /* How often to judge who moves much: it is a look at every session's tenant. */
@@ -287,7 +290,8 @@ static void look_around(struct sluice_engine *engine)
  */
 static bool serve(struct sluice_engine *engine, uint64_t looked_ns)
 {
-    uint64_t enough = engine->now + LOOK_SHARE * looked_ns;
+    uint64_t most = LOOK_NS + (uint64_t)LOOK_ONE_NS * engine->live_count;
+    uint64_t enough = engine->now + LOOK_SHARE * (looked_ns < most ? looked_ns : most);
 
     do {
         if (!turn_take(engine))
