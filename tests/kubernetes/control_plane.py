@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from conftest import PATIENCE, wait_until
-from programs import free_port, program, start, stop
+from programs import free_port, kill, program, start, stop
 
 WITHIN = f"--timeout={2 * PATIENCE}s"
 """How long kubectl waits for what it is to wait for: a condition of a pod is several components' work."""
@@ -167,6 +167,9 @@ class ControlPlane:
     def stop_apiserver(self) -> None:
         stop(self._processes.pop("kube-apiserver"))
 
+    def kill_apiserver(self) -> None:
+        kill(self._processes.pop("kube-apiserver"))
+
     def requests_of_routers(self) -> list[dict[str, Any]]:
         """What routers with their own account have asked for: audit.k8s.io/v1 Events."""
         lines = (self.root / "audit.log").read_text().splitlines()
@@ -185,8 +188,8 @@ class ControlPlane:
         self._processes[name] = start([program(name), *arguments], self.root / f"{name}.log")
 
     def stop(self) -> None:
-        for name in reversed(list(self._processes)):
-            stop(self._processes[name])
+        for process in reversed(self._processes.values()):
+            kill(process)
         shutil.rmtree(self.root)
 
     # ---- talking to it ---------------------------------------------------

@@ -140,7 +140,7 @@ def test_a_forgotten_past_is_read_anew(plane: ControlPlane, worker: Worker) -> N
     """410 Gone: the API server no longer knows what happened since the version that we have."""
     two_pods(plane)
     # It remembers what it saw itself, since it started.
-    plane.stop_apiserver()
+    plane.kill_apiserver()
     plane.start_apiserver()
 
     async def follow() -> tuple[int, set[str], set[str]]:
