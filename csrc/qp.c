@@ -345,8 +345,9 @@ int qp_close(struct session *session, uint32_t handle)
 
 struct qp *qp_lookup(struct sluice_engine *engine, uint32_t qp_num)
 {
-    if (engine->nic_qps && engine->nic_qps[qp_num & (NIC_NUMBERS - 1)])
-        return engine->nic_qps[qp_num & (NIC_NUMBERS - 1)];
+    /* Beyond 24 bits there are none, and ids of other things (transport/trunk.c). */
+    if (engine->nic_qps && qp_num < NIC_NUMBERS && engine->nic_qps[qp_num])
+        return engine->nic_qps[qp_num];
     struct qp *qp = engine->qps[qp_num & (SLUICE_MAX_QPS - 1)];
 
     return qp && qp->qp_num == qp_num ? qp : NULL;

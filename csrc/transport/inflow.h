@@ -60,6 +60,11 @@ void inflows_forget(struct tenant *tenant);
 
 /* NULL: none has such a number, or there is no memory. */
 struct inflow *inflow_find(struct trunk *trunk, uint32_t id);
+/* Whether the sender has the credit for so many bytes: one that sends more is none of ours. */
+static inline bool inflow_may_come(const struct inflow *inflow, uint32_t bytes)
+{
+    return inflow->owed + inflow->granted + bytes <= STREAM_WINDOW;
+}
 /* So many bytes came for a tenant, whether it took them or not; NULL: for one that isn't known, or nobody. */
 void inflow_came(struct inflow *inflow, uint32_t bytes, struct tenant *tenant);
 /* So many bytes came that their receivers were charged for. */

@@ -27,7 +27,7 @@ bool tcp_stores_answer(const struct tcp_endpoint *endpoint)
 static bool frame_fits(const struct tcp_endpoint *endpoint, const struct tcp_frame *frame)
 {
     return frame->kind >= TCP_HELLO && frame->kind < TCP_KINDS && (frame->kind == TCP_HELLO) != endpoint->greeted &&
-           frame->length <= TCP_FRAME_MAX && frame->total <= 1u << 31 && frame->offset <= frame->total &&
+           frame->length <= (frame->kind == TCP_READ ? 0 : TCP_FRAME_MAX) && frame->total <= 1u << 31 && frame->offset <= frame->total &&
            frame->length <= (frame->kind == TCP_COMPARE_SWAP || frame->kind == TCP_FETCH_ADD
                                  ? sizeof(endpoint->operands)
                                  : frame->total - frame->offset);
@@ -38,6 +38,11 @@ static bool end_frame(struct tcp_endpoint *endpoint)
 {
     bool discarded = endpoint->receiving == TCP_DISCARD;
 
+    if (discarded && endpoint->failed) {
+        /* Nothing behind a NAK is looked at, however much there is. */
+        endpoint->left = UINT32_MAX;
+        return true;
+    }
     endpoint->receiving = TCP_HEADER;
     if (discarded)
         return true;

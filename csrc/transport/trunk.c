@@ -332,7 +332,7 @@ static enum progress take_datagrams(struct trunk *trunk)
             break;
         struct inflow *inflow = inflow_find(trunk, frame->stream);
 
-        if (!inflow)
+        if (!inflow || !inflow_may_come(inflow, datagram_size(frame->length)))
             return PROGRESS_FAILED;
         if (!datagram_arrived(inflow, frame)) {
             progress = PROGRESS_BLOCKED;

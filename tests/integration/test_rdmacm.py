@@ -32,12 +32,19 @@ def test_rping(router: RunningRouter, size: int, own_qp: list[str]) -> None:
 def test_rping_of_several_clients(router: RunningRouter) -> None:
     port = next_port()
     server = serving(router, "b", "rping", "-s", "-P", "-p", str(port), port=port)
-    clients = [
-        router.run(tenant, "rping", "-c", "-a", "127.0.0.1", "-p", str(port), "-C", "5", "-v")
-        for tenant in ("a", "c", "b")
-    ]
+    clients = []
+    for tenant in ("a", "c", "b"):
+        sent = 0 if tenant == "c" else router.status(tenant)["counters"]["tx_messages"]
+        clients.append(router.run(tenant, "rping", "-c", "-a", "127.0.0.1", "-p", str(port), "-C", "500", "-v"))
+        if tenant == "b":
+            break
+        # One after the other: before rdma-core 56 rping forgets a request that comes before it has looked at the one before.
+        wait_until(
+            lambda: clients[-1].poll() is not None or router.status(tenant)["counters"]["tx_messages"] > sent,
+            "the connection",
+        )
     for client in clients:
-        assert output_of(client).count("ping data: ") == 5
+        assert output_of(client).count("ping data: ") == 500
     server.terminate()
     output_of(server, expected=143)
 

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "atomic.h"
@@ -196,4 +197,9 @@ void expect_broken(const struct client *client)
     while (sluice_engine_next_event(engine, &event) == 0)
         sched_yield();
     CHECK(event.kind == SLUICE_EVENT_SESSION_BROKEN && event.session == client->session && event.reason[0]);
+}
+
+void make_connection(int ends[2])
+{
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
 }

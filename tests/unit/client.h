@@ -62,6 +62,9 @@ void publish(struct client *client);
 void post_receive(struct client *client, uint64_t wr_id, uint32_t offset, uint32_t length);
 struct sluice_cqe wait_cqe(struct client *client);
 
+/* The two ends of a connection. */
+void make_connection(int ends[2]);
+
 /* Waits until the engine has reported the session as broken. */
 void expect_broken(const struct client *client);
 

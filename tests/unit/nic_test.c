@@ -21,6 +21,7 @@
 #include "nic.h"
 #include "qp.h"
 #include "transport/nic.h"
+#include "transport/trunk.h"
 #include "worker.h"
 
 enum { GID_INDEX = 0, UNTOUCHED = 1 << 20, QKEY = 0x1234 };
@@ -1007,6 +1008,38 @@ static void count(uint32_t messages)
     close_engine();
 }
 
+/* Sockets have ids beside QP numbers, which a NIC chooses as it likes. */
+static void test_a_trunk_is_no_queue_pair(void)
+{
+    struct datagram_frame nonsense = {.length = SLUICE_MTU + 1};
+    struct client client;
+    int ends[2], trunk;
+    bool looked = false;
+    uint8_t byte;
+
+    open_engine();
+    open_client(&client);
+    CHECK(client.qp_num & 1);
+    do
+        trunk = sluice_trunk_open(engine);
+    while (trunk >= 0 && (uint32_t)trunk != client.qp_num / 2);
+    make_connection(ends);
+    CHECK(trunk >= 0 && sluice_trunk_accept(engine, (uint32_t)trunk, ends[0]) == 0);
+    /* From now on only epoll tells. */
+    while (!looked) {
+        worker_enter(engine);
+        looked = !engine->trunks[trunk]->in.readable;
+        worker_leave(engine);
+        sched_yield();
+    }
+    CHECK(write(ends[1], &nonsense, sizeof(nonsense)) == sizeof(nonsense));
+    /* It hangs up. */
+    CHECK(read(ends[1], &byte, 1) == 0);
+    close(ends[1]);
+    close_client(&client);
+    close_engine();
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 3 && strcmp(argv[1], "COUNT") == 0) {
@@ -1035,5 +1068,6 @@ int main(int argc, char **argv)
     RUN(test_ceilings_are_the_nics_where_it_can_pace);
     RUN(test_what_the_nic_cant_pace);
     RUN(test_events_are_those_of_the_port);
+    RUN(test_a_trunk_is_no_queue_pair);
     return 0;
 }

@@ -458,6 +458,29 @@ static void what_came_is_granted_again(void)
     finish();
 }
 
+/* Who sends what nobody has granted is no router: its connection ends, and no count of what it is owed runs over. */
+static void credit_is_not_for_the_taking(void)
+{
+    enum { FIT = STREAM_WINDOW / LARGEST };
+    struct sluice_shape none = {0}, narrow = {.share = {.max_bps = {1000, 1000}, .burst = {8192, 8192}}};
+    uint8_t datagram[LARGEST] = {0};
+    struct datagram_frame *frame = (struct datagram_frame *)datagram;
+    uint32_t said = 0;
+
+    begin();
+    CHECK(sluice_tenant_shape(engine, tenants[1], &narrow) == 0);
+    int socket = speak_to();
+
+    *frame = (struct datagram_frame){.length = SLUICE_MTU, .src_qp = 1, .dst_qp = to.qp_num, .qkey = QKEY, .stream = stream_id(3, 5)};
+    memcpy(frame->dgid, gids[1], sizeof(frame->dgid));
+    while (said < 16 * FIT && send(socket, datagram, sizeof(datagram), MSG_NOSIGNAL) == sizeof(datagram))
+        said++;
+    CHECK(said >= FIT && said < 16 * FIT);
+    CHECK(sluice_tenant_shape(engine, tenants[1], &none) == 0);
+    close(socket);
+    finish();
+}
+
 /* Its router is there, and grants nothing nor says that it lives. */
 static void a_silent_node_is_given_up(void)
 {
@@ -631,6 +654,7 @@ int main(void)
     RUN(a_stream_is_held_back_alone);
     RUN(a_tenant_has_its_share_of_streams);
     RUN(what_came_is_granted_again);
+    RUN(credit_is_not_for_the_taking);
     RUN(nonsense_harms_nobody);
     RUN(nobody_connects);
     RUN(a_silent_node_is_given_up);
