@@ -26,9 +26,10 @@ static void done(struct errand *errand, bool carried)
     free(fence);
 }
 
-struct fence *fence_send(struct reach *reach, void (*over)(void *owner), void *owner)
+struct fence *fence_send(struct sluice_engine *engine, struct reach *reach, void (*over)(void *owner), void *owner)
 {
-    struct fence *fence = reach && reach_busy(reach) ? calloc(1, sizeof(*fence)) : NULL;
+    bool due = reach && reach_busy(reach) && reach_has_room(engine, reach);
+    struct fence *fence = due ? calloc(1, sizeof(*fence)) : NULL;
 
     if (!fence)
         return NULL;
@@ -40,8 +41,10 @@ struct fence *fence_send(struct reach *reach, void (*over)(void *owner), void *o
     return fence;
 }
 
-void fence_forget(struct fence *fence)
+void fence_forget(struct sluice_engine *engine, struct fence *fence)
 {
-    if (fence)
-        fence->owner = NULL;
+    if (!fence)
+        return;
+    fence->owner = NULL;
+    errand_keep(engine, &fence->errand);
 }

@@ -13,11 +13,12 @@ struct fence;
 
 /*
  * over(owner) is called once, from the worker, when all that the thread has now is done, or failed as the session ended. NULL: there
- * is nothing to wait for (reach: NULL, where the session has no such memory), or no memory for a fence.
+ * is nothing to wait for (reach: NULL, where the session has no such memory); or too much of its tenant's hangs, or there is no
+ * memory, and it isn't waited for.
  */
-struct fence *fence_send(struct reach *reach, void (*over)(void *owner), void *owner);
+struct fence *fence_send(struct sluice_engine *engine, struct reach *reach, void (*over)(void *owner), void *owner);
 
 /* The owner goes, and isn't called. NULL is harmless. */
-void fence_forget(struct fence *fence);
+void fence_forget(struct sluice_engine *engine, struct fence *fence);
 
 #endif

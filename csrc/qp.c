@@ -312,7 +312,7 @@ void qp_free(struct qp *qp)
 {
     qp_deactivate(qp);
     relay_free(qp);
-    fence_forget(qp->fence);
+    fence_forget(qp->session->engine, qp->fence);
     parcels_drop(qp);
     qp_disconnect(qp);
     multicast_detach_all(qp);

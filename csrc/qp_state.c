@@ -68,7 +68,7 @@ static void flush(struct qp *qp)
 {
     if (qp->session->broken)
         return;
-    qp->fence = fence_send(storing(qp), on_fence, qp);
+    qp->fence = fence_send(qp->session->engine, storing(qp), on_fence, qp);
     if (!qp->fence)
         flush_now(qp);
 }
@@ -158,7 +158,7 @@ static void reset(struct qp *qp)
     qp_deactivate(qp);
     qp_disconnect(qp);
     mws_of_qp(qp);
-    fence_forget(qp->fence);
+    fence_forget(qp->session->engine, qp->fence);
     qp->fence = NULL;
     /* Everything posted is forgotten; the shim does the same with its side. */
     qp->message.active = false;

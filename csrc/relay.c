@@ -39,20 +39,15 @@ static void done(struct errand *errand, bool carried)
 
 /* ---- the worker's -------------------------------------------------------- */
 
-static void send(struct reach *reach, struct relay *relay, enum relay_state purpose)
-{
-    relay->state = RELAY_UNDERWAY;
-    relay->purpose = purpose;
-    relay->own = reach == relay->qp->session->reach;
-    reach_send(reach, &relay->errand);
-}
-
 /* The piece at the relay's address; its QP waits from now. False: too much of its tenant's hangs. */
 static bool start(struct reach *reach, struct relay *relay, enum relay_state purpose)
 {
     if (!reach_has_room(relay->qp->session->engine, reach))
         return false;
-    send(reach, relay, purpose);
+    relay->state = RELAY_UNDERWAY;
+    relay->purpose = purpose;
+    relay->own = reach == relay->qp->session->reach;
+    reach_send(reach, &relay->errand);
     return true;
 }
 
@@ -192,8 +187,7 @@ enum relayed relay_fence(struct qp *qp)
     }
     if (!reach || !reach_busy(reach) || !(relay = relay_of(qp)))
         return RELAYED_DONE;
-    send(reach, relay, RELAY_FENCED);
-    return RELAYED_LATER;
+    return start(reach, relay, RELAY_FENCED) ? RELAYED_LATER : RELAYED_DONE;
 }
 
 void relay_drop(struct qp *qp)

@@ -53,7 +53,7 @@ enum relayed relay_gather(struct qp *qp, struct spans *data);
 /* An atomic of the word at target, 8 bytes; message.original gets what was there. */
 enum relayed relay_atomic(struct qp *qp, const struct span *target);
 
-/* Waits until the thread of the QP's own process has done what it has now (fence.h). Not RELAYED_FAILED. */
+/* Waits until the thread of the QP's own process has done what it has now, as fence.h. Not RELAYED_FAILED. */
 enum relayed relay_fence(struct qp *qp);
 
 static inline bool relay_underway(const struct qp *qp)

@@ -160,7 +160,7 @@ void session_free(struct session *session)
         context_free(list_entry(session->contexts.next, struct context, link));
 
     list_remove(&session->command);
-    fence_forget(session->fence);
+    fence_forget(engine, session->fence);
     engine->sessions[session->number] = NULL;
     engine->live[session->live] = engine->live[--engine->live_count];
     engine->live[session->live]->live = session->live;
@@ -216,7 +216,7 @@ static void answer_fenced(void *owner)
 void session_answer_fenced(struct session *session, const struct sluice_command *command)
 {
     session->fenced = *command;
-    session->fence = fence_send(session->reach, answer_fenced, session);
+    session->fence = fence_send(session->engine, session->reach, answer_fenced, session);
     if (!session->fence)
         session_answer(session, command);
 }

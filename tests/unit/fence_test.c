@@ -18,6 +18,7 @@
 #include "check.h"
 #include "client.h"
 #include "qp.h"
+#include "reach.h"
 #include "worker.h"
 
 enum {
@@ -461,6 +462,34 @@ static void datagrams_fail(void)
     }
 }
 
+/* Whose thread hangs leaves no more with it than REACH_KEPT, whatever he ends. */
+static void what_hangs_is_bounded(void)
+{
+    open_pair(SLUICE_TRANSPORT_LOCAL);
+    hold();
+    post(&b, IBV_WR_RDMA_READ, &a);
+    await_store();
+    for (uint32_t i = 0; i < REACH_KEPT + ENTRIES; i++) {
+        worker_enter(engine);
+        struct qp *qp = engine->sessions[b.session]->qps[b.qp];
+
+        /* As a receive of which a part has come. */
+        qp->receive.active = true;
+        qp->receive.pd = qp->pd;
+        qp->receive.cq = qp->recv_cq;
+        worker_leave(engine);
+        end_with(&b, IBV_QPS_ERR);
+        end_with(&b, IBV_QPS_RESET);
+    }
+    worker_enter(engine);
+    const struct reach *reach = engine->sessions[b.session]->reach;
+
+    CHECK(reach_busy(reach) && !reach_has_room(engine, reach));
+    worker_leave(engine);
+    let_go();
+    close_pair();
+}
+
 int main(void)
 {
     struct sluice_shape none = {0};
@@ -474,6 +503,7 @@ int main(void)
     RUN(a_window_ends_when_nothing_is_under_way);
     RUN(connected_queue_pairs_fail);
     RUN(datagrams_fail);
+    RUN(what_hangs_is_bounded);
     CHECK(sluice_tenant_remove(engine, tenant) == 0);
     sluice_engine_close(engine);
     return 0;
