@@ -6,8 +6,10 @@
  *     wire PORT [DEVICE GID_INDEX]           the server
  *     wire PORT HOST [DEVICE GID_INDEX]      the client, which prints a line for each figure
  *
- * write, read and send: MB/s at 64 KiB and 1 MiB, with 16 requests outstanding; rate: thousand 8-byte WRITEs a second,
- * 64 outstanding; latency: microseconds of half a round trip of 8-byte WRITEs, the median.
+ * write, read and send: MB/s at 64 KiB and 1 MiB, with 16 requests outstanding, and 32 receives: with as many as requests each SEND
+ * would race the receive that follows another, and what comes too early waits for a timer (of 4 ms and more on rxe). rate:
+ * thousand 8-byte WRITEs a second, 64 outstanding. latency: microseconds of half a round trip of 8-byte WRITEs that both
+ * sides spin for, the median; latency_asleep: the same of SENDs, where both sleep until they have an event.
  */
 #include <arpa/inet.h>
 #include <infiniband/verbs.h>
@@ -20,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MEMORY = 1 << 20, DEPTH = 64, WINDOW = 16, ROUNDS = 400 };
+enum { MEMORY = 1 << 20, DEPTH = 64, WINDOW = 16, RECEIVES = 2 * WINDOW, ROUNDS = 400 };
 
 #define MUST(condition)                                                          \
     do {                                                                         \
@@ -36,6 +38,7 @@ struct address {
     union ibv_gid gid;
 };
 
+static struct ibv_comp_channel *channel;
 static struct ibv_cq *cq;
 static struct ibv_qp *qp;
 static struct ibv_mr *mr;
@@ -72,7 +75,8 @@ static void open_end(const char *name, struct address *own)
     MUST(context);
     struct ibv_pd *pd = ibv_alloc_pd(context);
 
-    cq = ibv_create_cq(context, 4 * DEPTH, NULL, NULL, 0);
+    channel = ibv_create_comp_channel(context);
+    cq = ibv_create_cq(context, 4 * DEPTH, NULL, channel, 0);
     struct ibv_qp_init_attr init = {.send_cq = cq, .recv_cq = cq, .qp_type = IBV_QPT_RC,
                                     .cap = {.max_send_wr = DEPTH, .max_recv_wr = DEPTH, .max_send_sge = 1,
                                             .max_recv_sge = 1, .max_inline_data = 16}};
@@ -81,7 +85,7 @@ static void open_end(const char *name, struct address *own)
     memory = aligned_alloc(4096, MEMORY);
     memset((void *)memory, 0, MEMORY);
     mr = ibv_reg_mr(pd, (void *)memory, MEMORY, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ);
-    MUST(cq && qp && mr && !ibv_query_port(context, 1, &port));
+    MUST(channel && cq && qp && mr && !ibv_query_port(context, 1, &port));
     own->memory = (uintptr_t)memory;
     own->key = mr->rkey;
     own->qp_num = qp->qp_num;
@@ -168,13 +172,14 @@ static double ask(enum ibv_wr_opcode opcode, uint32_t length, uint32_t total, ui
     return now() - start;
 }
 
+/* As many receives are there as before. */
 static void answer(uint32_t total)
 {
-    for (uint32_t posted = 0, done = 0; done < total;) {
+    for (uint32_t done = 0; done < total;) {
         uint32_t more = complete();
 
         done += more;
-        for (; more && posted < total; more--, posted++)
+        for (; more; more--)
             post_receive();
     }
 }
@@ -218,6 +223,56 @@ static void ping(bool first)
         printf("latency %.1f\n", took[ROUNDS / 2]);
 }
 
+/* Asleep until a message is there. */
+static void await_receive(void)
+{
+    for (bool armed = false;; armed = !armed) {
+        struct ibv_wc wc;
+        struct ibv_cq *of;
+        void *context;
+        int count;
+
+        while ((count = ibv_poll_cq(cq, 1, &wc)) > 0) {
+            MUST(wc.status == IBV_WC_SUCCESS);
+            if (wc.opcode & IBV_WC_RECV)
+                return;
+        }
+        MUST(count == 0);
+        if (!armed) {
+            MUST(!ibv_req_notify_cq(cq, 1));
+            continue;
+        }
+        MUST(!ibv_get_cq_event(channel, &of, &context));
+        ibv_ack_cq_events(of, 1);
+    }
+}
+
+/* A message there and one back, where nobody spins: both sides sleep until they have an event. */
+static void ping_asleep(bool first)
+{
+    static double took[ROUNDS];
+    struct ibv_sge sge = {(uintptr_t)memory, 8, mr->lkey};
+    struct ibv_send_wr *bad, wr = {.sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_SEND,
+                                   .send_flags = IBV_SEND_SIGNALED | IBV_SEND_INLINE | IBV_SEND_SOLICITED};
+
+    post_receive();
+    meet();
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        double start = now();
+
+        if (!first)
+            await_receive();
+        post_receive();
+        MUST(!ibv_post_send(qp, &wr, &bad));
+        if (first)
+            await_receive();
+        took[round] = (now() - start) / 2;
+    }
+    qsort(took, ROUNDS, sizeof(*took), ascending);
+    if (first)
+        printf("latency_asleep %.1f\n", took[ROUNDS / 2]);
+}
+
 static void measure(bool client)
 {
     static const struct {
@@ -225,24 +280,24 @@ static void measure(bool client)
         enum ibv_wr_opcode opcode;
     } kinds[] = {{"write", IBV_WR_RDMA_WRITE}, {"read", IBV_WR_RDMA_READ}, {"send", IBV_WR_SEND}};
 
+    for (uint32_t i = 0; i < RECEIVES && !client; i++)
+        post_receive();
     for (uint32_t length = 1 << 16; length <= MEMORY; length <<= 4)
         for (uint32_t kind = 0; kind < 3; kind++) {
             uint32_t total = (48u << 20) / length;
 
-            for (uint32_t i = 0; i < WINDOW && !client && kind == 2; i++)
-                post_receive();
             meet();
             if (client)
                 printf("%s_%u %.1f\n", kinds[kind].name, length, length * (double)total / ask(kinds[kind].opcode, length, total, WINDOW));
             else if (kind == 2)
                 answer(total);
             meet();
-            /* What was posted for nobody is left there: the next SENDs take it. */
         }
     if (client)
         printf("rate %.1f\n", 4000 * 1e3 / ask(IBV_WR_RDMA_WRITE, 8, 4000, DEPTH));
     meet();
     ping(client);
+    ping_asleep(client);
 }
 
 int main(int argc, char **argv)
