@@ -169,6 +169,12 @@ def test_an_address_is_given_once_in_the_cluster(cluster: Cluster) -> None:
     holder.communicate("", timeout=PATIENCE)
 
 
+def test_status_shows_the_other_nodes(cluster: Cluster) -> None:
+    command = [sys.executable, "-m", "sluice", "status", "--state-dir", str(cluster["alpha"].state_dir)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+    assert text.splitlines()[1].split()[:3] == ["beta", "192.0.2.2:7471", "up"], text
+
+
 STRANGER = """
 import socket
 for text in (bytes(64), b""):

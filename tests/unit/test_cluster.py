@@ -498,6 +498,24 @@ def test_many_strangers_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None
     with_port(test)
 
 
+def test_a_data_port_that_is_closed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Once, and when it is open again; what is wanted there fails each time."""
+
+    async def test(knocking: Knocking) -> None:
+        port = knocking.port
+        closed = Node("beta", IPv4Address("127.0.0.1"), KEY.encode(), free_port())
+        for _ in range(2):
+            with pytest.raises(OSError, match=str(closed.data_port)):
+                await port.connect(closed, b"")
+        assert list(port.unreachable) == ["beta"]
+        assert caplog.text.count("node beta: its data port can't be reached") == 1
+        with socket.create_server((str(closed.address), closed.data_port)):
+            (await port.connect(closed, b"")).close()
+        assert not port.unreachable and "node beta: its data port can be reached now" in caplog.text
+
+    with_port(test)
+
+
 def test_a_ticket_is_good_once_and_the_latest_alone() -> None:
     async def test(knocking: Knocking) -> None:
         port = knocking.port

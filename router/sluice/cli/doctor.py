@@ -183,6 +183,15 @@ def _cluster(status: dict[str, Any]) -> Iterator[Finding]:
             f"does it run? Can TCP ports {port} and {int(port) + 1} of {address} be reached from here, past firewalls? "
             "Does its log tell that it refuses this node's key?",
         )
+    for name, why in sorted(part.get("connections", {}).get("unreachable", {}).items()):
+        if name in down or name not in peers:
+            continue
+        yield Finding(
+            f"node {name}",
+            "wrong",
+            f"its router answers, its data port could not be reached when it was last tried: {why}",
+            "is that TCP port open from here, past firewalls? The two nodes' tenants can't talk without it",
+        )
     if part["strangers"]:
         yield Finding(
             "other nodes' keys",

@@ -171,18 +171,31 @@ def _qp_rows(status: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def _peer_rows(status: dict[str, Any]) -> list[list[str]]:
+    """A line for each other node, where there are any."""
+    peers = (status["cluster"] or {"peers": {}})["peers"]
+    rows = [["NODE", "ADDRESS", "ROUTER", "TENANTS"]]
+    for name, peer in sorted(peers.items()):
+        rows.append([name, peer["address"], "up" if peer["alive"] else "down", str(peer["tenants"])])
+    return rows
+
+
 def run(options: argparse.Namespace) -> int:
     state_dir = options.state_dir.absolute()
     before = ask(state_dir, "status")
     if options.json:
         print(json.dumps(before, indent=2))
         return 0
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    peers = _peer_rows(before)
+    if len(peers) > 1:
+        head, *lines = table(peers, left=3).splitlines()
+        print(f"{bold}{head}{plain}", *lines, "", sep="\n")
     if not before["tenants"]:
         print("the router runs; no tenants yet (sluice run --tenant NAME -- COMMAND)")
         return 0
     time.sleep(INTERVAL)
     after = ask(state_dir, "status")
-    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
     head, *lines = table(tenant_rows(before, after)).splitlines()
     print(f"{bold}{head}{plain}", *lines, sep="\n")
     groups = group_rows(before, after)

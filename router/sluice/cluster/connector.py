@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any
 
-from sluice.cluster.data_port import DataPort, connect
+from sluice.cluster.data_port import DataPort
 from sluice.cluster.directory import Directory
 from sluice.cluster.links import Links, PeerRefused, PeerUnreachable
 from sluice.cluster.messages import Dial, Refused, Ticket
@@ -121,12 +121,13 @@ class Connector:
         """Datagrams go to groups, and so to all nodes."""
         self.trunks.to_all()
 
-    def status(self) -> dict[str, int]:
+    def status(self) -> dict[str, Any]:
         return {
             "wanted": len(self._wanted),
             "connected": sum(wanted.connected for wanted in self._wanted.values()),
             "refused": self._port.refused,
             "trunks": self.trunks.connected(),
+            "unreachable": dict(self._port.unreachable),
         }
 
     def _start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -202,7 +203,7 @@ class Connector:
             answer = await self._links.request(place.node, request)
             if not isinstance(answer, Ticket) or wanted.connected:
                 return
-            with await connect(node, answer.ticket) as connection:
+            with await self._port.connect(node, answer.ticket) as connection:
                 if self._alive(wanted) and not wanted.connected:
                     self._attach(wanted, connection)
         finally:

@@ -32,6 +32,8 @@ ACCEPTS = 64
 """Connections taken at a time, before others of this router have their turn."""
 SAY_SECONDS = 3.0
 CONNECT_SECONDS = 3.0
+SLOW_SECONDS = 0.5
+"""Who wanted a connection may give up before: after this long that counts as no answer."""
 
 Attach = Callable[[socket.socket], None]
 """Takes a connection over, or leaves it: then it is closed. May raise OSError, which does the same."""
@@ -64,6 +66,8 @@ class DataPort:
         self._strangers: dict[str, dict[asyncio.Task[None], None]] = {}
         """By address, the oldest first."""
         self.refused = 0
+        self.unreachable: dict[str, str] = {}
+        """Nodes whose data port could not be reached when it was last tried, and why."""
         self._listener = self._listen(me)
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
@@ -78,6 +82,31 @@ class DataPort:
             raise OSError(error.errno, f"{me.address}:{me.data_port}: {error.strerror}") from None
         listener.setblocking(False)
         return listener
+
+    async def connect(self, node: Node, ticket: bytes) -> socket.socket:
+        """As connect(); what becomes of it is remembered, and logged where it is news. OSError."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        try:
+            connection = await connect(node, ticket)
+        except OSError as error:
+            self._unreached(node, str(error))
+            raise
+        except asyncio.CancelledError:
+            if loop.time() - start >= SLOW_SECONDS:
+                self._unreached(node, f"{node.address}:{node.data_port} did not answer")
+            raise
+        if self.unreachable.pop(node.name, None) is not None:
+            log.warning("node %s: its data port can be reached now", node.name)
+        return connection
+
+    def _unreached(self, node: Node, why: str) -> None:
+        if node.name not in self.unreachable:
+            log.warning(
+                "node %s: its data port can't be reached, so tenants can't talk: %s; is TCP port %d of %s open?",
+                *(node.name, why, node.data_port, node.address),
+            )
+        self.unreachable[node.name] = why
 
     def expect(self, what: Hashable, attach: Attach) -> bytes:
         """A ticket for somebody whose connection attach is to get. An earlier one for the same is void.

@@ -9,7 +9,7 @@ import errno
 import logging
 import socket
 
-from sluice.cluster.data_port import DataPort, connect
+from sluice.cluster.data_port import DataPort
 from sluice.cluster.links import Links, PeerUnreachable
 from sluice.cluster.messages import DialTrunk, Refused, Ticket
 from sluice.engine import Engine
@@ -100,7 +100,7 @@ class Trunks:
         answer = await self._links.request(node, DialTrunk(VERSION))
         if not isinstance(answer, Ticket):
             raise PeerUnreachable(f"node {node!r} answered with {type(answer).__name__}")
-        with await connect(self._links.node(node), answer.ticket) as connection:
+        with await self._port.connect(self._links.node(node), answer.ticket) as connection:
             self._engine.connect_trunk(self._numbers[node], connection.fileno())
             connection.detach()
         self._connected.add(node)
