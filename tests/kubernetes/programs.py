@@ -3,9 +3,11 @@
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -62,6 +64,16 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """One that nobody gets by chance before it is used: below those that the kernel gives to connections (from 32768),
+    of which a control plane makes hundreds.
+    """
+    while True:
+        port = random.randrange(20000, 30000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            if port not in _given:
+                _given.add(port)
+                return port
