@@ -198,6 +198,7 @@ void net_serve(struct sluice_engine *engine)
         end_lingering(engine);
     if (list_empty(&net->ready))
         return;
+    net->served = engine->now;
     list_init(&round);
     list_splice(&round, &net->ready);
     while (!list_empty(&round)) {

@@ -36,6 +36,7 @@ struct net {
     uint32_t sockets;
     bool watches;    /* something else that may wake the worker: a NIC */
     uint64_t looked; /* ns: when epoll was last asked */
+    uint64_t served; /* ns: when a socket last had something to do */
     struct uring *uring;
     struct lookout *lookout; /* in its place */
     struct tcp_batch *batch;
