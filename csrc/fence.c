@@ -28,7 +28,7 @@ static void done(struct errand *errand, bool carried)
 
 struct fence *fence_send(struct sluice_engine *engine, struct reach *reach, void (*over)(void *owner), void *owner)
 {
-    bool due = reach && reach_busy(reach) && reach_has_room(engine, reach);
+    bool due = reach && reach_busy(reach) && reach_may_wait(engine, reach);
     struct fence *fence = due ? calloc(1, sizeof(*fence)) : NULL;
 
     if (!fence)
@@ -46,5 +46,5 @@ void fence_forget(struct sluice_engine *engine, struct fence *fence)
     if (!fence)
         return;
     fence->owner = NULL;
-    errand_keep(engine, &fence->errand);
+    errand_leave(engine, &fence->errand);
 }

@@ -13,7 +13,7 @@ struct fence;
 
 /*
  * over(owner) is called once, from the worker, when all that the thread has now is done, or failed as the session ended. NULL: there
- * is nothing to wait for (reach: NULL, where the session has no such memory); or too much of its tenant's hangs, or there is no
+ * is nothing to wait for (reach: NULL, where the session has no such memory); or too many whose owner has gone hang, or there is no
  * memory, and it isn't waited for.
  */
 struct fence *fence_send(struct sluice_engine *engine, struct reach *reach, void (*over)(void *owner), void *owner);

@@ -311,15 +311,16 @@ int qp_create(struct session *session, const struct sluice_create_qp_request *re
 void qp_free(struct qp *qp)
 {
     qp_deactivate(qp);
-    relay_free(qp);
-    fence_forget(qp->session->engine, qp->fence);
-    parcels_drop(qp);
     qp_disconnect(qp);
     multicast_detach_all(qp);
     mws_of_qp(qp);
     list_remove(&qp->in_xrcd);
     timers_release(&qp->session->engine->timers);
     nic_qp_destroy(qp);
+    /* Not before: what the NIC still had for it has arrived meanwhile. */
+    relay_free(qp);
+    fence_forget(qp->session->engine, qp->fence);
+    parcels_drop(qp);
     give_number(qp);
     use_objects(qp, -1);
     qp->counters->qp_num = 0;

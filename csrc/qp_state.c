@@ -66,7 +66,8 @@ static struct reach *storing(const struct qp *qp)
 /* The end of it, when nothing is out any more: what is flushed is the application's again. */
 static void flush(struct qp *qp)
 {
-    if (qp->session->broken)
+    /* Failed again by what its NIC still had: the first one's fence is out. */
+    if (qp->session->broken || qp->fence)
         return;
     qp->fence = fence_send(qp->session->engine, storing(qp), on_fence, qp);
     if (!qp->fence)

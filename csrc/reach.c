@@ -18,7 +18,7 @@ struct port {
     uint32_t rung;
     uint32_t users; /* the engine and the threads */
     struct sluice_engine_page *page; /* NULL: the engine is closed */
-    uint32_t kept[SLUICE_MAX_TENANTS]; /* errands; the worker's alone */
+    uint32_t kept[SLUICE_MAX_TENANTS], left[SLUICE_MAX_TENANTS]; /* errands; the worker's alone */
 };
 
 struct reach {
@@ -121,9 +121,9 @@ void port_collect(struct sluice_engine *engine)
     while (!list_empty(&done)) {
         struct errand *errand = list_entry(list_take(&done), struct errand, link);
 
-        if (errand->kept)
-            port->kept[errand->tenant]--;
-        errand->kept = false;
+        if (errand->count)
+            --*errand->count;
+        errand->count = NULL;
         errand->reach->underway--;
         reach_leave(errand->reach);
         errand->done(errand, errand->carried);
@@ -132,13 +132,24 @@ void port_collect(struct sluice_engine *engine)
 
 void errand_keep(struct sluice_engine *engine, struct errand *errand)
 {
-    errand->kept = true;
-    engine->port->kept[errand->tenant]++;
+    errand->count = &engine->port->kept[errand->tenant];
+    ++*errand->count;
+}
+
+void errand_leave(struct sluice_engine *engine, struct errand *errand)
+{
+    errand->count = &engine->port->left[errand->tenant];
+    ++*errand->count;
 }
 
 bool reach_has_room(const struct sluice_engine *engine, const struct reach *reach)
 {
     return engine->port->kept[reach->tenant] < REACH_KEPT;
+}
+
+bool reach_may_wait(const struct sluice_engine *engine, const struct reach *reach)
+{
+    return engine->port->left[reach->tenant] < REACH_KEPT;
 }
 
 /* ---- the thread -------------------------------------------------------- */

@@ -25,7 +25,8 @@ struct errand {
     bool (*carry)(const struct reach *reach, struct errand *errand);
     /* The worker's, when it is back. */
     void (*done)(struct errand *errand, bool carried);
-    bool carried, kept;
+    bool carried;
+    uint32_t *count; /* where it counts to its tenant until it is back; or NULL */
     struct reach *reach; /* whose thread has it; not freed before it is back */
     uint32_t tenant; /* whose memory it goes to: its number */
 };
@@ -47,6 +48,12 @@ bool reach_busy(const struct reach *reach);
  */
 void errand_keep(struct sluice_engine *engine, struct errand *errand);
 bool reach_has_room(const struct sluice_engine *engine, const struct reach *reach);
+/*
+ * The same for fences whose owner has gone. They count by themselves: however much others send there, an owner may wait
+ * for the end of it.
+ */
+void errand_leave(struct sluice_engine *engine, struct errand *errand);
+bool reach_may_wait(const struct sluice_engine *engine, const struct reach *reach);
 
 /* For carry: bytes from or to the process's memory, in address order, the last 8 stored last. */
 bool reach_read(const struct reach *reach, uint64_t address, uint8_t *bytes, uint32_t length);

@@ -42,7 +42,9 @@ static void done(struct errand *errand, bool carried)
 /* The piece at the relay's address; its QP waits from now. False: too much of its tenant's hangs. */
 static bool start(struct reach *reach, struct relay *relay, enum relay_state purpose)
 {
-    if (!reach_has_room(relay->qp->session->engine, reach))
+    const struct sluice_engine *engine = relay->qp->session->engine;
+
+    if (purpose == RELAY_FENCED ? !reach_may_wait(engine, reach) : !reach_has_room(engine, reach))
         return false;
     relay->state = RELAY_UNDERWAY;
     relay->purpose = purpose;
@@ -199,7 +201,10 @@ void relay_drop(struct qp *qp)
     if (relay->state == RELAY_UNDERWAY) {
         relay->qp = NULL;
         qp->relay = NULL;
-        errand_keep(qp->session->engine, &relay->errand);
+        if (relay->purpose == RELAY_FENCED)
+            errand_leave(qp->session->engine, &relay->errand);
+        else
+            errand_keep(qp->session->engine, &relay->errand);
         return;
     }
     relay->state = RELAY_IDLE;

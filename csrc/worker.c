@@ -40,6 +40,8 @@ uint32_t sluice_fence_word;
 enum { HOPE = 8, HOPELESS = 32 };
 /* The kernel's least (sched(7)). */
 #define SLICE_NS 100000ull
+/* SCHED_FLAG_RESET_ON_FORK of linux/sched.h, which glibc's may not be included beside. */
+enum { RESET_ON_FORK = 1 };
 /* A third of an application's part of a core, where there is none to spare (sched(7)). */
 enum { CONTROL_NICE = 5 };
 /* The worker's, while it sleeps between small messages: nine times an application's part, of which it takes little. */
@@ -103,13 +105,16 @@ static void keep_core(struct worker *worker)
 
 static void leave_core(struct worker *worker)
 {
-    cpu_set_t now;
+    cpu_set_t now, both;
 
     if (worker->pinned < 0 && worker->shunned < 0)
         return;
-    /* Somebody else may have moved it meanwhile (taskset): that holds. */
-    if (sched_getaffinity(0, sizeof(now), &now) == 0 && CPU_EQUAL(&now, &worker->kept))
-        sched_setaffinity(0, sizeof(worker->allowed), &worker->allowed);
+    /* Somebody else may have moved it meanwhile (taskset): that holds. Not where a cpuset took some of the cores away. */
+    if (sched_getaffinity(0, sizeof(now), &now) == 0) {
+        CPU_AND(&both, &now, &worker->kept);
+        if (CPU_EQUAL(&both, &now))
+            sched_setaffinity(0, sizeof(worker->allowed), &worker->allowed);
+    }
     worker->pinned = worker->shunned = -1;
 }
 
@@ -118,7 +123,7 @@ static void shun_core(struct worker *worker, int core)
     if (core == worker->shunned)
         return;
     leave_core(worker);
-    if (sched_getaffinity(0, sizeof(worker->allowed), &worker->allowed))
+    if (sched_getaffinity(0, sizeof(worker->allowed), &worker->allowed) || !CPU_ISSET(core, &worker->allowed))
         return;
     worker->kept = worker->allowed;
     CPU_CLR(core, &worker->kept);
@@ -196,6 +201,18 @@ static enum cores count_cores(const struct worker *worker)
     return running <= (unsigned long)sysconf(_SC_NPROCESSORS_ONLN) ? CORES_FREE : CORES_SCARCE;
 }
 
+/* It has had work for all of this time, or bytes move: then it is no more than anybody else. */
+static void judge_place(const struct sluice_engine *engine)
+{
+    struct worker *worker = engine->worker;
+
+    if (!worker->giving_way && engine->now - worker->placed < 2 * CORES_NS)
+        return;
+    be_prompt(worker, false);
+    if (worker->shunned >= 0)
+        leave_core(worker);
+}
+
 static void ask_for_cores(struct sluice_engine *engine)
 {
     struct worker *worker = engine->worker;
@@ -216,12 +233,7 @@ static void ask_for_cores(struct sluice_engine *engine)
     if ((CPU_COUNT(&cpus) > 1 || worker->shunned >= 0) && cores == CORES_FREE)
         engine->linger = LINGER_NS;
     judge_bulk(engine, engine->linger == 0);
-    /* It has had work for all of this time, or bytes move: then it is no more than anybody else. */
-    if (worker->giving_way || engine->now - worker->placed >= 2 * CORES_NS) {
-        be_prompt(worker, false);
-        if (worker->shunned >= 0)
-            leave_core(worker);
-    }
+    judge_place(engine);
 }
 
 /*
@@ -367,8 +379,10 @@ static uint64_t park(struct sluice_engine *engine)
 
     uint64_t slept = 0;
 
-    if (answer_comes(engine))
+    if (answer_comes(engine)) {
+        judge_place(engine);
         return 0;
+    }
     if (worker->giving_way)
         ask_for_cores(engine);
     find_place(engine);
@@ -403,7 +417,7 @@ static uint64_t park(struct sluice_engine *engine)
  * A short slice for the calling thread: woken, it comes before an application that
  * spins (EEVDF's PREEMPT_SHORT, Linux 6.12), instead of after that one's own slice of
  * some milliseconds. It takes nothing from anybody in the long run. Older kernels
- * ignore it.
+ * ignore it. Threads that it makes have nothing of it, nor of its nice value.
  */
 static void ask_for_short_slice(int nice)
 {
@@ -413,7 +427,7 @@ static void ask_for_short_slice(int nice)
         int32_t sched_nice;
         uint32_t sched_priority;
         uint64_t sched_runtime, sched_deadline, sched_period;
-    } attr = {.size = sizeof(attr), .sched_nice = nice, .sched_runtime = SLICE_NS};
+    } attr = {.size = sizeof(attr), .sched_flags = RESET_ON_FORK, .sched_nice = nice, .sched_runtime = SLICE_NS};
 
     syscall(SYS_sched_setattr, 0, &attr, 0);
 }

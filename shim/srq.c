@@ -144,7 +144,6 @@ EXPORT int ibv_destroy_srq(struct ibv_srq *public)
 
     if (error)
         return error;
-    memory_settle();
     pthread_mutex_lock(&objects_lock);
     for (struct shim_srq **link = &srqs; *link; link = &(*link)->next)
         if (*link == srq) {
@@ -152,6 +151,7 @@ EXPORT int ibv_destroy_srq(struct ibv_srq *public)
             break;
         }
     pthread_mutex_unlock(&objects_lock);
+    memory_settle();
     events_wait(&srq->async_events_given, &public->events_completed);
     free(srq);
     return 0;

@@ -9,6 +9,7 @@
 #include <sys/ioctl.h>
 
 #include "../clock.h"
+#include "../relay.h"
 #include "../srq.h"
 #include "../tenant.h"
 
@@ -108,7 +109,8 @@ static void on_timer(struct timer *timer)
 
     if (!waits_for_peer(endpoint))
         return;
-    if (tcp_stores_answer(endpoint)) {
+    if (tcp_stores_answer(endpoint) ||
+        (endpoint->qp->wait == QP_WAIT_COPY && relay_underway(endpoint->qp) && relay_is_own(endpoint->qp))) {
         /* Of this end's own process: its application has no use for an end of the message before that. */
         tcp_heard(endpoint);
         timer_set(&engine->timers, timer, engine->now + LOOK_NS);
@@ -260,7 +262,8 @@ static void drop(struct tcp_endpoint *endpoint)
         qp->sq.head = qp->completed;
         qp->message.active = false;
     }
-    if (qp->wait == QP_WAIT_TRANSPORT)
+    /* Whoever looked at the message for an answer has dropped what it was waiting for. */
+    if (qp->wait == QP_WAIT_TRANSPORT || (qp->wait == QP_WAIT_COPY && !relay_underway(qp)))
         qp_activate(qp);
     else if (!qp->session->broken)
         qp_ring(qp);

@@ -192,7 +192,7 @@ def _cluster(status: dict[str, Any]) -> Iterator[Finding]:
             f"its router answers, its data port could not be reached when it was last tried: {why}",
             "is that TCP port open from here, past firewalls? The two nodes' tenants can't talk without it",
         )
-    if part["strangers"]:
+    if part.get("strangers"):
         yield Finding(
             "other nodes' keys",
             "note",

@@ -152,8 +152,8 @@ class DataPort:
         address = max(self._strangers, key=lambda address: len(self._strangers[address]))
         task = next(iter(self._strangers[address]))
         self._forget(address, task)
-        task.cancel()
-        self._refuse(address)
+        if task.cancel():
+            self._refuse(address)
 
     def _forget(self, address: str, task: "asyncio.Task[None]") -> None:
         tasks = self._strangers.get(address, {})

@@ -297,6 +297,8 @@ class Verbs:
             gid = bytes(ffi.buffer(attr.ah.dgid))
             destination = self._destination(device, attr.ah)
             nic = device.is_of_nic(attr.ah.sgid_index)
+            if nic and destination is not None and (destination.is_multicast or destination.is_unspecified):
+                raise OSError(errno.EINVAL, "a connection is with one host")
             if nic:
                 behind = self._behind(device, gid)
                 destination = self._neighbour(behind, attr.dest_qp_num) or destination

@@ -144,6 +144,7 @@ class Nic:
         self._of_node = [] if of_node is None else of_node
         self._ways: dict[tuple[int, bytes], Future[None]] = {}
         self._closing = False
+        self._had_address = False
         self._threads = ThreadPoolExecutor(REACH_THREADS, "sluice-reach")
         try:
             self._open()
@@ -195,11 +196,19 @@ class Nic:
             return False
         with suppress(OSError):
             self._open()
-            self.present = self._now.port_state == PORT_ACTIVE and bool(self.gids)
+            self.present = (
+                self._now.port_state == PORT_ACTIVE
+                and bool(self.gids)
+                and (self._has_address() or not self._had_address)
+            )
         if not self.present:
             self._engine.close_nic(self._number)
             self._now.port_state = PORT_DOWN
         return self.present
+
+    def _has_address(self) -> bool:
+        """One beside the link-local one that every interface has."""
+        return any(isinstance(ip, IPv4Address) or not ip.is_link_local for ip in map(ip_of, self.gids))
 
     def reach(self, gid_index: int, gid: bytes) -> "Future[None] | None":
         """None: the way to this GID is known. A future: until then it is looked for. OSError: there is none."""
@@ -254,6 +263,7 @@ class Nic:
         self._now = self._engine.query_nic(self._number)
         self.gids = [bytes(ffi.buffer(self._now.gids[i].raw)) for i in range(self._now.gid_count)]
         """Those that tenants can use, in their order: RoCE v2, IPv4 before IPv6."""
+        self._had_address = self._had_address or self._has_address()
 
     def describe(self) -> str:
         addresses = ", ".join(map(str, self.addresses()))

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any
 
 from sluice.control.cm.address import SocketAddress, gid_of, socket_address
@@ -142,9 +142,10 @@ class Outside:
         """It is there: who listened listens again."""
         self._host = RdmaCm()
         asyncio.get_running_loop().add_reader(self._host.fd, self._on_events)
+        addresses = self._listenable()
         for service in self._ports:
             try:
-                self._start(service)
+                self._start(service, addresses)
             except OSError as error:
                 log.warning("port %d of the NIC's addresses: %s", service[1], error.strerror)
 
@@ -164,7 +165,7 @@ class Outside:
             asyncio.get_running_loop().call_soon(self._release, service)
         elif self._ports[service] == 0 and self._host is not None:
             try:
-                self._start(service)
+                self._start(service, self._listenable())
             except OSError:
                 self._stop(service)
                 raise
@@ -189,16 +190,26 @@ class Outside:
 
     def renew(self) -> None:
         """The NIC's addresses may be others by now."""
+        addresses = self._listenable() if self._host is not None else []
         for service in self._ports if self._host is not None else ():
+            if set(self._listeners.get(service, {}).values()) == set(addresses):
+                continue
             try:
-                self._start(service)
+                self._start(service, addresses)
             except OSError as error:
                 log.info("port %d of the NIC's addresses: %s", service[1], error.strerror)
 
-    def _start(self, service: tuple[int, int]) -> None:
+    def _listenable(self) -> list[IP]:
+        """A link-local address is one only with its interface, which the kernel may not know at the moment."""
+        return [
+            address
+            for address in self._addresses()
+            if isinstance(address, IPv4Address) or not address.is_link_local or interface_of(address)
+        ]
+
+    def _start(self, service: tuple[int, int], addresses: list[IP]) -> None:
         """Listens where it doesn't yet, and no longer where the NIC no longer is."""
         at = self._listeners.setdefault(service, {})
-        addresses = self._addresses()
         for identifier in [identifier for identifier, address in at.items() if address not in addresses]:
             self._end_listener(at, identifier)
         new = [address for address in addresses if address not in at.values()]
