@@ -34,16 +34,25 @@ def test_qperf(router: RunningRouter) -> None:
     assert "failed" not in text, text
 
 
-def test_qperf_of_datagrams(router: RunningRouter) -> None:
-    """It knows no GIDs for these: a RoCE device has no way to such a peer, and says so (man ibv_create_ah: EINVAL)."""
-    need("qperf")
+def _qperf_of_datagrams(router: RunningRouter) -> tuple[int, str]:
     port = next_port()
     server = router.run("b", "qperf", "-lp", str(port))
     wait_until(lambda: listening(port) or server.poll() is not None, "the server")
     child = router.run("a", "qperf", "-lp", str(port), "-t", "1", "127.0.0.1", "ud_lat")
     text, _ = child.communicate(timeout=PATIENCE)
     server.terminate()
-    assert child.returncode != 0 and "failed to create address handle: Invalid argument" in text, text
+    return child.returncode, text
+
+
+def test_qperf_of_datagrams(router: RunningRouter) -> None:
+    """It knows no GIDs for these: a RoCE device has no way to such a peer, and says so (man ibv_create_ah: EINVAL)."""
+    need("qperf")
+    for _ in range(5):  # which of its two ends fails first is open; one that fails second says no reason
+        status, text = _qperf_of_datagrams(router)
+        assert status != 0, text
+        if "failed to create address handle: Invalid argument" in text:
+            return
+    pytest.fail(text)
 
 
 def test_asyncwatch_waits(router: RunningRouter) -> None:

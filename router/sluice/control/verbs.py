@@ -394,6 +394,9 @@ class Verbs:
         self._engine.open_qp(session.number, request, reply)
 
     def _create_srq(self, session: Session, request: Any, reply: Any) -> None:
+        nic = self._by_node[self._engine.device_of_pd(session.number, request.pd)].nic
+        if nic is not None and request.max_sge > nic.srq_sges(lib.SLUICE_MAX_SGE):
+            raise OSError(errno.EINVAL, "more SGEs than max_srq_sge")
         self._engine.create_srq(session.number, request, reply)
 
     def _modify_srq(self, session: Session, request: Any, _reply: Any) -> None:

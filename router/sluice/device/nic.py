@@ -271,6 +271,10 @@ class Nic:
             return "it is gone, until it is back"
         return f"port {self._port} is {_STATES.get(self._now.port_state, 'unknown')}, addresses: {addresses or 'none'}"
 
+    def srq_sges(self, most: int) -> int:
+        """How many SGEs a receive of an SRQ may have: most, or what the device has, if it has SRQs."""
+        return min(most, self._now.max_srq_sge) if self._now.max_srq else most
+
     def limit(self, reply: Any) -> None:
         """What a tenant can't have more of than the device has, and its port (struct sluice_device_reply)."""
         now = self._now
@@ -278,7 +282,7 @@ class Nic:
             setattr(reply, field, min(getattr(reply, field), getattr(now, field)))
         # Those of a device without SRQs are for QPs of this node alone.
         if now.max_srq:
-            reply.max_srq, reply.max_srq_sge = min(reply.max_srq, now.max_srq), min(reply.max_srq_sge, now.max_srq_sge)
+            reply.max_srq, reply.max_srq_sge = min(reply.max_srq, now.max_srq), self.srq_sges(reply.max_srq_sge)
         # Each queue has its completions in one CQ of the device's.
         reply.max_qp_wr = min(reply.max_qp_wr, now.max_qp_wr, 1 << (now.max_cqe.bit_length() - 1))
         for field in ("port_state", "active_mtu", "active_speed", "active_width"):
