@@ -196,27 +196,20 @@ static void unpark(struct entity *entity, enum flow flow)
     }
 }
 
-/* It is where it belongs, as after nearly every charge: it goes and may, or is away and wants nothing. */
-static inline bool is_settled(const struct entity *entity, enum flow flow)
-{
-    enum sluice_limit by;
-
-    if (entity->wants[flow])
-        return heap_has(&entity->node[flow]) && may_go_at(entity, flow, &by) <= entity->shaper->now;
-    return !heap_has(&entity->node[flow]) && !entity->closed_since[flow];
-}
-
 /* Puts an entity where it belongs: away, behind a timer, or among those that may go. */
 static void update(struct entity *entity, enum flow flow)
 {
     struct shaper *shaper = entity->shaper;
 
-    if (!entity->parent || is_settled(entity, flow))
+    if (!entity->parent)
         return;
     enum sluice_limit by = SLUICE_LIMIT_EGRESS;
     uint64_t when = entity->wants[flow] ? may_go_at(entity, flow, &by) : 0;
     bool closed = when > shaper->now, goes = entity->wants[flow] && !closed;
 
+    /* It is where it belongs, as after nearly every charge. */
+    if (!closed && entity->closed_since[flow] == 0 && goes == heap_has(&entity->node[flow]))
+        return;
     if (entity->closed_since[flow]) {
         entity->throttled_ns[entity->closed_by[flow]] += shaper->now - entity->closed_since[flow];
         entity->closed_since[flow] = 0;

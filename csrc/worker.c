@@ -182,11 +182,7 @@ static void judge_bulk(struct sluice_engine *engine, bool crowded)
 
 enum cores { CORES_UNKNOWN, CORES_FREE, CORES_SCARCE };
 
-/*
- * Spinning pays where a core is free and costs a time slice where applications
- * spin on all of them (docs: facts about two cores: 5 us against 8 ms). The kernel
- * says how many threads run or want to: the fourth field of /proc/loadavg.
- */
+/* The kernel says how many threads run or want to: the fourth field of /proc/loadavg. */
 static enum cores count_cores(const struct worker *worker)
 {
     char text[128];
@@ -213,6 +209,10 @@ static void judge_place(const struct sluice_engine *engine)
         leave_core(worker);
 }
 
+/*
+ * Spinning pays where a core is free and costs a time slice where applications
+ * spin on all of them (on two cores, 5 us against 8 ms).
+ */
 static void ask_for_cores(struct sluice_engine *engine)
 {
     struct worker *worker = engine->worker;

@@ -90,6 +90,8 @@ class Outside:
         """By port space and port."""
         self._listeners: dict[tuple[int, int], dict[int, IP]] = {}
         """Its ids, and which of the NIC's addresses each is at."""
+        self._renewed: list[IP] = []
+        """The NIC's addresses, when they were last looked at."""
         self._leaving: dict[tuple[int, int], asyncio.TimerHandle] = {}
         """Of ports that nobody listens on any more: when they are given up."""
         self._held: dict[tuple[int, int], list[Callable[[], None]]] = {}
@@ -190,9 +192,14 @@ class Outside:
 
     def renew(self) -> None:
         """The NIC's addresses may be others by now."""
-        addresses = self._listenable() if self._host is not None else []
-        for service in self._ports if self._host is not None else ():
-            if set(self._listeners.get(service, {}).values()) == set(addresses):
+        if self._host is None:
+            return
+        addresses = self._listenable()
+        same = addresses == self._renewed
+        self._renewed = addresses
+        for service in self._ports:
+            # One that was refused is tried again.
+            if same and len(self._listeners[service]) == len(addresses):
                 continue
             try:
                 self._start(service, addresses)
