@@ -136,6 +136,7 @@ class ControlPlane:
             "--use-service-account-credentials=false", "--kube-api-qps", "500", "--kube-api-burst", "1000",
             "--node-monitor-grace-period", "10s", "--node-monitor-period", "1s", "--allocate-node-cidrs=false",
         )  # fmt: skip
+        self._wait_for_account("default")
 
     def start_apiserver(self) -> None:
         policy = self.root / "audit.yaml"
@@ -217,6 +218,15 @@ class ControlPlane:
     def get(self, *arguments: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.kubectl("get", *arguments, "-o", "json"))
         return found
+
+    def make_namespace(self, name: str, **labels: str) -> None:
+        """One that takes pods. labels: by key."""
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        self._wait_for_account(name)
+
+    def _wait_for_account(self, namespace: str) -> None:
+        """Its default one, which the controller manager makes: pods are refused without it."""
+        self.wait_for("serviceaccount/default", "create", "-n", namespace)
 
     def pod(self, name: str, namespace: str = "default") -> dict[str, Any]:
         return self.get("pod", name, "-n", namespace)

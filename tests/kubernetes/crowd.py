@@ -133,7 +133,7 @@ class Crowd:
 
     async def __aenter__(self) -> "Crowd":
         self.api = await Api.connect(self._plane.kubeconfig)
-        self._plane.kubectl("create", "namespace", NAMESPACE)
+        self._plane.make_namespace(NAMESPACE)
         claims = template("five", "5G") | {"metadata": {"name": "five", "namespace": NAMESPACE}}
         self._plane.apply(claims, *other_driver())
         made = await _all(self.api, "/api/v1/nodes", map(node, range(self._nodes)))

@@ -333,13 +333,8 @@ def test_the_account_needs_each_of_its_rights(plane: ControlPlane, deployed: Wor
 
 def test_who_uses_it_is_restricted(plane: ControlPlane, worker: Worker) -> None:
     """Pod Security's strictest level, enforced for all of a namespace: the examples, and a pod that runs."""
-    enforce = "pod-security.kubernetes.io/enforce"
-    namespace = {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {"name": "strict", "labels": {enforce: "restricted"}},
-    }
-    with applied(plane, namespace):
+    plane.make_namespace("strict", **{"pod-security.kubernetes.io/enforce": "restricted"})
+    try:
         for each in (template("any", "1G"), pod("one", "any")):
             each["metadata"]["namespace"] = "strict"
             plane.apply(each)
@@ -350,6 +345,8 @@ def test_who_uses_it_is_restricted(plane: ControlPlane, worker: Worker) -> None:
             done = plane.try_kubectl("apply", "--dry-run=server", "-n", "strict", "-f", file)
             # A Job is let in with a warning: its pods would not be.
             assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+    finally:
+        plane.kubectl("delete", "namespace", "strict", WITHIN)
 
 
 def example(name: str) -> list[dict[str, Any]]:
