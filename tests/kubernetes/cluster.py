@@ -3,7 +3,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,35 @@ def worker(plane: ControlPlane) -> Iterator[Worker]:
     running.stop()
 
 
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
+
+
+def show(plane: ControlPlane) -> None:
+    """What there is to look at when a test has failed: it is gone afterwards."""
+    for command in (
+        ("describe", "pods,nodes", "-A"),
+        ("get", "resourceslices,resourceclaims", "-A", "-o", "yaml"),
+        ("get", "events", "-A", "--sort-by=.metadata.creationTimestamp"),
+    ):
+        print("$ kubectl", *command, plane.try_kubectl(*command).stdout, sep="\n")
+    for log in (log for folder in plane.logs for log in sorted(folder.glob("*.log")) if log.name != "audit.log"):
+        print(f"==> {log} <==", *log.read_text(errors="replace").splitlines()[-150:], sep="\n")
+
+
 @pytest.fixture(autouse=True)
 def clean(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "plane" in request.fixturenames:
         plane: ControlPlane = request.getfixturevalue("plane")
+        if request.node.stash.get(FAILED, False):
+            show(plane)
         plane.kubectl("delete", "pods", "--all", "--grace-period=1", WITHIN)
         plane.kubectl(
             "delete", "resourceclaims,resourceclaimtemplates,networkpolicies,resourcequotas,limitranges", "--all"
@@ -121,7 +145,7 @@ def network_policy(name: str, selects: dict[str, str], **spec: Any) -> dict[str,
 
 
 def wait_for_policies(count: int, *workers: Worker) -> None:
-    """Until their routers know so many NetworkPolicies."""
+    """Until their routers know so many NetworkPolicies. A test begins with none, or it would count the last one's."""
 
     def known(worker: Worker) -> float:
         return worker.metric("sluice_watch_objects", path="/apis/networking.k8s.io/v1/networkpolicies")

@@ -31,6 +31,8 @@ class ControlPlane:
         """scheduler_requests: that the scheduler may send in a second; its own default is 50."""
         self._scheduler_requests = scheduler_requests
         self.root = Path(tempfile.mkdtemp(prefix="sluice-kubernetes-"))
+        self.logs = [self.root]
+        """Folders with logs, those of the nodes among them."""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._etcd_port, self._etcd_peer_port = free_port(), free_port()
         self.port = free_port()
@@ -173,9 +175,9 @@ class ControlPlane:
 
     def requests_of_routers(self) -> list[dict[str, Any]]:
         """What routers with their own account have asked for: audit.k8s.io/v1 Events."""
-        lines = (self.root / "audit.log").read_text().splitlines()
-        # The last one may be half written.
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        # What comes after the last line's end is half written.
+        lines, _, _ = (self.root / "audit.log").read_text().rpartition("\n")
+        return [json.loads(line) for line in lines.splitlines()]
 
     def processor_seconds(self) -> dict[str, float]:
         """CPU that each process has used (proc_pid_stat(5))."""

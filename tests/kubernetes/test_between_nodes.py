@@ -45,8 +45,9 @@ def on(node: str, name: str, template_name: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def address(plane: ControlPlane, second: Worker) -> str:
+def address(plane: ControlPlane, worker: Worker, second: Worker) -> str:
     """Of the server, on the second node; the client, which may have 1 Gbit/s, is on the first."""
+    wait_for_policies(0, worker, second)
     plane.apply(
         template("open", "1G"),
         template("tight", "1G", max="1G"),

@@ -60,6 +60,7 @@ class Worker:
         self.nics = nics
         # Socket paths are short.
         self.root = Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp"))
+        plane.logs.append(self.root)
         self._number = number = take_number()
         self.address = f"10.245.{number}.1"
         self._link = f"sluicen{number}"

@@ -24,10 +24,11 @@ pytest.importorskip("kubernetes.aio", reason="the kubernetes extra is not instal
 from sluice.control.router import Router
 from sluice.device.node import DeviceSpec
 from sluice.kubernetes import protocol
-from sluice.kubernetes.api import Api, ApiError
+from sluice.kubernetes.api import TRIES, Api, ApiError
 from sluice.kubernetes.attachments import Attachments, tenant_name
 from sluice.kubernetes.cdi import Injection, Specifications, userfaultfd
 from sluice.kubernetes.claim import ClaimError, Share, shares
+from sluice.kubernetes.claim_status import ClaimStatus
 from sluice.kubernetes.device_plugin import Plugin
 from sluice.kubernetes.devices import devices_of
 from sluice.kubernetes.directory import PodDirectory
@@ -349,6 +350,66 @@ def test_events_of_one_object_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not events.warn(pod, "R", "A", f"{now[0]}: 0"), "said before"
     now[0] += 1000 * REPEAT_SECONDS
     assert said(pod, 1000) == BURST
+
+
+class Moody(Api):
+    """An API server that answers as it is told, and then well. asked: each request's method, path and body."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses = list(statuses)
+        self.asked: list[tuple[str, str, Any]] = []
+
+    async def request(self, method: str, path: str, body: Any = None, *_: Any, **__: Any) -> dict[str, Any]:
+        self.asked.append((method, path, copy.deepcopy(body)))
+        if self.statuses and (status := self.statuses.pop(0)) != 200:
+            raise ApiError(status, "not now")
+        return {"metadata": {"uid": "uid"}}
+
+
+def until_idle(monkeypatch: pytest.MonkeyPatch, api: Moody, work: Any, requests: int) -> None:
+    """work.run() until so many requests have been made, and one turn of the loop more; without waiting."""
+    monkeypatch.setattr("sluice.kubernetes.api.pause", lambda _failures: 0)
+
+    async def run() -> None:
+        running = asyncio.create_task(work.run())
+        while len(api.asked) < requests:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        running.cancel()
+
+    asyncio.run(run())
+    assert len(api.asked) == requests
+
+
+def test_events_wait_for_the_api_server(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """However long it is away; not for what it refuses, or can't do in several tries."""
+    pod = Subject("v1", "Pod", "ns", "pod", "uid")
+
+    def sent(*statuses: int) -> list[str]:
+        caplog.clear()
+        api = Moody(*statuses)
+        events = Events(api, "here")
+        for note in ("first", "second"):
+            events.warn(pod, "R", "A", note)
+        until_idle(monkeypatch, api, events, len(statuses) + 1)
+        assert len({body["metadata"]["name"] for _, _, body in api.asked}) == 2, "none twice"
+        return [body["note"] for _, _, body in api.asked]
+
+    assert sent(*[0] * 20, 500, 429, 200) == ["first"] * 23 + ["second"]
+    assert sent(0, 409) == ["first", "first", "second"], "the first answer got lost"
+    assert "not sent" not in caplog.text
+    assert sent(403) == ["first", "second"]
+    assert "event not sent: Pod ns/pod: first: not now" in caplog.text
+    assert sent(*[503] * TRIES) == ["first"] * TRIES + ["second"]
+
+
+def test_a_claims_status_is_written_again_after_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = Moody(200, 409, 0, 200, 200)
+    status = ClaimStatus(api, "here")
+    grant = Grant("uid", "ns", "claim", "pod", "pod-uid", "tenant", (Share("r", "left", GBPS),))
+    status.attached(grant, IPv4Address("10.0.0.1"), {"left": "sluice0"})
+    until_idle(monkeypatch, api, status, 5)
+    assert [method for method, _, _ in api.asked] == ["GET", "PATCH", "GET", "GET", "PATCH"]
 
 
 # ---- NetworkPolicy -----------------------------------------------------------

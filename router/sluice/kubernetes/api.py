@@ -8,16 +8,18 @@ left out: they cost a millisecond per pod, and refuse fields that a newer server
 import asyncio
 import errno
 import json
-from collections.abc import AsyncIterator, Mapping
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client import rest
 
 Object = dict[str, Any]
+T = TypeVar("T")
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -33,6 +35,12 @@ RESOURCE = "/apis/resource.k8s.io/v1"
 OPEN = "OPEN"
 """The type of an event that says that a watch has begun."""
 
+LONGEST_WAIT = 30
+"""Seconds between two tries while the server is away."""
+TRIES = 6
+"""Of a server that answers, and can't now: within a quarter of a minute."""
+CONFLICT, TOO_MANY = 409, 429
+
 
 class ApiError(OSError):
     """The API server refuses, or can't be reached (status 0)."""
@@ -43,6 +51,11 @@ class ApiError(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+def pause(failures: int) -> float:
+    """Seconds to wait after so many in a row: longer each time, and not with all nodes at once."""
+    return float(min(LONGEST_WAIT, 0.25 * 2 ** min(failures, 10)) * random.uniform(0.5, 1))
 
 
 def _text_of(status: int, body: bytes) -> str:
@@ -122,6 +135,22 @@ class Api:
             raise ApiError(0, f"the API server's answer broke off: {error}") from None
         return answer
 
+    async def insist(self, work: Callable[[], Awaitable[T]]) -> T:
+        """work(), again as long as the server can't be reached, and some times where it can't now (a conflict, too many
+        requests, trouble of its own). ApiError: it refuses.
+        """
+        failures = tries = 0
+        while True:
+            try:
+                return await work()
+            except ApiError as error:
+                failures += 1
+                tries += error.status != 0
+                later = error.status in (0, CONFLICT, TOO_MANY) or error.status >= 500
+                if not later or tries == TRIES:
+                    raise
+            await asyncio.sleep(pause(failures))
+
     async def keep_connected(self) -> None:
         """For ever; cancel it to end. There is a connection then, whose making costs more than most requests."""
         while True:
@@ -188,4 +217,4 @@ class Api:
             response.close()
 
 
-__all__ = ["OPEN", "RESOURCE", "Api", "ApiError", "Object"]
+__all__ = ["CONFLICT", "OPEN", "RESOURCE", "Api", "ApiError", "Object", "pause"]

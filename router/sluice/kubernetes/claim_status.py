@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import IPv4Address
 
 from sluice.kubernetes import DRIVER
@@ -87,7 +88,8 @@ class ClaimStatus:
         while True:
             news = await self._queue.get()
             try:
-                await self._write(news)
+                # What is read is older than what somebody writes meanwhile: a conflict, and read anew.
+                await self._api.insist(partial(self._write, news))
             except ApiError as error:
                 # The claim may be gone by now, which is no trouble.
                 level = logging.INFO if error.status == 404 else logging.WARNING

@@ -11,9 +11,10 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from sluice.kubernetes import DRIVER
-from sluice.kubernetes.api import Api, ApiError
+from sluice.kubernetes.api import CONFLICT, Api, ApiError, Object
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ must not become the API server's work."""
 QUEUE = 1000
 LONGEST = 1024
 """Characters of a note; what the API allows."""
+TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+"""MicroTime of the API."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,14 @@ class Subject:
 
 
 class Events:
-    """Sends them one after another; nobody waits for it. What can't be sent is in the log at least."""
+    """Sends them one after another; nobody waits for it. While the API server is away, they wait. What it refuses is in
+    the log at least.
+    """
 
     def __init__(self, api: Api, node: str) -> None:
         self._api = api
         self._node = node
-        self._queue: asyncio.Queue[tuple[Subject, str, str, str, str]] = asyncio.Queue(QUEUE)
+        self._queue: asyncio.Queue[tuple[Subject, str, str, str, str, str]] = asyncio.Queue(QUEUE)
         self._said: OrderedDict[tuple[Subject, str, str], float] = OrderedDict()
         self._left: OrderedDict[Subject, tuple[float, float]] = OrderedDict()
         """What may be said about an object, and when that was so."""
@@ -73,7 +78,7 @@ class Events:
         if len(self._said) > QUEUE:
             self._said.popitem(last=False)
         try:
-            self._queue.put_nowait((subject, kind, reason, action, note))
+            self._queue.put_nowait((subject, kind, reason, action, note, datetime.now(UTC).strftime(TIME)))
         except asyncio.QueueFull:
             log.warning(
                 "event not sent, too many wait: %s %s/%s: %s", subject.kind, subject.namespace, subject.name, note
@@ -83,13 +88,13 @@ class Events:
     async def run(self) -> None:
         """For ever; cancel it to end."""
         while True:
-            subject, kind, reason, action, note = await self._queue.get()
+            subject, kind, reason, action, note, when = await self._queue.get()
             namespace = subject.namespace or "default"
             body = {
                 "apiVersion": "events.k8s.io/v1",
                 "kind": "Event",
                 "metadata": {"name": f"{subject.name[:200]}.{secrets.token_hex(8)}", "namespace": namespace},
-                "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+                "eventTime": when,
                 "reportingController": DRIVER,
                 "reportingInstance": f"sluice-{self._node}"[:128],
                 "action": action,
@@ -105,6 +110,14 @@ class Events:
                 },
             }
             try:
-                await self._api.create(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
+                await self._api.insist(partial(self._send, namespace, body))
             except ApiError as error:
                 log.warning("event not sent: %s %s/%s: %s: %s", subject.kind, namespace, subject.name, note, error)
+
+    async def _send(self, namespace: str, body: Object) -> None:
+        try:
+            await self._api.create(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
+        except ApiError as error:
+            # It has come already, and the answer hasn't.
+            if error.status != CONFLICT:
+                raise

@@ -12,15 +12,13 @@ import random
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from sluice.kubernetes.api import OPEN, Api, ApiError, Object
+from sluice.kubernetes.api import OPEN, Api, ApiError, Object, pause
 
 log = logging.getLogger(__name__)
 
 GONE = 410
 STREAM_SECONDS = 300
 """The server ends a watch after this (up to twice it, at random, so that not all nodes come back at once)."""
-LONGEST_WAIT = 30
-"""Seconds between two tries while the server is away."""
 
 T = TypeVar("T")
 
@@ -69,7 +67,7 @@ class Watch(Generic[T]):
                     self._version = ""
                     continue
                 failures += 1
-                await asyncio.sleep(min(LONGEST_WAIT, 0.25 * 2**failures) * random.uniform(0.5, 1))
+                await asyncio.sleep(pause(failures))
 
     async def _list(self) -> None:
         objects, version = await self._api.list(self.path, **self._query)
