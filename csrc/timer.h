@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 struct timer {
-    uint64_t when;  /* ns; meaningful while set */
+    uint64_t when;  /* ns; meaningful while set, and to what it fires */
     uint32_t place; /* in the heap, from 1; 0: not set */
     void (*fire)(struct timer *timer);
 };

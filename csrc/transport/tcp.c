@@ -102,6 +102,25 @@ void tcp_watch(struct tcp_endpoint *endpoint)
     timer_set(&engine->timers, &endpoint->timer, engine->now + LOOK_NS);
 }
 
+static uint64_t earlier(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/*
+ * This look comes late, as the worker had no core, or its process was stopped: what is unread since, and what has
+ * arrived, is known from now on only, and the peer was not asked meanwhile. That time is no silence of its.
+ */
+static void leave_out(struct tcp_endpoint *endpoint, uint64_t late)
+{
+    uint64_t now = endpoint->qp->session->engine->now;
+
+    endpoint->heard = earlier(endpoint->heard + late, now);
+    endpoint->progress = earlier(endpoint->progress + late, now);
+    if (endpoint->rnr && endpoint->rnr_until != UINT64_MAX)
+        endpoint->rnr_until += late;
+}
+
 static void on_timer(struct timer *timer)
 {
     struct tcp_endpoint *endpoint = list_entry(timer, struct tcp_endpoint, timer);
@@ -109,6 +128,8 @@ static void on_timer(struct timer *timer)
 
     if (!waits_for_peer(endpoint))
         return;
+    if (engine->now - timer->when > LOOK_NS)
+        leave_out(endpoint, engine->now - timer->when);
     if (tcp_stores_answer(endpoint) ||
         (endpoint->qp->wait == QP_WAIT_COPY && relay_underway(endpoint->qp) && relay_is_own(endpoint->qp))) {
         /* Of this end's own process: its application has no use for an end of the message before that. */

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from conftest import RunningRouter, listening, next_port, output_of, wait_until
+from conftest import PATIENCE, RunningRouter, listening, next_port, output_of, wait_until
 from silent_file import SilentFile
 from sluice.control.cm.requests import OPERATIONS
 from sluice.engine import ffi, lib
@@ -48,12 +48,12 @@ class Intruder:
     def ask(self, frame: bytes) -> int:
         """The status of the answer."""
         self.control.send(frame)
-        assert self.control.poll(10000), "no answer"
+        assert self.control.poll(1000 * PATIENCE), "no answer"
         return int(ffi.from_buffer("struct sluice_header *", self.control.recv()).status)
 
     def is_over(self) -> bool:
         """Whether the router has ended the session."""
-        self.descriptors.settimeout(10)
+        self.descriptors.settimeout(PATIENCE)
         try:
             return self.descriptors.recv(1) == b""
         except ConnectionResetError:
@@ -338,7 +338,7 @@ def test_a_file_whose_server_is_silent(
         output_of(router.run("good", program("errors")))
         assert intruder.control.poll(0) == 0
         silent_file.close()
-        assert intruder.control.poll(10000), "no answer"
+        assert intruder.control.poll(1000 * PATIENCE), "no answer"
         assert ffi.from_buffer("struct sluice_header *", intruder.control.recv()).status != 0
 
 

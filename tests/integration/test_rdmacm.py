@@ -97,10 +97,14 @@ def test_mckey(router: RunningRouter) -> None:
     group = ["-b", "127.0.0.1", "-m", "239.1.2.3"]
     router.ask("tenant-add", name="e", policy={})
     receiver = router.run("e", "mckey", *group)
-    # Its QP is attached when it has seen its event; what is sent before is lost, as multicast is.
+
+    def heard() -> bool:
+        """Its QP is attached when it has seen its event; what is sent before is lost, as multicast is."""
+        assert "return status 0" in output_of(router.run("a", "mckey", *group, "-s"))
+        return receiver.poll() is not None
+
     wait_until(lambda: receiver.poll() is not None or router.status("e")["rdma_cm"]["memberships"] == 1, "it joins")
-    sender = router.run("a", "mckey", *group, "-s")
-    assert "return status 0" in output_of(sender)
+    wait_until(heard, "the receiver to hear the sender")
     assert "return status 0" in output_of(receiver)
 
 

@@ -5,6 +5,7 @@ Cables are pulled, connections killed; a wire of the tests' own (wire.py) loses,
 """
 
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -141,6 +142,25 @@ def test_silence_of_a_second(rough: Cluster, program: Program) -> None:
         rough.wire.faults = Faults(loss=1)
         time.sleep(seconds)  # the fault itself: nothing to wait for
         rough.wire.faults = Faults()
+        soak.wait_for_more()
+    soak.ends_right()
+
+
+def test_routers_that_have_no_core(rough: Cluster, program: Program) -> None:
+    """Both stand still, for longer than a peer that is gone is waited for: nobody is gone."""
+    soak = Soak(rough, program("soak"), HASTY)
+    requester, responder = (rough[name].process for name in ("alpha", "beta"))
+    assert requester is not None and responder is not None
+    for _ in range(2):
+        # The responder is the first to stop and the last to go on: the requester finds nothing that is said meanwhile.
+        for process, number, seconds in (
+            (responder, signal.SIGSTOP, 0.25),
+            (requester, signal.SIGSTOP, 0.7),
+            (requester, signal.SIGCONT, 0.25),
+            (responder, signal.SIGCONT, 0.0),
+        ):
+            process.send_signal(number)
+            time.sleep(seconds)  # the fault itself: nothing to wait for
         soak.wait_for_more()
     soak.ends_right()
 

@@ -4,9 +4,10 @@
 import asyncio
 import errno
 import os
+import random
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,14 @@ class Question:
 
 
 def free_port() -> int:
-    """One whose successor is free as well, as far as anybody can say."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port if port < 65535 else free_port()
+    """One that is free, and whose successor is: of those that the kernel gives to no connection (from 32768)."""
+    while True:
+        port = random.randrange(20000, 30000)
+        both = (socket.create_server(("127.0.0.1", number)) for number in (port, port + 1))
+        with suppress(OSError), ExitStack() as open_now:
+            for each in both:
+                open_now.enter_context(each)
+            return port
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:
