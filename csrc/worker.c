@@ -58,6 +58,9 @@ enum { LOOK_SHARE = 16, LOOK_NS = 200, LOOK_ONE_NS = 40 };
 /* That is much: a byte in so many nanoseconds (200 MB/s), which no flood of small messages gets to. */
 enum { BULK_NS_A_BYTE = 5 };
 
+/* What was done since the last look for an answer: nothing was delivered; something was, of who rang on the worker's core, or elsewhere. */
+enum whose { NOTHING, WHO_IS_HERE, WHO_IS_ELSEWHERE, WHOSE };
+
 struct worker {
     pthread_t thread;
     pthread_mutex_t lock; /* held by the worker while it works */
@@ -68,7 +71,8 @@ struct worker {
     uint64_t bulk_judged; /* ns */
     bool crowded;         /* at some time since then */
     uint32_t giving_way;  /* sessions */
-    uint32_t hope[2];     /* whether looking for an answer was worth it of late: after nothing was delivered, after something was */
+    uint32_t hope[WHOSE];  /* whether looking for an answer was worth it of late */
+    uint32_t rang;        /* where who rang last did, as struct sluice_segment has it */
     uint32_t chances;     /* to look, of those that were without hope */
     int pinned;           /* the core that it keeps to, or -1 */
     int shunned;          /* the core that it keeps away from, or -1 */
@@ -237,12 +241,14 @@ static void ask_for_cores(struct sluice_engine *engine)
 }
 
 /*
- * Where threads are more than cores, and small messages go to and fro between nodes, a worker is best on another core than the
- * application that rings: that one spins for what the worker brings, and sees it while the worker still
- * goes to sleep. And it comes before applications at once, not only until it has had its part of the core, after which
- * the kernel would let them spin until the next tick: it sleeps most of the time. Not where bytes move: its wake-ups would
- * then cut those pieces short that an application, or the other node's worker, is about to move. And not within a node,
- * whose applications take turns with one worker on both their cores: a WRITE of 8 bytes took 3.8 us so, and takes 3.0.
+ * Where threads are more than cores, and small messages go to and fro, the worker comes before applications at once, not
+ * only until it has had its part of the core, after which the kernel would let them spin until the next tick: it sleeps
+ * most of the time. Not where bytes move: its wake-ups would then cut those pieces short that an application, or another
+ * node's worker, is about to move.
+ *
+ * Between nodes it is best on another core than the application that rings: that one spins for what the worker brings, and
+ * sees it while the worker still goes to sleep. Not within a node, whose applications take turns with one worker on
+ * both their cores: there who is on the other core answers while the worker still looks for it.
  */
 static void find_place(struct sluice_engine *engine)
 {
@@ -253,11 +259,11 @@ static void find_place(struct sluice_engine *engine)
         return;
     worker->placed = engine->now;
     worker->caller = NOBODY;
-    bool between_nodes = caller != NOBODY && engine->now - engine->net->served < CORES_NS && !worker->giving_way;
-    bool scarce = between_nodes && engine->linger == 0 && count_cores(worker) == CORES_SCARCE;
+    bool small = caller != NOBODY && !worker->giving_way;
+    bool scarce = small && engine->linger == 0 && count_cores(worker) == CORES_SCARCE;
 
     be_prompt(worker, scarce);
-    if (scarce && caller >= 0)
+    if (scarce && caller >= 0 && engine->now - engine->net->served < CORES_NS)
         shun_core(worker, caller);
     else if (worker->shunned >= 0)
         leave_core(worker);
@@ -268,6 +274,7 @@ static void note_caller(struct worker *worker, const struct session *session)
     /* As its process says, once read. */
     uint32_t core = load_relaxed(&((const struct sluice_segment *)session->segment.base)->core);
 
+    worker->rang = core;
     if (core == 0 || core > CPU_SETSIZE || worker->caller == (int)core - 1)
         return;
     worker->caller = worker->caller == NOBODY ? (int)core - 1 : SEVERAL;
@@ -335,12 +342,19 @@ bool worker_called(const struct sluice_engine *engine)
  * An answer to what was just delivered is often posted within a microsecond, by an
  * application that runs on the other core: shorter to look for it than to fall
  * asleep and be woken. One that waits for this core can't answer, and what only went out to
- * another node has no answer yet: then the look is a microsecond lost to whoever is next here.
+ * another node has no answer yet: then the look is a microsecond lost to whoever is next here. Of two on two
+ * cores who write to each other, the one on the worker's has an answer at once, the other hasn't.
  */
 static bool answer_comes(struct sluice_engine *engine)
 {
     struct worker *worker = engine->worker;
-    uint32_t *hope = &worker->hope[engine->delivered];
+    enum whose whose = WHO_IS_ELSEWHERE;
+
+    if (!engine->delivered)
+        whose = NOTHING;
+    else if (worker->rang == (uint32_t)sched_getcpu() + 1)
+        whose = WHO_IS_HERE;
+    uint32_t *hope = &worker->hope[whose];
 
     engine->delivered = false;
     if (rung(engine) || load_relaxed(&worker->wanted))
@@ -524,7 +538,8 @@ int worker_start(struct sluice_engine *engine)
     engine->worker = worker;
     worker->pinned = worker->shunned = -1;
     worker->caller = NOBODY;
-    worker->hope[false] = worker->hope[true] = HOPE;
+    for (int i = 0; i < WHOSE; i++)
+        worker->hope[i] = HOPE;
     worker->loadavg = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
     pthread_mutex_init(&worker->lock, NULL);
     /* Signals are the control plane's; but SIGBUS comes to who caused it (window.c). */
