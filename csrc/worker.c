@@ -44,8 +44,11 @@ enum { HOPE = 8, HOPELESS = 32 };
 enum { RESET_ON_FORK = 1 };
 /* A third of an application's part of a core, where there is none to spare (sched(7)). */
 enum { CONTROL_NICE = 5 };
-/* The worker's, while it sleeps between small messages: nine times an application's part, of which it takes little. */
-enum { PROMPT_NICE = -10 };
+/*
+ * The worker's, while it sleeps between small messages: nine times an application's part, of which it takes little. More
+ * than so many percent of a core, and it is too much: what it takes is an application's.
+ */
+enum { PROMPT_NICE = -10, PROMPT_PERCENT = 75 };
 /*
  * Turns take this many times as long as looking at all doorbells does. A look that took longer than so many loads from
  * memory found something, or had to leave its core meanwhile: no reason to let who rings next wait 16 times that.
@@ -80,6 +83,7 @@ struct worker {
     cpu_set_t kept;       /* and where it may now */
     int caller;           /* the core from which it was rung since `placed`; or one of the following */
     uint64_t placed;      /* ns: when it was last judged where it should run */
+    uint64_t used;        /* ns: the processor's time that it had had by then */
     bool prompt;          /* it has PROMPT_NICE; unprompted is what it had before */
     bool prompt_refused;
     int unprompted;
@@ -240,11 +244,23 @@ static void ask_for_cores(struct sluice_engine *engine)
     judge_place(engine);
 }
 
+/* Whether it has had but little of a core in the last so many nanoseconds. */
+static bool takes_little(struct worker *worker, uint64_t passed)
+{
+    struct timespec time;
+    uint64_t before = worker->used;
+
+    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time))
+        return false;
+    worker->used = (uint64_t)time.tv_sec * NS_PER_SECOND + (uint64_t)time.tv_nsec;
+    return (worker->used - before) * 100 < passed * PROMPT_PERCENT;
+}
+
 /*
  * Where threads are more than cores, and small messages go to and fro, the worker comes before applications at once, not
  * only until it has had its part of the core, after which the kernel would let them spin until the next tick: it sleeps
  * most of the time. Not where bytes move: its wake-ups would then cut those pieces short that an application, or another
- * node's worker, is about to move.
+ * node's worker, is about to move. Nor for commands, which take long.
  *
  * Between nodes it is best on another core than the application that rings: that one spins for what the worker brings, and
  * sees it while the worker still goes to sleep. Not within a node, whose applications take turns with one worker on
@@ -255,14 +271,17 @@ static void find_place(struct sluice_engine *engine)
     struct worker *worker = engine->worker;
     int caller = worker->caller;
 
-    if (engine->now - worker->placed < CORES_NS)
+    uint64_t passed = engine->now - worker->placed;
+
+    if (passed < CORES_NS)
         return;
     worker->placed = engine->now;
     worker->caller = NOBODY;
-    bool small = caller != NOBODY && !worker->giving_way;
+    bool little = takes_little(worker, passed);
+    bool small = caller != NOBODY && !worker->giving_way && engine->now - engine->commanded >= CORES_NS;
     bool scarce = small && engine->linger == 0 && count_cores(worker) == CORES_SCARCE;
 
-    be_prompt(worker, scarce);
+    be_prompt(worker, scarce && little);
     if (scarce && caller >= 0 && engine->now - engine->net->served < CORES_NS)
         shun_core(worker, caller);
     else if (worker->shunned >= 0)
