@@ -146,7 +146,7 @@ static void on_timer(struct timer *timer)
         tcp_heard(endpoint);
     } else if (has_unread(endpoint)) {
         tcp_heard(endpoint);
-    } else if (bytes_arrive(endpoint)) {
+    } else if (endpoint->greeted && bytes_arrive(endpoint)) {
         endpoint->progress = engine->now;
     }
     if (qp_is_unreliable(endpoint->qp)) {

@@ -135,6 +135,7 @@ static bool on_hello(struct tcp_endpoint *endpoint)
         (int32_t)(frame->msn - endpoint->most) > 0)
         return false;
     endpoint->greeted = true;
+    tcp_heard(endpoint);
     endpoint->known = frame->msn;
     /* Acknowledged when it is passed again: the queue's head was put back. */
     endpoint->acknowledged = frame->msn;

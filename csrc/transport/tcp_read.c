@@ -186,7 +186,9 @@ static int64_t read_some(struct tcp_endpoint *endpoint, struct iovec *iov, uint3
     ssize_t result = recvmsg(endpoint->socket.fd, &header, MSG_DONTWAIT);
 
     if (result > 0) {
-        tcp_heard(endpoint);
+        /* Who has never greeted as a peer does (of another version, say) isn't the one that is waited for. */
+        if (endpoint->greeted)
+            tcp_heard(endpoint);
         /* Less than asked for: there is no more, and epoll tells of what comes. */
         if ((size_t)result < wanted)
             endpoint->socket.readable = false;

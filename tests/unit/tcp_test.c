@@ -452,6 +452,36 @@ static void nobody_connects(void)
     close_client(&b);
 }
 
+/* A router of another version, that connects again and again: as good as nobody. */
+static void nobody_who_can_be_understood_connects(void)
+{
+    const struct tcp_frame hello = {.kind = TCP_HELLO, .total = TCP_VERSION + 1, .imm = IBV_QPT_RC};
+    struct client a, b;
+
+    open_pair(&a, &b);
+    post_write(&a, &b, 1, 8);
+    post_write(&a, &b, 2, 8);
+    publish(&a);
+    while (load_acquire(&a.shared->state) != IBV_QPS_ERR) {
+        struct sluice_engine_event event;
+        int ends[2];
+
+        CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+        CHECK(send(ends[1], &hello, sizeof(hello), MSG_NOSIGNAL) == sizeof(hello));
+        if (sluice_qp_connect(engine, a.session, a.qp, ends[0]))
+            close(ends[0]); /* it has ended */
+        else
+            while (!sluice_engine_next_event(engine, &event) && load_acquire(&a.shared->state) != IBV_QPS_ERR)
+                sched_yield();
+        close(ends[1]);
+    }
+    CHECK(wait_cqe(&a).status == IBV_WC_RETRY_EXC_ERR);
+    CHECK(wait_cqe(&a).status == IBV_WC_WR_FLUSH_ERR);
+    close_client(&a);
+    close_client(&b);
+    drain_events();
+}
+
 static void a_wrong_key_is_refused(void)
 {
     struct client a, b;
@@ -624,6 +654,7 @@ int main(void)
     RUN(processes_memory_is_gone);
     RUN(processes_end_in_the_middle);
     RUN(nobody_connects);
+    RUN(nobody_who_can_be_understood_connects);
     RUN(a_wrong_key_is_refused);
     RUN(nonsense_ends_the_connection);
     RUN(a_request_shrinks);
