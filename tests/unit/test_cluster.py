@@ -8,6 +8,7 @@ import random
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,22 @@ from sluice.cluster.directory import AddressError, Directory, Place, gid_of_addr
 from sluice.cluster.file import ClusterFileError, Node, WatchedFile, load_cluster
 from sluice.cluster.join import Membership
 from sluice.cluster.links import Links, PeerRefused, PeerUnreachable
-from sluice.cluster.messages import Done, MessageError, Nics, Ping, Refused, Tenants, Ticket, decode, encode, message
+from sluice.cluster.messages import (
+    Dial,
+    DialTrunk,
+    Done,
+    MessageError,
+    Nics,
+    Ping,
+    Refused,
+    Tenants,
+    Ticket,
+    decode,
+    encode,
+    message,
+)
 from sluice.cluster.nics import PeerNics
+from sluice.cluster.trunks import Trunks
 from sluice.metrics import collector
 
 PATIENCE = 30.0
@@ -423,6 +438,41 @@ def test_what_an_operator_sees_of_the_other_nodes(
         assert found() == {"node beta": "wrong", "node gamma": "wrong"}
 
     with_pair(tmp_path, test)
+
+
+def test_a_router_of_another_version_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(pair: Pair) -> None:
+        (_, alpha), (_, beta) = pair.sides["alpha"], pair.sides["beta"]
+
+        def found(links: Links) -> dict[str, str]:
+            return {each.check: each.verdict for each in doctor._cluster({"cluster": links.status()})}
+
+        nothing: Any = None
+        Trunks(beta, nothing, nothing)
+        with pytest.raises(PeerRefused, match="version 1; this router speaks 2") as refused:
+            await alpha.request("beta", DialTrunk(1))
+        assert refused.value.errno == errno.EPROTO
+        assert (found(alpha), found(beta)) == ({"node beta": "wrong"}, {"node alpha": "wrong"})
+        assert caplog.text.count("router of another version") == 2
+        # What it said is known until it has another router.
+        pair.sides.pop("beta")[1].close()
+        _, beta = pair.start("beta")
+        await until(lambda: found(alpha) == {"other nodes": "ok"}, "the new router")
+        # One whose pings mean something else is not there at all.
+        await until(lambda: beta.peers["alpha"].alive, "alpha")
+        alpha.handle(Ping, lambda _node, _body: Refused(errno.EPROTO, "pings of version 9"))
+        await until(lambda: not beta.peers["alpha"].alive, "alpha to be missed")
+        assert (found(alpha), found(beta)) == ({"node beta": "wrong"}, {"node alpha": "wrong"})
+        assert "pings of version 9" in caplog.text
+
+    with_pair(tmp_path, test)
+
+
+def test_fields_that_are_new_are_left_out_where_nobody_needs_them() -> None:
+    dial = Dial("10.0.0.1", 1, "10.0.0.2", 2)
+    assert b"version" not in encode(dial) and decode(encode(dial)) == dial
+    newer = replace(dial, version=7)
+    assert decode(encode(newer)) == newer
 
 
 def test_a_node_must_be_in_the_file_with_its_key(tmp_path: Path) -> None:

@@ -173,7 +173,17 @@ def _cluster(status: dict[str, Any]) -> Iterator[Finding]:
         return
     peers = part["peers"]
     down = {name: peer for name, peer in peers.items() if not peer["alive"]}
+    misunderstood = {name: peer["misunderstood"] for name, peer in peers.items() if peer["misunderstood"]}
+    for name, why in sorted(misunderstood.items()):
+        yield Finding(
+            f"node {name}",
+            "wrong",
+            f"its router is of another version, and its tenants may not be reached: {why}",
+            "run one version on all nodes",
+        )
     for name, peer in sorted(down.items()):
+        if name in misunderstood:
+            continue
         address, _, port = peer["address"].rpartition(":")
         yield Finding(
             f"node {name}",
@@ -199,7 +209,7 @@ def _cluster(status: dict[str, Any]) -> Iterator[Finding]:
             f"{part['strangers']} times a router was refused whose key is no node's of the cluster",
             "the log has its address and key: is it a node that isn't (or is twice) in the cluster?",
         )
-    if peers and not down:
+    if peers and not down and not misunderstood:
         yield Finding("other nodes", "ok", f"{len(peers)} of {len(peers)} routers answer")
 
 

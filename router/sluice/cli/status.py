@@ -176,7 +176,8 @@ def _peer_rows(status: dict[str, Any]) -> list[list[str]]:
     peers = (status["cluster"] or {"peers": {}})["peers"]
     rows = [["NODE", "ADDRESS", "ROUTER", "TENANTS"]]
     for name, peer in sorted(peers.items()):
-        rows.append([name, peer["address"], "up" if peer["alive"] else "down", str(peer["tenants"])])
+        state = "other version" if peer["misunderstood"] else "up" if peer["alive"] else "down"
+        rows.append([name, peer["address"], state, str(peer["tenants"])])
     return rows
 
 

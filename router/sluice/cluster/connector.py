@@ -26,6 +26,8 @@ from sluice.engine import Engine, ffi
 
 log = logging.getLogger(__name__)
 
+VERSION = 1
+"""Of struct tcp_frame (TCP_VERSION)."""
 FIRST_DELAY, LAST_DELAY = 0.02, 0.5
 """Seconds between two tries."""
 DIALS = 64
@@ -199,7 +201,7 @@ class Connector:
         node = self._links.node(place.node)
         wanted.dialing = True
         try:
-            request = Dial(str(wanted.source), wanted.qp, str(wanted.destination), wanted.peer_qp)
+            request = Dial(str(wanted.source), wanted.qp, str(wanted.destination), wanted.peer_qp, VERSION)
             answer = await self._links.request(place.node, request)
             if not isinstance(answer, Ticket) or wanted.connected:
                 return
@@ -212,6 +214,8 @@ class Connector:
     # ---- others connect ------------------------------------------------------
 
     def _on_dial(self, node: str, dial: Dial) -> Ticket | Refused:
+        if dial.version != VERSION:
+            return Refused(errno.EPROTO, f"connections of version {dial.version}; this router speaks {VERSION}")
         wanted = self._by_qp.get(dial.destination_qp)
         if (
             wanted is None

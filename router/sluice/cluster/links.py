@@ -82,6 +82,8 @@ class Peer:
         self.alive = False
         self.silent_since: float | None = asyncio.get_running_loop().time()
         """Since when it is down, from the start on; None: it isn't, or that was told."""
+        self.misunderstood: str | None = None
+        """What one of the two routers said that the other doesn't understand: they are of different versions."""
         self.boot = self.revision = -1
         self.pending: dict[int, asyncio.Future[Any]] = {}
         self.working = 0
@@ -132,17 +134,16 @@ class Peer:
     def _drain(self) -> None:
         with suppress(zmq.Again):
             while not self._socket.closed:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-                try:
-                    if len(frames) != 2 or len(frames[0]) != 8:
-                        raise MessageError(f"{len(frames)} frames")
-                    body = decode(frames[1])
-                except MessageError as error:
-                    log.warning("node %s: an answer was thrown away: %s", self.node.name, error)
+                number, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                future = self.pending.get(int.from_bytes(number, "big"))
+                if future is None or future.done():
                     continue
-                future = self.pending.get(int.from_bytes(frames[0], "big"))
-                if future is not None and not future.done():
-                    future.set_result(body)
+                try:
+                    if len(frames) != 1:
+                        raise MessageError(f"{len(frames)} frames")
+                    future.set_result(decode(frames[0]))
+                except MessageError as error:
+                    future.set_result(Refused(errno.EPROTO, f"its answer: {error}"))
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._socket.FD)
@@ -229,8 +230,10 @@ class Links:
 
     async def request(self, node: str, body: Any, timeout: float = PATIENCE) -> Any:
         """The answer. PeerUnreachable, PeerRefused."""
-        answer = await self._peer(node).request(body, timeout)
+        peer = self._peer(node)
+        answer = await peer.request(body, timeout)
         if isinstance(answer, Refused):
+            self._note_refusal(peer, answer)
             raise PeerRefused(answer.errno, answer.reason)
         return answer
 
@@ -258,6 +261,7 @@ class Links:
                 name: {
                     "address": f"{peer.node.address}:{peer.node.port}",
                     "alive": peer.alive,
+                    "misunderstood": peer.misunderstood,
                     "tenants": sum(place.node == name for place in self._places.values()),
                 }
                 for name, peer in self.peers.items()
@@ -321,17 +325,33 @@ class Links:
             if self.peers.get(name) is peer:
                 self._silent(peer, error)
             return
-        if not isinstance(answer, Ping) or self.peers.get(name) is not peer:
+        if self.peers.get(name) is not peer:
+            return
+        if not isinstance(answer, Ping):
+            refusal = answer if isinstance(answer, Refused) else Refused(errno.EPROTO, type(answer).__name__)
+            self._note_refusal(peer, refusal)
+            self._silent(peer, PeerUnreachable(f"it answers a ping with {refusal.reason}"))
             return
         returned = not peer.alive
         if returned:
             peer.alive = True
-            peer.silent_since = None
+            peer.silent_since = peer.misunderstood = None
             log.warning("node %s is up", name)
         await self._ask_for_tenants(peer, answer)
         if returned:
             for listener in self._listeners:
                 listener(name)
+
+    def _note_refusal(self, peer: Peer, refusal: Refused) -> None:
+        """Where it is the other's version that was refused, by either of the two: told once."""
+        if refusal.errno != errno.EPROTO:
+            return
+        if peer.misunderstood is None:
+            log.error(
+                "node %s has a router of another version, its tenants may not be reached: %s; run one version on both",
+                *(peer.node.name, refusal.reason),
+            )
+        peer.misunderstood = refusal.reason
 
     def _silent(self, peer: Peer, error: PeerUnreachable) -> None:
         name, now = peer.node.name, asyncio.get_running_loop().time()
@@ -351,7 +371,7 @@ class Links:
             return
         if ping.boot != peer.boot and peer.boot >= 0:
             log.warning("node %s has a new router", peer.node.name)
-            peer.boot, peer.revision = ping.boot, -1
+            peer.boot, peer.revision, peer.misunderstood = ping.boot, -1, None
             self._lost(peer.node.name)
         with suppress(PeerUnreachable):
             answer = await peer.request(ListTenants(), PATIENCE)
@@ -394,13 +414,16 @@ class Links:
             if handler is None:
                 raise MessageError(f"{type(body).__name__} is not a request")
         except MessageError as error:
-            log.warning("node %s: a message was refused: %s", node, error)
-            self._reply(identity, frames[0], Refused(errno.EPROTO, str(error)))
+            refusal = Refused(errno.EPROTO, str(error))
+            self._note_refusal(peer, refusal)
+            self._reply(identity, frames[0], refusal)
             return
         try:
             answer = handler(node, body)
         except OSError as error:
             answer = _refusal(error)
+        if isinstance(answer, Refused):
+            self._note_refusal(peer, answer)
         if not inspect.isawaitable(answer):
             self._reply(identity, frames[0], answer)
         elif peer.working >= MAX_PENDING:

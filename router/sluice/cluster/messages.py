@@ -3,13 +3,14 @@
 
 A message's name on the wire is its class's. Fields are int, str, bool, bytes (hex on
 the wire), IP addresses, dict[str, str], tuples and unions of these, or another dataclass; a
-frame with a field too many, too few or of another type is refused. Anybody may add a class:
+frame with a field too many, too few or of another type is refused. A field that has its default is left out, so
+that routers from before it was there are spoken to as they understand. Anybody may add a class:
 @message is all it takes.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 from types import NoneType, UnionType
@@ -103,7 +104,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        every = [(field, getattr(value, field.name)) for field in fields(value)]
+        return {field.name: _plain(one) for field, one in every if field.default is MISSING or one != field.default}
     return value
 
 
@@ -131,11 +133,16 @@ def _parse(kind: Any, value: Any) -> Any:
 _hints = cache(get_type_hints)
 
 
+@cache
+def _required(kind: Any) -> set[str]:
+    return {field.name for field in fields(kind) if field.default is MISSING}
+
+
 def _build(kind: Any, values: dict[str, Any]) -> Any:
     hints = _hints(kind)
-    if hints.keys() != values.keys():
+    if not _required(kind) <= values.keys() <= hints.keys():
         raise MessageError(f"{kind.__name__}: fields {sorted(values)} instead of {sorted(hints)}")
-    return kind(**{name: _parse(hint, values[name]) for name, hint in hints.items()})
+    return kind(**{name: _parse(hints[name], value) for name, value in values.items()})
 
 
 def decode(frame: bytes) -> Any:
@@ -198,12 +205,13 @@ class Nics:
 
 @message
 class Dial:
-    """A QP wants a connection to a QP that names it in turn. Addresses of both, and both numbers."""
+    """A QP wants a connection to a QP that names it in turn. Addresses and numbers of both; version: of frames."""
 
     source: str
     source_qp: int
     destination: str
     destination_qp: int
+    version: int = 1
 
 
 @message

@@ -119,7 +119,7 @@ class Link:
     def _on_message(self, node: str, message: Message) -> Any:
         assert self._cm is not None
         if not fits(message):
-            raise OSError(errno.EPROTO, f"{type(message).__name__}: a value is out of range")
+            raise OSError(errno.EBADMSG, f"{type(message).__name__}: a value is out of range")
         if isinstance(message, FromTenant) and any(message.gid):
             return self._receive_from_tenant(node, message)
         self._cm.receive(node, message)
