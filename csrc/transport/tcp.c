@@ -65,13 +65,13 @@ static bool bytes_arrive(struct tcp_endpoint *endpoint)
 
 /*
  * Something has come that isn't read yet, as this end's own ceilings hold it back, or its worker had no core: the peer
- * lives. Not where a request waits for a receive; that may be for ever.
+ * lives. Not where a request waits for a receive; that may be for ever. Nor is it a greeting yet: that isn't held back.
  */
 static bool has_unread(const struct tcp_endpoint *endpoint)
 {
     int unread = 0;
 
-    return endpoint->socket.fd >= 0 && endpoint->receiving != TCP_HOLD && endpoint->receiving != TCP_STOPPED &&
+    return endpoint->greeted && endpoint->receiving != TCP_HOLD && endpoint->receiving != TCP_STOPPED &&
            ioctl(endpoint->socket.fd, FIONREAD, &unread) == 0 && unread > 0;
 }
 
@@ -126,8 +126,13 @@ static void on_timer(struct timer *timer)
     struct tcp_endpoint *endpoint = list_entry(timer, struct tcp_endpoint, timer);
     struct sluice_engine *engine = endpoint->qp->session->engine;
 
-    if (!waits_for_peer(endpoint))
+    if (!waits_for_peer(endpoint)) {
+        /* Between a connection's end and the requester's next turn it still does: its patience goes on. */
+        if (endpoint->put_back)
+            timer_set(&engine->timers, timer, engine->now + LOOK_NS);
+        endpoint->put_back = false;
         return;
+    }
     if (engine->now - timer->when > LOOK_NS)
         leave_out(endpoint, engine->now - timer->when);
     if (tcp_stores_answer(endpoint) ||
@@ -280,6 +285,7 @@ static void drop(struct tcp_endpoint *endpoint)
         if (qp->message.active && qp->message.moved)
             qp->message.dropped = true;
     } else {
+        endpoint->put_back = waits_for_peer(endpoint);
         qp->sq.head = qp->completed;
         qp->message.active = false;
     }

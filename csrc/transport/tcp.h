@@ -108,6 +108,7 @@ struct tcp_endpoint {
     uint64_t rnr_until;     /* ns: until when; UINT64_MAX: for ever */
     bool fault;             /* memory of request fault_msn could not be read */
     uint32_t fault_msn;
+    bool put_back;          /* requests that were on the way when the last connection ended wait to be sent again */
     bool caught_up;         /* something is acknowledged that the head had not passed */
     uint64_t heard;         /* ns: when something last came from the peer */
     uint64_t progress;      /* ns: the same, or bytes came to its kernel */

@@ -280,6 +280,11 @@ static int64_t read_bulk(struct tcp_endpoint *endpoint)
     return result;
 }
 
+static bool may_read(struct tcp_endpoint *endpoint)
+{
+    return !endpoint->greeted || tcp_admitted(endpoint, FLOW_INGRESS);
+}
+
 static int64_t fill_buffer(struct tcp_endpoint *endpoint)
 {
     if (endpoint->start) {
@@ -287,8 +292,9 @@ static int64_t fill_buffer(struct tcp_endpoint *endpoint)
         endpoint->end -= endpoint->start;
         endpoint->start = 0;
     }
-    struct iovec iov = {.iov_base = endpoint->buffer + endpoint->end,
-                        .iov_len = sizeof(endpoint->buffer) - endpoint->end};
+    /* A greeting alone comes without its tenant's turn. */
+    uint32_t room = endpoint->greeted ? sizeof(endpoint->buffer) : sizeof(endpoint->frame);
+    struct iovec iov = {.iov_base = endpoint->buffer + endpoint->end, .iov_len = room - endpoint->end};
     int64_t result = read_some(endpoint, &iov, 1, iov.iov_len);
 
     if (result > 0)
@@ -322,14 +328,14 @@ bool tcp_read(struct tcp_endpoint *endpoint)
         goto over;
     if (endpoint->receiving == TCP_STORE && !go_on_after_store(endpoint))
         goto over;
-    if (!tcp_admitted(endpoint, FLOW_INGRESS))
+    if (!may_read(endpoint))
         return true;
     /* Not all that comes is charged: answers were when they were asked for. */
     visit = endpoint->grants[FLOW_INGRESS].left > TCP_VISIT ? endpoint->grants[FLOW_INGRESS].left : TCP_VISIT;
     if (!stopped(endpoint) && endpoint->start != endpoint->end && !parse(endpoint))
         goto over;
     while (!endpoint->dead && endpoint->socket.readable && !stopped(endpoint) && bytes < visit) {
-        if (!tcp_admitted(endpoint, FLOW_INGRESS))
+        if (!may_read(endpoint))
             return true;
         bool bulk = endpoint->receiving != TCP_HEADER && endpoint->start == endpoint->end && endpoint->left > TCP_BULK;
         int64_t result = bulk ? read_bulk(endpoint) : fill_buffer(endpoint);
