@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from sluice import shim_path
 from sluice.control.operator import ask
@@ -20,14 +21,22 @@ PATIENCE = 120
 """Seconds after which a condition that doesn't come true fails a test: far more than a slow and busy machine takes."""
 
 
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
+
+
 def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
     """Waits for a condition and returns its value."""
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
+    while (start := time.monotonic()) < deadline:
         value = condition()
         if value:
             return value
-        time.sleep(0.01)
+        # No longer than it took to look: who is waited for needs the processor too.
+        time.sleep(min(max(time.monotonic() - start, 0.01), 0.2))
     pytest.fail(f"{what}: not within {patience} s")
 
 

@@ -5,13 +5,14 @@ import asyncio
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from cluster import claim, template
 from control_plane import WITHIN, ControlPlane
 from sluice.kubernetes import DRIVER
-from sluice.kubernetes.api import RESOURCE, Api, ApiError
+from sluice.kubernetes.api import CONFLICT, RESOURCE, Api, ApiError
 from sluice.kubernetes.inventory import Nic
 from sluice.kubernetes.pod import Pod, read_pod
 from sluice.kubernetes.settings import Settings
@@ -34,6 +35,8 @@ OTHER_RESOURCE = f"{OTHER}/device"
 DEVICES = 10
 AT_ONCE = 50
 """Requests on the way to the API server."""
+CROWD = {"crowd": "true"}
+"""The label of its nodes, and of their slices."""
 
 
 def node_name(index: int) -> str:
@@ -45,7 +48,7 @@ def node(index: int) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": node_name(index), "labels": {"crowd": "true"}},
+        "metadata": {"name": node_name(index), "labels": CROWD},
         "status": {
             "capacity": resources,
             "allocatable": resources,
@@ -60,6 +63,7 @@ def _slice(driver: str, name: str, owner: str, devices: list[dict[str, Any]]) ->
         "kind": "ResourceSlice",
         "metadata": {
             "name": f"{name}-{driver}",
+            "labels": CROWD,
             "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": owner}],
         },
         "spec": {
@@ -96,7 +100,7 @@ def crowd_pod(name: str, kind: str, on: str = "") -> dict[str, Any]:
     container: dict[str, Any] = {"name": "main", "image": "none", "resources": {"requests": {"cpu": "100m"}}}
     spec: dict[str, Any] = {
         "containers": [container],
-        "nodeSelector": {"crowd": "true"},
+        "nodeSelector": CROWD,
         "tolerations": [{"operator": "Exists"}],
         "automountServiceAccountToken": False,
     }
@@ -114,12 +118,22 @@ def crowd_pod(name: str, kind: str, on: str = "") -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name[:20]}}, "spec": spec}
 
 
+async def _create(api: Api, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return await api.create(path, body)
+    except ApiError as error:
+        if error.status != CONFLICT:
+            raise
+        return await api.get(f"{path}/{body['metadata']['name']}")
+
+
 async def _all(api: Api, path: str, bodies: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     limit = asyncio.Semaphore(AT_ONCE)
 
     async def one(body: dict[str, Any]) -> dict[str, Any]:
         async with limit:
-            return await api.create(path, body)
+            # A server that is too busy is asked again; it may have made it, and not said so in time.
+            return await api.insist(partial(_create, api, path, body))
 
     return list(await asyncio.gather(*map(one, bodies)))
 
@@ -143,7 +157,9 @@ class Crowd:
 
     async def __aexit__(self, *_: object) -> None:
         await self.clear()
-        await self.api.request("DELETE", "/api/v1/nodes", labelSelector="crowd=true")
+        # Their nodes' end would be theirs, but later: the next crowd has nodes of the same names.
+        for path in ("/api/v1/nodes", SLICES):
+            await self.api.insist(partial(self.api.request, "DELETE", path, labelSelector="crowd=true"))
         await self.api.close()
         self._plane.kubectl("delete", "namespace", NAMESPACE, WITHIN)
 

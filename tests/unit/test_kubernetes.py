@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ pytest.importorskip("kubernetes.aio", reason="the kubernetes extra is not instal
 from sluice.control.router import Router
 from sluice.device.node import DeviceSpec
 from sluice.kubernetes import protocol
-from sluice.kubernetes.api import TRIES, Api, ApiError
+from sluice.kubernetes.api import OPEN, TRIES, Api, ApiError
 from sluice.kubernetes.attachments import Attachments, tenant_name
 from sluice.kubernetes.cdi import Injection, Specifications, userfaultfd
 from sluice.kubernetes.claim import ClaimError, Share, shares
@@ -37,13 +37,14 @@ from sluice.kubernetes.gate import PolicyGate
 from sluice.kubernetes.inventory import Nic, configured, discover, trouble
 from sluice.kubernetes.network_policy import End, Evaluation, NetworkPolicy
 from sluice.kubernetes.parameters import FieldError, Parameters, live_of, parse_annotations, parse_parameters
-from sluice.kubernetes.pod import Pod, selects
+from sluice.kubernetes.pod import Pod, read_pod, selects
 from sluice.kubernetes.policy import policy_of
 from sluice.kubernetes.quantity import format_quantity, parse_quantity
 from sluice.kubernetes.settings import Settings, SettingsError, load_settings
 from sluice.kubernetes.slices import Publisher
 from sluice.kubernetes.state import Grant, State
 from sluice.kubernetes.twin import renew
+from sluice.kubernetes.watch import Watch
 
 KIND = {"apiVersion": "rdma.sluice.dev/v1", "kind": "Bandwidth"}
 
@@ -362,8 +363,12 @@ class Moody(Api):
     async def request(self, method: str, path: str, body: Any = None, *_: Any, **__: Any) -> dict[str, Any]:
         self.asked.append((method, path, copy.deepcopy(body)))
         if self.statuses and (status := self.statuses.pop(0)) != 200:
-            raise ApiError(status, "not now")
+            raise ApiError(status, f"not now ({status})")
         return {"metadata": {"uid": "uid"}}
+
+    async def watch(self, *_: Any, **__: Any) -> AsyncIterator[dict[str, Any]]:
+        yield {"type": OPEN}
+        await asyncio.Event().wait()
 
 
 def until_idle(monkeypatch: pytest.MonkeyPatch, api: Moody, work: Any, requests: int) -> None:
@@ -401,6 +406,17 @@ def test_events_wait_for_the_api_server(monkeypatch: pytest.MonkeyPatch, caplog:
     assert sent(403) == ["first", "second"]
     assert "event not sent: Pod ns/pod: first: not now" in caplog.text
     assert sent(*[503] * TRIES) == ["first"] * TRIES + ["second"]
+
+
+def test_a_watch_tells_each_trouble_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """And its end: who mends one sees the next."""
+    monkeypatch.setattr("sluice.kubernetes.watch.pause", lambda _failures: 0)
+    api = Moody(0, 0, 403, 403, 0)
+    watch: Watch[Pod] = Watch(api, "/api/v1/pods", read_pod, lambda _old, _new: None)
+    until_idle(monkeypatch, api, watch, 6)
+    told = ("not now (0)", "not now (403)", "not now (0)", "the API server answers again")
+    assert caplog.messages == [f"watching /api/v1/pods: {text}" for text in told]
+    assert watch.reachable and not watch.error
 
 
 def test_a_claims_status_is_written_again_after_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,15 +112,21 @@ class KubernetesNode:
             )
         if self.settings.device_plugin and self._device_server.missing:
             waiting.append(self._device_server.missing)
-        waiting += [f"{watch.path} is not read yet" for watch in self.directory.watches if not watch.synced.is_set()]
+        waiting += [
+            f"{watch.path} is not read yet" + (f": {watch.error}" if watch.error else "")
+            for watch in self.directory.watches
+            if not watch.synced.is_set()
+        ]
         return ", ".join(waiting)
 
     def status(self) -> dict[str, Any]:
         """For the operator. wrong: sentences."""
         wrong = list(filter(None, (self.healthy(), self.ready(), *map(trouble, self.settings.nics))))
-        away = [watch.path for watch in self.directory.watches if watch.synced.is_set() and not watch.reachable]
+        away = [watch for watch in self.directory.watches if watch.synced.is_set() and not watch.reachable]
         if away:
-            wrong.append(f"the API server does not answer for {', '.join(away)}: what changes there is not known here")
+            paths, errors = ", ".join(watch.path for watch in away), {watch.error for watch in away if watch.error}
+            why = f" ({'; '.join(sorted(errors))})" if errors else ""
+            wrong.append(f"the API server does not answer for {paths}: what changes there is not known here{why}")
         return {"node": self.settings.node, "grants": len(self.attachments.grants), "wrong": wrong}
 
     # ---- pods ------------------------------------------------------------

@@ -47,6 +47,8 @@ class Watch(Generic[T]):
         self.objects: dict[str, T] = {}
         self.synced = asyncio.Event()
         self.reachable = False
+        self.error = ""
+        """Why it isn't, by the last try."""
         self.lists = 0
         self.events = 0
 
@@ -60,12 +62,15 @@ class Watch(Generic[T]):
                 await self._follow()
                 failures = 0
             except ApiError as error:
-                if self.reachable or failures == 0:
-                    log.warning("watching %s: %s", self.path, error)
                 self.reachable = False
                 if error.status == GONE:
+                    log.warning("watching %s: %s", self.path, error)
                     self._version = ""
                     continue
+                # Once for each trouble: an operator who mends one sees the next.
+                if str(error) != self.error:
+                    log.warning("watching %s: %s", self.path, error)
+                self.error = str(error)
                 failures += 1
                 await asyncio.sleep(pause(failures))
 
@@ -80,13 +85,19 @@ class Watch(Generic[T]):
             del self.objects[uid]
             self._changed(old, None)
         self._version = version
-        self.reachable = True
+        self._reached()
         self.synced.set()
+
+    def _reached(self) -> None:
+        self.reachable = True
+        if self.error:
+            log.warning("watching %s: the API server answers again", self.path)
+            self.error = ""
 
     async def _follow(self) -> None:
         seconds = int(STREAM_SECONDS * random.uniform(1, 2))
         async for event in self._api.watch(self.path, self._version, seconds, **self._query):
-            self.reachable = True
+            self._reached()
             if event["type"] == OPEN:
                 continue
             self.events += 1

@@ -20,7 +20,7 @@
 #include <string.h>
 #include <sys/un.h>
 
-enum { PATIENCE_MS = 20000, NOT_A_STATE = 99, NOT_AN_OPTION = 99, NOT_A_LEVEL = 7, USER = 18 };
+enum { PATIENCE_MS = 60000, NOT_A_STATE = 99, NOT_AN_OPTION = 99, NOT_A_LEVEL = 7, USER = 18 };
 
 static struct rdma_event_channel *channel;
 static struct in_addr here;

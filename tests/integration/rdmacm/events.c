@@ -28,7 +28,7 @@
         }                                                                                         \
     } while (0)
 
-enum { PATIENCE_MS = 20000 };
+enum { PATIENCE_MS = 60000 };
 
 static struct rdma_event_channel *channel;
 

@@ -94,7 +94,7 @@ static void expect_event(enum ibv_event_type type, const void *element, const ch
     struct pollfd ready = {.fd = context->async_fd, .events = POLLIN};
     struct ibv_async_event event;
 
-    CHECK(poll(&ready, 1, 10000) == 1, "%s: no async event", what);
+    CHECK(poll(&ready, 1, 60000) == 1, "%s: no async event", what);
     CHECK(!ibv_get_async_event(context, &event) && event.event_type == type && event.element.qp == element,
           "%s: event %s", what, ibv_event_type_str(event.event_type));
     ibv_ack_async_event(&event);

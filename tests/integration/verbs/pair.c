@@ -7,7 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { DEPTH = 256, PATIENCE = 20 };
+enum { DEPTH = 256, PATIENCE = 60 };
 
 struct ibv_context *open_device(void)
 {
