@@ -28,15 +28,21 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
+LONGEST_LOOK = 10.0
+"""Seconds of patience that one look can cost: the whole machine may have stood still meanwhile."""
+
+
 def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
     """Waits for a condition and returns its value."""
-    deadline = time.monotonic() + patience
-    while (start := time.monotonic()) < deadline:
+    waited, start = 0.0, time.monotonic()
+    while waited < patience:
         value = condition()
         if value:
             return value
         # No longer than it took to look: who is waited for needs the processor too.
         time.sleep(min(max(time.monotonic() - start, 0.01), 0.2))
+        before, start = start, time.monotonic()
+        waited += min(start - before, LONGEST_LOOK)
     pytest.fail(f"{what}: not within {patience} s")
 
 
