@@ -270,7 +270,6 @@ static void find_place(struct sluice_engine *engine)
 {
     struct worker *worker = engine->worker;
     int caller = worker->caller;
-
     uint64_t passed = engine->now - worker->placed;
 
     if (passed < CORES_NS)

@@ -125,6 +125,7 @@ static void on_timer(struct timer *timer)
 {
     struct tcp_endpoint *endpoint = list_entry(timer, struct tcp_endpoint, timer);
     struct sluice_engine *engine = endpoint->qp->session->engine;
+    uint64_t limit = patience(endpoint->qp);
 
     if (!waits_for_peer(endpoint)) {
         /* Between a connection's end and the requester's next turn it still does: its patience goes on. */
@@ -151,7 +152,8 @@ static void on_timer(struct timer *timer)
         tcp_heard(endpoint);
     } else if (has_unread(endpoint)) {
         tcp_heard(endpoint);
-    } else if (endpoint->greeted && bytes_arrive(endpoint)) {
+    } else if ((endpoint->greeted || engine->now - endpoint->heard < limit) && bytes_arrive(endpoint)) {
+        /* A greeting, too, but not one after the other for ever. */
         endpoint->progress = engine->now;
     }
     if (qp_is_unreliable(endpoint->qp)) {
@@ -160,7 +162,7 @@ static void on_timer(struct timer *timer)
             qp_activate(endpoint->qp);
         return;
     }
-    uint64_t limit = patience(endpoint->qp), silent = engine->now - endpoint->progress;
+    uint64_t silent = engine->now - endpoint->progress;
 
     if (limit != UINT64_MAX && (silent >= limit || gives_up(endpoint, limit))) {
         tcp_fail(endpoint, IBV_WC_RETRY_EXC_ERR);
