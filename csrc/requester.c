@@ -164,7 +164,9 @@ bool qp_reads(const struct qp *qp)
     const struct sluice_wqe *wqe = qp->message.wqe;
 
     if (!qp->message.active) {
-        if (qp->sq.entries == 0)
+        /* Only of a WQE that is posted: what an empty slot holds is being written, or of a message long done. */
+        if (qp->sq.entries == 0 ||
+            (qp->sq.seen == qp->sq.head && load_acquire(&qp->sq.shared->producer) == qp->sq.head))
             return false;
         wqe = (const struct sluice_wqe *)queue_slot(&qp->sq);
     }
