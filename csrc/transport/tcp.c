@@ -152,6 +152,8 @@ static void on_timer(struct timer *timer)
         tcp_heard(endpoint);
     } else if (has_unread(endpoint)) {
         tcp_heard(endpoint);
+        /* The beginning of something long is no sign of life twice. */
+        tcp_read_what_came(endpoint);
     } else if ((endpoint->greeted || engine->now - endpoint->heard < limit) && bytes_arrive(endpoint)) {
         /* A greeting, too, but not one after the other for ever. */
         endpoint->progress = engine->now;
@@ -314,6 +316,7 @@ int tcp_attach(struct qp *qp, int fd)
     if (endpoint->socket.fd >= 0)
         drop(endpoint);
     endpoint->written = endpoint->arrived = 0;
+    endpoint->low = 1;
     endpoint->hello_due = true;
     return net_add(qp->session->engine, &endpoint->socket, fd);
 }

@@ -150,6 +150,7 @@ struct tcp_endpoint {
     enum tcp_receiving receiving;
     struct tcp_frame frame;
     uint32_t left;
+    int low; /* SO_RCVLOWAT, as it was last set */
     uint64_t operands[2];
     uint32_t start, end; /* of what the buffer holds */
     struct tcp_piece *incoming; /* TCP_STORE: payload; or NULL, and it is an atomic */
@@ -187,6 +188,9 @@ static inline void tcp_broken(struct tcp_endpoint *endpoint)
     endpoint->socket.readable = true;
     net_wake(endpoint->qp->session->engine->net, &endpoint->socket);
 }
+
+/* Has the payload read that has come so far, though it is less than is waited for. */
+void tcp_read_what_came(struct tcp_endpoint *endpoint);
 
 /* Whether it is the responder's turn. False: it waits for one, and is served again. */
 bool tcp_admitted(struct tcp_endpoint *endpoint, uint32_t direction);

@@ -12,6 +12,8 @@
 #include "tcp.h"
 
 enum { IOVS = 32 };
+/* Of a long payload, so much at least is waited for before it is read: as much as a peer has unsent in its socket (net.c). */
+enum { AT_ONCE = 1 << 18 };
 
 static bool is_request(const struct tcp_frame *frame)
 {
@@ -320,6 +322,31 @@ static bool go_on_after_store(struct tcp_endpoint *endpoint)
     return endpoint->left || end_frame(endpoint);
 }
 
+/*
+ * How much must have come before the kernel tells of it. In the middle of a payload that is what comes for certain, or a
+ * good part of it: not each packet wakes the worker. Waking it is the sender's work where both share a machine, and
+ * what each wake-up moves is copied at one go.
+ */
+static void await_payload(struct tcp_endpoint *endpoint)
+{
+    uint32_t left = endpoint->receiving == TCP_PAYLOAD && endpoint->left > TCP_BULK ? endpoint->left : 1;
+    int low = left < AT_ONCE ? (int)left : AT_ONCE;
+
+    if (low == endpoint->low)
+        return;
+    /* The kernel looks anew at what is there. */
+    if (setsockopt(endpoint->socket.fd, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof(low)) == 0)
+        endpoint->low = low;
+}
+
+void tcp_read_what_came(struct tcp_endpoint *endpoint)
+{
+    if (endpoint->low == 1 || endpoint->receiving != TCP_PAYLOAD)
+        return;
+    endpoint->socket.readable = true;
+    net_wake(endpoint->qp->session->engine->net, &endpoint->socket);
+}
+
 bool tcp_read(struct tcp_endpoint *endpoint)
 {
     uint32_t bytes = 0, visit;
@@ -352,8 +379,12 @@ bool tcp_read(struct tcp_endpoint *endpoint)
     }
     if (endpoint->dead)
         return false;
-    if (endpoint->socket.readable && !stopped(endpoint))
+    if (stopped(endpoint))
+        return true;
+    if (endpoint->socket.readable)
         net_wake(endpoint->qp->session->engine->net, &endpoint->socket);
+    else
+        await_payload(endpoint);
     return true;
 
 over:

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <infiniband/verbs.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -482,6 +483,64 @@ static void nobody_who_can_be_understood_connects(void)
     drain_events();
 }
 
+/* As socketpair, by TCP. */
+static void make_stream(int ends[2])
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof(address);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    ends[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(listener >= 0 && ends[0] >= 0 && bind(listener, (struct sockaddr *)&address, length) == 0);
+    CHECK(listen(listener, 1) == 0 && getsockname(listener, (struct sockaddr *)&address, &length) == 0);
+    CHECK(connect(ends[0], (struct sockaddr *)&address, length) == 0);
+    ends[1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    CHECK(ends[1] >= 0);
+    close(listener);
+}
+
+/* In the middle of a payload, more of which it has yet to be told of. */
+static bool waits_for_more(const struct client *client)
+{
+    worker_enter(engine);
+    const struct tcp_endpoint *endpoint = engine->sessions[client->session]->qps[client->qp]->wire;
+    bool waits = endpoint && endpoint->receiving == TCP_PAYLOAD && endpoint->low > 1;
+
+    worker_leave(engine);
+    return waits;
+}
+
+/* What came of an answer lies unread in the socket, as it is less than is worth a wake-up. Then nothing comes any more. */
+static void half_an_answer_is_no_life(void)
+{
+    enum { TOTAL = 1 << 16, BEGINNING = 4000, MORE = 1000 };
+    const struct tcp_frame hello = {.kind = TCP_HELLO, .total = TCP_VERSION, .imm = IBV_QPT_RC};
+    const struct tcp_frame answer = {.kind = TCP_READ_ANSWER, .flags = TCP_LAST, .length = TOTAL, .total = TOTAL};
+    static const uint8_t payload[BEGINNING];
+    struct tcp_frame said[2];
+    struct client a, b;
+    int ends[2];
+
+    open_pair(&a, &b);
+    make_stream(ends);
+    CHECK(sluice_qp_connect(engine, a.session, a.qp, ends[0]) == 0);
+    post_write(&a, &b, 1, TOTAL);
+    ((struct sluice_wqe *)a.sq)->opcode = IBV_WR_RDMA_READ;
+    publish(&a);
+    CHECK(send(ends[1], &hello, sizeof(hello), 0) == sizeof(hello));
+    CHECK(recv(ends[1], said, sizeof(said), MSG_WAITALL) == sizeof(said) && said[1].kind == TCP_READ);
+    CHECK(send(ends[1], &answer, sizeof(answer), 0) == sizeof(answer));
+    CHECK(send(ends[1], payload, BEGINNING, 0) == BEGINNING);
+    while (!waits_for_more(&a))
+        sched_yield();
+    CHECK(send(ends[1], payload, MORE, 0) == MORE);
+    CHECK(wait_cqe(&a).status == IBV_WC_RETRY_EXC_ERR);
+    close(ends[1]);
+    close_client(&a);
+    close_client(&b);
+    drain_events();
+}
+
 static void a_wrong_key_is_refused(void)
 {
     struct client a, b;
@@ -655,6 +714,7 @@ int main(void)
     RUN(processes_end_in_the_middle);
     RUN(nobody_connects);
     RUN(nobody_who_can_be_understood_connects);
+    RUN(half_an_answer_is_no_life);
     RUN(a_wrong_key_is_refused);
     RUN(nonsense_ends_the_connection);
     RUN(a_request_shrinks);
