@@ -27,6 +27,12 @@ enum sluice_engine_limits {
     SLUICE_MAX_QPS = 262144 /* of the node */
 };
 
+/* Of what goes between two nodes' engines. The control planes compare them before they connect anything. */
+enum sluice_wire_versions {
+    SLUICE_TCP_VERSION = 1,  /* transport/tcp_frame.h */
+    SLUICE_TRUNK_VERSION = 2 /* transport/trunk.h */
+};
+
 /* Index of what is per direction. */
 enum sluice_direction {
     SLUICE_EGRESS = 0, /* bytes that leave a tenant's memory: SEND and WRITE it posts, READ it answers */

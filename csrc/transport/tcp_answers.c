@@ -131,7 +131,7 @@ static bool on_hello(struct tcp_endpoint *endpoint)
 
     /* It has executed all that it said it has, and nothing that we never sent. What it never saw counts not: local
      * operations, and unreliable messages. */
-    if (endpoint->greeted || !qp_types_fit(qp->type, frame->imm) || frame->total != TCP_VERSION || (int32_t)(frame->msn - endpoint->known) < 0 ||
+    if (endpoint->greeted || !qp_types_fit(qp->type, frame->imm) || frame->total != SLUICE_TCP_VERSION || (int32_t)(frame->msn - endpoint->known) < 0 ||
         (int32_t)(frame->msn - endpoint->most) > 0)
         return false;
     endpoint->greeted = true;

@@ -17,10 +17,10 @@
 
 #include <stdint.h>
 
-enum { TCP_VERSION = 1, TCP_FRAME_MAX = 1 << 20 /* bytes of payload */ };
+enum { TCP_FRAME_MAX = 1 << 20 /* bytes of payload */ };
 
 enum tcp_kind {
-    TCP_HELLO = 1, /* the first frame each way. msn: requests executed so far; total: TCP_VERSION; imm: enum ibv_qp_type */
+    TCP_HELLO = 1, /* the first frame each way. msn: requests executed so far; total: SLUICE_TCP_VERSION; imm: enum ibv_qp_type */
 
     /* Requests */
     TCP_WRITE,       /* payload */

@@ -165,7 +165,7 @@ static bool finish_frame(struct tcp_endpoint *endpoint)
 
 static bool write_control(struct tcp_endpoint *endpoint, uint8_t kind, uint32_t msn, uint32_t imm)
 {
-    struct tcp_frame frame = {.kind = kind, .msn = msn, .imm = imm, .total = kind == TCP_HELLO ? TCP_VERSION : 0};
+    struct tcp_frame frame = {.kind = kind, .msn = msn, .imm = imm, .total = kind == TCP_HELLO ? SLUICE_TCP_VERSION : 0};
 
     return tcp_write_frame(endpoint, TCP_CONTROL, &frame, NULL, 0);
 }

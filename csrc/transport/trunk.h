@@ -30,7 +30,7 @@ enum {
     DATAGRAM_SOLICITED = 2
 };
 
-/* A datagram on the wire, little-endian; length bytes of data follow, padded with zeroes to a multiple of 8. */
+/* A datagram on the wire (SLUICE_TRUNK_VERSION), little-endian; length bytes of data follow, padded with zeroes to a multiple of 8. */
 struct datagram_frame {
     uint16_t length; /* up to SLUICE_MTU */
     uint16_t flags;

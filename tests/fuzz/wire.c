@@ -100,7 +100,7 @@ static void say_frame(struct wire *wire, uint8_t kind, const uint8_t **data, siz
     struct tcp_frame frame = {.kind = kind,
                               .msn = wire->msn,
                               .length = has ? length : 0,
-                              .total = kind == TCP_HELLO ? TCP_VERSION : length,
+                              .total = kind == TCP_HELLO ? SLUICE_TCP_VERSION : length,
                               .part = kind == TCP_READ ? length : 0,
                               .imm = kind == TCP_HELLO ? IBV_QPT_RC : fuzz_byte(data, left),
                               .flags = TCP_LAST,

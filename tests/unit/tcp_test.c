@@ -456,7 +456,7 @@ static void nobody_connects(void)
 /* A router of another version, that connects again and again: as good as nobody. */
 static void nobody_who_can_be_understood_connects(void)
 {
-    const struct tcp_frame hello = {.kind = TCP_HELLO, .total = TCP_VERSION + 1, .imm = IBV_QPT_RC};
+    const struct tcp_frame hello = {.kind = TCP_HELLO, .total = SLUICE_TCP_VERSION + 1, .imm = IBV_QPT_RC};
     struct client a, b;
 
     open_pair(&a, &b);
@@ -569,7 +569,7 @@ static void nonsense_ends_the_connection(void)
     open_pair(&a, &b);
     memset(b.memory, 0xee, MEMORY);
     for (uint32_t round = 0; round < 2000; round++) {
-        struct tcp_frame frames[4] = {{.kind = TCP_HELLO, .total = TCP_VERSION, .imm = IBV_QPT_RC}};
+        struct tcp_frame frames[4] = {{.kind = TCP_HELLO, .total = SLUICE_TCP_VERSION, .imm = IBV_QPT_RC}};
         int ends[2];
 
         for (uint32_t i = 0; i < sizeof(frames); i++) {
@@ -632,7 +632,7 @@ static bool is_stuck(const struct client *client)
 /* A WQE that changes while its message is sent, part by part: its process has done what no shim does, and harms itself. */
 static void a_request_shrinks(void)
 {
-    const struct tcp_frame hello = {.kind = TCP_HELLO, .total = TCP_VERSION, .imm = IBV_QPT_RC};
+    const struct tcp_frame hello = {.kind = TCP_HELLO, .total = SLUICE_TCP_VERSION, .imm = IBV_QPT_RC};
     const struct sluice_shape narrow = {.share = {.max_bps = {1000000000, 0}, .burst = {8192, 0}}}, none = {0};
     uint32_t broken = 0;
 

@@ -22,12 +22,10 @@ from sluice.cluster.directory import Directory
 from sluice.cluster.links import Links, PeerRefused, PeerUnreachable
 from sluice.cluster.messages import Dial, Refused, Ticket
 from sluice.cluster.trunks import Trunks
-from sluice.engine import Engine, ffi
+from sluice.engine import Engine, ffi, lib
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-"""Of struct tcp_frame (TCP_VERSION)."""
 FIRST_DELAY, LAST_DELAY = 0.02, 0.5
 """Seconds between two tries."""
 DIALS = 64
@@ -129,7 +127,7 @@ class Connector:
             "connected": sum(wanted.connected for wanted in self._wanted.values()),
             "refused": self._port.refused,
             "trunks": self.trunks.connected(),
-            "unreachable": dict(self._port.unreachable),
+            "unreachable": {name: why for name, why in self._port.unreachable.items() if name in self._links.peers},
         }
 
     def _start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -201,7 +199,8 @@ class Connector:
         node = self._links.node(place.node)
         wanted.dialing = True
         try:
-            request = Dial(str(wanted.source), wanted.qp, str(wanted.destination), wanted.peer_qp, VERSION)
+            ends = str(wanted.source), wanted.qp, str(wanted.destination), wanted.peer_qp
+            request = Dial(*ends, lib.SLUICE_TCP_VERSION)
             answer = await self._links.request(place.node, request)
             if not isinstance(answer, Ticket) or wanted.connected:
                 return
@@ -214,8 +213,10 @@ class Connector:
     # ---- others connect ------------------------------------------------------
 
     def _on_dial(self, node: str, dial: Dial) -> Ticket | Refused:
-        if dial.version != VERSION:
-            return Refused(errno.EPROTO, f"connections of version {dial.version}; this router speaks {VERSION}")
+        if dial.version != lib.SLUICE_TCP_VERSION:
+            return Refused(
+                errno.EPROTO, f"connections of version {dial.version}; this router speaks {lib.SLUICE_TCP_VERSION}"
+            )
         wanted = self._by_qp.get(dial.destination_qp)
         if (
             wanted is None

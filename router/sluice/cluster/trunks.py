@@ -12,12 +12,10 @@ import socket
 from sluice.cluster.data_port import DataPort
 from sluice.cluster.links import Links, PeerUnreachable
 from sluice.cluster.messages import DialTrunk, Refused, Ticket
-from sluice.engine import Engine
+from sluice.engine import Engine, lib
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
-"""Of struct datagram_frame and struct grant_frame."""
 FIRST_DELAY, LAST_DELAY = 0.02, 1.0
 """Seconds between two tries."""
 
@@ -97,7 +95,7 @@ class Trunks:
             del self._tasks[node], self._alive[node]
 
     async def _dial(self, node: str) -> None:
-        answer = await self._links.request(node, DialTrunk(VERSION))
+        answer = await self._links.request(node, DialTrunk(lib.SLUICE_TRUNK_VERSION))
         if not isinstance(answer, Ticket):
             raise PeerUnreachable(f"node {node!r} answered with {type(answer).__name__}")
         with await self._port.connect(self._links.node(node), answer.ticket) as connection:
@@ -106,8 +104,10 @@ class Trunks:
         self._connected.add(node)
 
     def _on_dial(self, node: str, dial: DialTrunk) -> Ticket | Refused:
-        if dial.version != VERSION:
-            return Refused(errno.EPROTO, f"datagrams of version {dial.version}; this router speaks {VERSION}")
+        if dial.version != lib.SLUICE_TRUNK_VERSION:
+            return Refused(
+                errno.EPROTO, f"datagrams of version {dial.version}; this router speaks {lib.SLUICE_TRUNK_VERSION}"
+            )
 
         def attach(connection: socket.socket) -> None:
             self._engine.accept_trunk(self._number(node), connection.fileno())

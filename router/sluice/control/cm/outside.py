@@ -215,13 +215,22 @@ class Outside:
         ]
 
     def _start(self, service: tuple[int, int], addresses: list[IP]) -> None:
-        """Listens where it doesn't yet, and no longer where the NIC no longer is."""
+        """Listens where it doesn't yet, and no longer where the NIC no longer is.
+
+        OSError: an address refused; the others listen nevertheless.
+        """
         at = self._listeners.setdefault(service, {})
         for identifier in [identifier for identifier, address in at.items() if address not in addresses]:
             self._end_listener(at, identifier)
         new = [address for address in addresses if address not in at.values()]
+        refusal: OSError | None = None
         for address in new:
-            self._listen_at(service, at, address)
+            try:
+                self._listen_at(service, at, address)
+            except OSError as error:
+                refusal = error
+        if refusal is not None:
+            raise refusal
 
     def _listen_at(self, service: tuple[int, int], at: dict[int, IP], address: IP) -> None:
         """Does nothing where the kernel has the address no longer or, while it looks for others with it, not yet."""
