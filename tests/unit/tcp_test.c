@@ -514,7 +514,7 @@ static bool waits_for_more(const struct client *client)
 static void half_an_answer_is_no_life(void)
 {
     enum { TOTAL = 1 << 16, BEGINNING = 4000, MORE = 1000 };
-    const struct tcp_frame hello = {.kind = TCP_HELLO, .total = TCP_VERSION, .imm = IBV_QPT_RC};
+    const struct tcp_frame hello = {.kind = TCP_HELLO, .total = SLUICE_TCP_VERSION, .imm = IBV_QPT_RC};
     const struct tcp_frame answer = {.kind = TCP_READ_ANSWER, .flags = TCP_LAST, .length = TOTAL, .total = TOTAL};
     static const uint8_t payload[BEGINNING];
     struct tcp_frame said[2];
