@@ -12,9 +12,12 @@
  * most burst + rate * T goes through, chunks and all.
  *
  * Where no burst was asked for, the lag is there for one purpose: to make good the
- * delay with which a busy machine may run the worker, so that the rate is exact
- * over a second. It must not be a burst that others feel. So a second bucket, the
- * peak, spreads it: a unit takes 1/BUCKET_PEAK less time there than at the rate.
+ * time in which a busy machine didn't run the worker, or ran it slowly, so that the
+ * rate is exact over a second. It must not be a burst that others feel. So a second
+ * bucket, the peak, spreads it: a unit takes 1/BUCKET_PEAK less time there than at
+ * the rate. Every window that ends or begins while it is spread is off by what is
+ * left of it: what was missed has to be made good in a small part of a second, the
+ * whole lag in (BUCKET_PEAK - 1) times its length.
  *
  * No clock is read here: now is given, in nanoseconds.
  */
@@ -31,7 +34,7 @@ enum bucket_kind {
     BUCKET_TIME        /* rate in nanoseconds per second */
 };
 
-enum { BUCKET_BYTES_LEAST = 256, BUCKET_BYTES_MOST = 1 << 20, BUCKET_PEAK = 32 /* a power of two: it divides each turn's cost */ };
+enum { BUCKET_BYTES_LEAST = 256, BUCKET_BYTES_MOST = 1 << 20, BUCKET_PEAK = 8 /* a power of two: it divides each turn's cost */ };
 
 /* Delays up to this are made good at once. */
 #define BUCKET_PEAK_LAG_NS 2000000ull

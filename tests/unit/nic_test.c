@@ -913,18 +913,18 @@ static void test_ceilings_are_the_nics_where_it_can_pace(void)
     CHECK(pace_after_a_message(&client, &burst) == 0);
     /* As much above the ceiling as a bucket's peak is. */
     shape(100000000, 0);
-    CHECK(pace_after_a_message(&client, &burst) == 103226 && burst == 0);
+    CHECK(pace_after_a_message(&client, &burst) == 114286 && burst == 0);
     shape(200000000, 1 << 20);
-    CHECK(pace_after_a_message(&client, &burst) == 206452 && burst == 1 << 20);
+    CHECK(pace_after_a_message(&client, &burst) == 228572 && burst == 1 << 20);
     /* What it can't do, or has no room for, it is not to do by the old rate. */
     shape(1000000, 0);
     CHECK(pace_after_a_message(&client, &burst) == 0);
     shape(100000000, 0);
-    CHECK(pace_after_a_message(&client, &burst) == 103226);
+    CHECK(pace_after_a_message(&client, &burst) == 114286);
     shape(2000000000, 0);
     CHECK(pace_after_a_message(&client, &burst) == 0);
     shape(100000000, 0);
-    CHECK(pace_after_a_message(&client, &burst) == 103226);
+    CHECK(pace_after_a_message(&client, &burst) == 114286);
     fake_refuse("pace", ENOSPC);
     shape(300000000, 0);
     CHECK(pace_after_a_message(&client, &burst) == 0);
@@ -935,23 +935,23 @@ static void test_ceilings_are_the_nics_where_it_can_pace(void)
     /* Devices that pace, but take no burst, and such as know no way back to none. */
     fake_refuse("burst", EINVAL);
     shape(200000000, 1 << 20);
-    CHECK(pace_after_a_message(&client, &burst) == 206452 && burst == 0);
+    CHECK(pace_after_a_message(&client, &burst) == 228572 && burst == 0);
     fake_refuse("lifting", EINVAL);
     shape(0, 0);
     CHECK(pace_after_a_message(&client, &burst) == 1000000);
     fake_refuse("lifting", 0);
     fake_refuse("burst", 0);
     shape(100000000, 0);
-    CHECK(pace_after_a_message(&client, &burst) == 103226);
+    CHECK(pace_after_a_message(&client, &burst) == 114286);
     /* A group's, which is lower than the tenant's own. */
     in_group.group = (uint32_t)sluice_group_add(engine, 0, &share) + 1;
     in_group.share.max_bps[0] = 60000000;
     CHECK(sluice_tenant_shape(engine, tenant, &in_group) == 0);
-    CHECK(pace_after_a_message(&client, &burst) == 51613);
+    CHECK(pace_after_a_message(&client, &burst) == 57143);
     /* A QP that starts anew has no rate of before. */
     CHECK(modify(&client, client.qp, IBV_QPS_RESET) == 0);
     connect(&client, client.qp);
-    CHECK(fake_pace(client.qp_num, &burst) == 0 && pace_after_a_message(&client, &burst) == 51613);
+    CHECK(fake_pace(client.qp_num, &burst) == 0 && pace_after_a_message(&client, &burst) == 57143);
     close_client(&client);
     close_engine();
 }
