@@ -298,6 +298,17 @@ void tcp_say_last(struct tcp_endpoint *endpoint)
     write_control(endpoint, TCP_ACK, endpoint->expected, 0);
 }
 
+/*
+ * Whether an acknowledgement says what its requester has a use for: not of a READ or atomic, nor of what follows it, before
+ * its answer, which says as much.
+ */
+static bool untold(const struct tcp_endpoint *endpoint)
+{
+    if (endpoint->answers_count)
+        return (int32_t)(endpoint->answers[endpoint->answers_head].msn - endpoint->told) > 0;
+    return endpoint->told != endpoint->expected;
+}
+
 /* The next frame that is due. False: there is none, or the connection is gone. */
 static bool write_next(struct tcp_endpoint *endpoint)
 {
@@ -316,7 +327,7 @@ static bool write_next(struct tcp_endpoint *endpoint)
         endpoint->told = endpoint->expected;
         return write_control(endpoint, TCP_RNR, endpoint->expected, endpoint->qp->attr.min_rnr_timer);
     }
-    if (endpoint->acknowledge || (endpoint->told != endpoint->expected && !holds(endpoint))) {
+    if (endpoint->acknowledge || (untold(endpoint) && !holds(endpoint))) {
         endpoint->acknowledge = false;
         endpoint->told = endpoint->expected;
         return write_control(endpoint, TCP_ACK, endpoint->expected, 0);
