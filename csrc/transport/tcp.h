@@ -45,7 +45,6 @@ enum {
     TCP_COPY = 256,        /* up to here a payload is copied beside its header */
     TCP_BATCHED = 8192,    /* up to here messages share a system call */
     TCP_BATCH = 64,        /* messages in one system call */
-    TCP_ANSWER_FRAME = 1 << 18, /* bytes of a READ's answer before something else may come between */
     TCP_PIECE = 1 << 16,   /* bytes of memory that only its process reaches, at a time */
     TCP_PROMPT = 4,        /* requests that followed at once, before acknowledgements wait for the next */
     TCP_VISIT = 1 << 16    /* bytes of one connection before the next has its turn, where a turn has no more */

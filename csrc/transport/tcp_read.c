@@ -12,8 +12,8 @@
 #include "tcp.h"
 
 enum { IOVS = 32 };
-/* Of a long payload, so much at least is waited for before it is read: as much as a peer has unsent in its socket (net.c). */
-enum { AT_ONCE = 1 << 18 };
+/* Of a long payload, so much at least is waited for before it is read: half of the longest frame. */
+enum { AT_ONCE = TCP_FRAME_MAX / 2 };
 
 static bool is_request(const struct tcp_frame *frame)
 {

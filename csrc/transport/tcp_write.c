@@ -170,6 +170,16 @@ static bool write_control(struct tcp_endpoint *endpoint, uint8_t kind, uint32_t 
     return tcp_write_frame(endpoint, TCP_CONTROL, &frame, NULL, 0);
 }
 
+/* What goes of a READ's answer in one frame: as of a WRITE, all that the turn has. */
+static uint32_t answer_part(const struct tcp_endpoint *endpoint, uint32_t left)
+{
+    uint32_t most = endpoint->grants[FLOW_EGRESS].left;
+
+    if (most > TCP_FRAME_MAX)
+        most = TCP_FRAME_MAX;
+    return left < most ? left : most;
+}
+
 /* The answer at the head is written: its frame, and another if it is long. False: the
  * connection is gone, or memory has yet to come. */
 static bool write_answer(struct tcp_endpoint *endpoint)
@@ -188,11 +198,7 @@ static bool write_answer(struct tcp_endpoint *endpoint)
         endpoint->answers_count = 0;
         return true;
     }
-    frame.length = answer->kind == TCP_ATOMIC_ANSWER ? (uint32_t)sizeof(answer->value)
-                   : left < TCP_ANSWER_FRAME        ? left
-                                                     : TCP_ANSWER_FRAME;
-    if (frame.length > endpoint->grants[FLOW_EGRESS].left && answer->kind == TCP_READ_ANSWER)
-        frame.length = endpoint->grants[FLOW_EGRESS].left;
+    frame.length = answer->kind == TCP_READ_ANSWER ? answer_part(endpoint, left) : (uint32_t)sizeof(answer->value);
     if (!answer_spans(endpoint, answer, &spans))
         return spoil_answer(endpoint, answer, IBV_WC_REM_ACCESS_ERR);
     enum tcp_reach reach = TCP_SEEN;

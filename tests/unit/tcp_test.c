@@ -541,16 +541,18 @@ static void half_an_answer_is_no_life(void)
     drain_events();
 }
 
-/* A READ's answer acknowledges: nothing goes before it. */
-static void an_answer_comes_first(void)
+/* A READ is answered as a WRITE is sent: in one frame where nobody else wants to go, and nothing goes before it. */
+static void an_answer_is_one_frame(void)
 {
     const struct tcp_frame hello = {.kind = TCP_HELLO, .total = SLUICE_TCP_VERSION, .imm = IBV_QPT_RC};
     struct tcp_frame said[2];
+    static uint8_t payload[MEMORY];
     struct client a, b;
     int ends[2];
 
     open_pair(&a, &b);
     allow_all(&b);
+    fill(b.memory, MEMORY, 5);
     make_stream(ends);
     CHECK(sluice_qp_connect(engine, b.session, b.qp, ends[0]) == 0);
     const struct tcp_frame read = {
@@ -559,7 +561,9 @@ static void an_answer_comes_first(void)
     CHECK(send(ends[1], &hello, sizeof(hello), 0) == sizeof(hello));
     CHECK(send(ends[1], &read, sizeof(read), 0) == sizeof(read));
     CHECK(recv(ends[1], said, sizeof(said), MSG_WAITALL) == sizeof(said));
-    CHECK(said[1].kind == TCP_READ_ANSWER && said[1].length);
+    CHECK(said[1].kind == TCP_READ_ANSWER && said[1].flags == TCP_LAST && said[1].length == MEMORY);
+    CHECK(recv(ends[1], payload, MEMORY, MSG_WAITALL) == MEMORY);
+    expect_filled(payload, MEMORY, 0, 5);
     close(ends[1]);
     close_client(&a);
     close_client(&b);
@@ -740,7 +744,7 @@ int main(void)
     RUN(nobody_connects);
     RUN(nobody_who_can_be_understood_connects);
     RUN(half_an_answer_is_no_life);
-    RUN(an_answer_comes_first);
+    RUN(an_answer_is_one_frame);
     RUN(a_wrong_key_is_refused);
     RUN(nonsense_ends_the_connection);
     RUN(a_request_shrinks);
