@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -202,6 +203,21 @@ def idle_connections(bench: Bench, count: int) -> Iterator[None]:
             end.communicate("", timeout=60)
 
 
+def medians_by_turns(bench: Bench, measures: list[Callable[[], float]]) -> tuple[list[float], list[float]]:
+    """Of each measure, with others idle and alone: each round both, as a machine has slower minutes."""
+    crowded: list[list[float]] = []
+    alone: list[list[float]] = []
+    for _ in range(bench.rounds):
+        with idle_connections(bench, IDLE):
+            crowded.append([measure() for measure in measures])
+        alone.append([measure() for measure in measures])
+    return _medians(crowded), _medians(alone)
+
+
+def _medians(rounds: list[list[float]]) -> list[float]:
+    return [statistics.median(column) for column in zip(*rounds, strict=True)]
+
+
 def crowd(bench: Bench) -> list[Figure]:
     measures: list[tuple[str, str, bool, Callable[[], float]]] = [
         ("WRITE 1 MiB", "GB/s", True, lambda: bench.bandwidth("ib_write_bw", MIB)),
@@ -213,8 +229,7 @@ def crowd(bench: Bench) -> list[Figure]:
         before = memory(bench)
     with idle_connections(bench, IDLE):
         each = memory(bench).more_than(before)
-        crowded = medians(bench.rounds, *(measure for *_, measure in measures))
-    alone = medians(bench.rounds, *(measure for *_, measure in measures))
+    crowded, alone = medians_by_turns(bench, [measure for *_, measure in measures])
     figures = [
         # Alone and in the crowd are the same but for noise.
         Figure(f"{what}, {IDLE:,} others idle", ours, unit, "alone", 0.95 if higher else 1.05, higher, peer)
