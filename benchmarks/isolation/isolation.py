@@ -296,14 +296,14 @@ def changes(bench: Isolation) -> list[Change]:
 
 
 def _settled_ms(times: list[int], values: list[int], asked: int, bps: float) -> float:
-    """One message more than the rate allows may be under way."""
+    """A window may have what a bucket makes good after the machine stood still (csrc/bucket.h), and a chunk."""
     last = asked
     for index, start in enumerate(times):
         until = bisect_left(times, start + 2 * 10**6)
         if until == len(times):
             break
         span = times[until] - start
-        if start >= asked and values[until] - values[index] > 1.25 * bps / 8e9 * span + 65536:
+        if start >= asked and values[until] - values[index] > bps / 8e9 * (span * 8 / 7 + 2 * 10**6) + 65536:
             last = start
     return (last - asked) / 1e6
 
