@@ -37,28 +37,34 @@ class Capacity:
         return format_rate(self.bps) + (f" ({self.note})" if self.note else "")
 
 
-def _sum(parts: Mapping[str, int]) -> tuple[int, str]:
-    """The sum and its arithmetic, the largest first."""
+def _arithmetic(parts: Mapping[str, int]) -> str:
+    """The sum as text, the largest first."""
     ordered = sorted((-bps, name) for name, bps in parts.items() if bps)
     shown = [f"{name} {format_rate(-bps)}" for bps, name in ordered[:6]]
     if len(ordered) > 6:
         rest = -sum(bps for bps, _ in ordered[6:])
         shown.append(f"{len(ordered) - 6} others {format_rate(rest)}")
-    total = sum(parts.values())
-    return total, f"{' + '.join(shown)} = {format_rate(total)}"
+    return f"{' + '.join(shown)} = {format_rate(sum(parts.values()))}"
 
 
-def _check_group(name: str, group: GroupPolicy, tenants: Mapping[str, Policy], direction: int) -> int:
+def _by_group(tenants: Mapping[str, Policy]) -> dict[str, dict[str, Policy]]:
+    """In one pass, as there may be thousands of tenants in hundreds of groups; "": those in none."""
+    members: dict[str, dict[str, Policy]] = {}
+    for name, policy in tenants.items():
+        members.setdefault(policy.group, {})[name] = policy
+    return members
+
+
+def _check_group(name: str, group: GroupPolicy, members: Mapping[str, Policy], direction: int) -> int:
     """The group's guarantee: its own, or what its tenants' come to."""
-    total, arithmetic = _sum(
-        {tenant: policy.guarantees[direction] for tenant, policy in tenants.items() if policy.group == name}
-    )
+    parts = {tenant: policy.guarantees[direction] for tenant, policy in members.items()}
+    total = sum(parts.values())
     own, ceiling = group.guarantees[direction], group.ceilings[direction]
     for limit, what in ((own, "guarantee"), (ceiling, "ceiling")):
         if limit and total > limit:
             raise PolicyError(
                 f"the guarantees in group {name!r} are more than the group's {what}, "
-                f"{DIRECTIONS[direction]}: {arithmetic} > {format_rate(limit)}",
+                f"{DIRECTIONS[direction]}: {_arithmetic(parts)} > {format_rate(limit)}",
                 f"groups.{name}",
             )
     return max(own, total)
@@ -66,19 +72,23 @@ def _check_group(name: str, group: GroupPolicy, tenants: Mapping[str, Policy], d
 
 def check(capacity: Capacity, groups: Mapping[str, GroupPolicy], tenants: Mapping[str, Policy]) -> None:
     """PolicyError, with the arithmetic, where a promise couldn't be kept."""
-    for name, policy in tenants.items():
-        if policy.group and policy.group not in groups:
+    members = _by_group(tenants)
+    for group_name, (name, *_) in members.items():
+        if group_name and group_name not in groups:
             known = ", ".join(sorted(groups)) or "none yet"
             raise PolicyError(
-                f"tenant {name!r}: there is no group {policy.group!r}; there are: {known}", f"tenants.{name}.group"
+                f"tenant {name!r}: there is no group {group_name!r}; there are: {known}", f"tenants.{name}.group"
             )
     for direction, word in enumerate(DIRECTIONS):
-        parts = {f"group {name}": _check_group(name, group, tenants, direction) for name, group in groups.items()}
-        parts |= {name: policy.guarantees[direction] for name, policy in tenants.items() if not policy.group}
-        total, arithmetic = _sum(parts)
-        if total > capacity.bps:
+        parts = {
+            f"group {name}": _check_group(name, group, members.get(name, {}), direction)
+            for name, group in groups.items()
+        }
+        parts |= {name: policy.guarantees[direction] for name, policy in members.get("", {}).items()}
+        if sum(parts.values()) > capacity.bps:
             raise PolicyError(
-                f"guarantees are more than the device's capacity, {word}: {arithmetic} > {capacity}", "device.capacity"
+                f"guarantees are more than the device's capacity, {word}: {_arithmetic(parts)} > {capacity}",
+                "device.capacity",
             )
 
 
@@ -171,14 +181,16 @@ class Hierarchy:
 
     def _shape_groups(self) -> None:
         """A group's own guarantee in the engine is what it has beyond its tenants'."""
+        members = _by_group(self.tenants) if self.groups else {}
         for name, group in self.groups.items():
-            share = replace(group.share(), min_bps=self._beyond(name, group))
+            share = replace(group.share(), min_bps=_beyond(group, members.get(name, {})))
             # Setting a share forgives debts: only where it is another one.
             if self._shares.get(name) != share:
                 self._shares[name] = share
                 self._engine.shape_group(self.group_numbers[name], share)
 
-    def _beyond(self, name: str, group: GroupPolicy) -> Pair:
-        members = [policy.guarantees for policy in self.tenants.values() if policy.group == name]
-        egress, ingress = (sum(member[direction] for member in members) for direction in (0, 1))
-        return max(0, group.guarantees[0] - egress), max(0, group.guarantees[1] - ingress)
+
+def _beyond(group: GroupPolicy, members: Mapping[str, Policy]) -> Pair:
+    guarantees = [policy.guarantees for policy in members.values()]
+    egress, ingress = (sum(guarantee[direction] for guarantee in guarantees) for direction in (0, 1))
+    return max(0, group.guarantees[0] - egress), max(0, group.guarantees[1] - ingress)
