@@ -6,7 +6,6 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 
@@ -84,4 +83,9 @@ void lookout_begin(struct lookout *lookout)
 {
     if (!exchange(&lookout->watching, 1))
         futex_wake(&lookout->watching);
+}
+
+bool lookout_waits(const struct lookout *lookout)
+{
+    return load_relaxed(&lookout->watching);
 }

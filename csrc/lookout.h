@@ -6,6 +6,7 @@
 #ifndef SLUICE_LOOKOUT_H
 #define SLUICE_LOOKOUT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct lookout;
@@ -20,5 +21,7 @@ void lookout_close(struct lookout *lookout);
  * woken. That may be one who went to sleep later; so a sleeper looks why it was woken.
  */
 void lookout_begin(struct lookout *lookout);
+/* Whether that has not happened yet. */
+bool lookout_waits(const struct lookout *lookout);
 
 #endif

@@ -222,12 +222,12 @@ bool net_prepare(struct sluice_engine *engine, uint32_t *word)
     return !net->uring && !net->lookout;
 }
 
-void net_sleep(struct sluice_engine *engine, uint32_t *word, uint32_t value, uint64_t deadline, bool naps)
+bool net_sleep(struct sluice_engine *engine, uint32_t *word, uint32_t value, uint64_t deadline, bool naps)
 {
     /* Once made always: its request for the word stays with the kernel, and would take another sleeper's wake-up. */
     if (engine->net->uring) {
         uring_sleep(engine->net->uring, value, deadline);
-        return;
+        return !uring_quiet(engine->net->uring);
     }
     if (engine->net->lookout)
         lookout_begin(engine->net->lookout);
@@ -237,4 +237,5 @@ void net_sleep(struct sluice_engine *engine, uint32_t *word, uint32_t value, uin
         deadline = deadline < nap ? deadline : nap;
     }
     futex_wait(word, value, deadline);
+    return naps || (engine->net->lookout && !lookout_waits(engine->net->lookout));
 }

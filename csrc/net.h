@@ -69,7 +69,10 @@ void net_serve(struct sluice_engine *engine);
 
 /* Before net_sleep, while the worker still owns the engine. True: nothing can wake it for a socket, so it naps. */
 bool net_prepare(struct sluice_engine *engine, uint32_t *word);
-/* Sleeps until the word isn't value, a socket has something, or the deadline (CLOCK_MONOTONIC ns). */
-void net_sleep(struct sluice_engine *engine, uint32_t *word, uint32_t value, uint64_t deadline, bool naps);
+/*
+ * Sleeps until the word isn't value, a descriptor has something, or the deadline (CLOCK_MONOTONIC ns). False: no descriptor has
+ * become readable, as far as is known.
+ */
+bool net_sleep(struct sluice_engine *engine, uint32_t *word, uint32_t value, uint64_t deadline, bool naps);
 
 #endif

@@ -63,12 +63,15 @@ struct nic_pool;
 struct nic_srq;
 
 /*
- * A CQ of the engine's. One for many QPs, each of which takes as many entries of it as it can
+ * A CQ of the engine's. One for the sends, or the receives, of many QPs, each of which takes as many entries of it as it can
  * have completions, so that none overruns; or one of its own for the receives of an SRQ.
  */
 struct nic_cq {
     struct ibv_cq *cq;
     uint32_t entries, taken;
+    bool sends;            /* their completions end here, and none of receives */
+    bool armed;            /* the next completion writes an event to the channel, */
+    bool told;             /* and there was one since the events were last taken */
     struct nic_srq *srq;   /* whose receives end here, or */
     struct nic_pool *pool; /* those for datagrams; else NULL */
     struct list link;
@@ -102,8 +105,8 @@ struct nic {
     bool lost;           /* the device is gone */
     uint64_t heard;   /* ns: when the last completion came */
     uint32_t connected; /* QPs */
-    bool armed;       /* a completion writes an event to the channel */
-    bool woken;       /* the worker slept: the channel may hold events */
+    uint32_t outstanding; /* QPs that have sends in the NIC */
+    bool woken;       /* the worker slept, and the channel may hold an event */
 };
 
 /* The one behind what the PD is of, or NULL. */
@@ -131,17 +134,22 @@ void nic_dereg_mr(struct mr *mr);
 int nic_alloc_mw(struct mr *window);
 void nic_dealloc_mw(struct mr *window);
 
-/* Room for so many completions. NULL: errno says why. */
-struct nic_cq *nic_take_cq(struct nic *nic, uint32_t completions);
+/* Room for so many completions, of sends or of receives. NULL: errno says why. */
+struct nic_cq *nic_take_cq(struct nic *nic, uint32_t completions, bool sends);
 void nic_give_cq(struct nic *nic, struct nic_cq *cq, uint32_t completions);
-/* One that nobody shares; give it back with all its entries. */
+/* One for receives that nobody shares; give it back with all its entries. */
 struct nic_cq *nic_make_cq(struct nic *nic, uint32_t completions);
 
-/* Of all NICs. Has completions announced by channels, for the worker that wants to sleep. False: there are some now. */
+/*
+ * Of all NICs. Has completions announced by channels, for the worker that wants to sleep: receives always, sends where there are
+ * any, since each announcement is a wake-up, also of who is awake already and has polled the completion. False: there are some now.
+ */
 bool nic_arm(struct sluice_engine *engine);
 /* Whether a CQ was made since, which nothing tells of: the worker that sleeps is to be woken, and arms it. */
 bool nic_unarmed(const struct sluice_engine *engine);
-/* The worker slept: channels may hold events. */
+/* What the worker has just posted may be done already, or was refused: handles that. Returns how many completions there were. */
+uint32_t nic_serve_sends(struct sluice_engine *engine);
+/* The worker slept, and channels may hold an event. */
 void nic_woken(struct sluice_engine *engine);
 /* Whether a registration is done. */
 bool nic_rung(const struct sluice_engine *engine);

@@ -5,7 +5,7 @@
 
 #include "nic.h"
 
-static struct nic_cq *create(struct nic *nic, uint32_t entries)
+static struct nic_cq *create(struct nic *nic, uint32_t entries, bool sends)
 {
     struct nic_cq *cq = calloc(1, sizeof(*cq));
 
@@ -13,24 +13,24 @@ static struct nic_cq *create(struct nic *nic, uint32_t entries)
         errno = ENOMEM;
         return NULL;
     }
-    cq->cq = nic->call.ibv_create_cq(nic->context, (int)entries, NULL, nic->channel, 0);
+    cq->cq = nic->call.ibv_create_cq(nic->context, (int)entries, cq, nic->channel, 0);
     if (!cq->cq) {
         free(cq);
         return NULL;
     }
     cq->entries = entries;
     list_init(&cq->link);
+    cq->sends = sends;
     list_append(&nic->cqs, &cq->link);
-    nic->armed = false;
     return cq;
 }
 
-struct nic_cq *nic_take_cq(struct nic *nic, uint32_t completions)
+struct nic_cq *nic_take_cq(struct nic *nic, uint32_t completions, bool sends)
 {
     for (struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next) {
         struct nic_cq *cq = list_entry(link, struct nic_cq, link);
 
-        if (completions <= cq->entries - cq->taken) {
+        if (cq->sends == sends && completions <= cq->entries - cq->taken) {
             cq->taken += completions;
             return cq;
         }
@@ -43,7 +43,7 @@ struct nic_cq *nic_take_cq(struct nic *nic, uint32_t completions)
         errno = EINVAL;
         return NULL;
     }
-    struct nic_cq *cq = create(nic, entries);
+    struct nic_cq *cq = create(nic, entries, sends);
 
     if (cq)
         cq->taken = completions;
@@ -52,7 +52,7 @@ struct nic_cq *nic_take_cq(struct nic *nic, uint32_t completions)
 
 struct nic_cq *nic_make_cq(struct nic *nic, uint32_t completions)
 {
-    struct nic_cq *cq = create(nic, completions);
+    struct nic_cq *cq = create(nic, completions, false);
 
     if (cq)
         cq->taken = cq->entries;
@@ -69,9 +69,17 @@ void nic_give_cq(struct nic *nic, struct nic_cq *cq, uint32_t completions)
     free(cq);
 }
 
+static bool wants_arming(const struct nic *nic, const struct nic_cq *cq)
+{
+    return !cq->armed && (!cq->sends || nic->outstanding);
+}
+
 static bool is_unarmed(const struct nic *nic)
 {
-    return !nic->armed && !list_empty(&nic->cqs);
+    for (const struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next)
+        if (wants_arming(nic, list_entry(link, struct nic_cq, link)))
+            return true;
+    return false;
 }
 
 bool nic_unarmed(const struct sluice_engine *engine)
@@ -84,10 +92,15 @@ bool nic_unarmed(const struct sluice_engine *engine)
 
 static bool arm(struct nic *nic)
 {
-    for (struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next)
-        if (ibv_req_notify_cq(list_entry(link, struct nic_cq, link)->cq, 0))
+    for (struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next) {
+        struct nic_cq *cq = list_entry(link, struct nic_cq, link);
+
+        if (!wants_arming(nic, cq))
+            continue;
+        if (ibv_req_notify_cq(cq->cq, 0))
             return false;
-    nic->armed = true;
+        cq->armed = true;
+    }
     return true;
 }
 

@@ -435,11 +435,12 @@ static uint64_t park(struct sluice_engine *engine)
         }
 
         pthread_mutex_unlock(&worker->lock);
-        net_sleep(engine, &engine->page->parked, 1, deadline, naps);
+        bool descriptor = net_sleep(engine, &engine->page->parked, 1, deadline, naps);
         pthread_mutex_lock(&worker->lock);
         engine->now = clock_now();
         slept = engine->now - start;
-        nic_woken(engine);
+        if (descriptor)
+            nic_woken(engine);
     }
     store_relaxed(&engine->page->parked, 0);
     return slept;
@@ -501,7 +502,7 @@ static void *work(void *argument)
         bool more = serve(engine, engine->now - start);
 
         cq_notify_all(engine);
-        if (more || nic_lingers(engine) || !list_empty(&engine->watched) || !list_empty(&engine->net->ready))
+        if (more || nic_serve_sends(engine) || nic_lingers(engine) || !list_empty(&engine->watched) || !list_empty(&engine->net->ready))
             ask_for_cores(engine);
         else if (awaits_command(engine))
             sched_yield();

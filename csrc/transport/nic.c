@@ -149,6 +149,7 @@ void nic_posted(struct qp *qp, const struct nic_request *request)
 {
     struct nic_qp *twin = qp->twin;
 
+    nic_of(qp)->outstanding += twin->posted == twin->completed;
     twin->ring[twin->posted++ & twin->ring_mask] = *request;
     nic_of(qp)->flying += request->bytes;
     qp->tenant->flying += request->bytes;

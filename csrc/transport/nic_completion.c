@@ -53,6 +53,7 @@ static void complete_send(struct qp *qp, const struct ibv_wc *wc)
     if (twin->completed == twin->posted)
         return;
     request = twin->ring[twin->completed++ & twin->ring_mask];
+    nic_of(qp)->outstanding -= twin->completed == twin->posted;
     nic_of(qp)->flying -= request.bytes;
     qp->tenant->flying -= request.bytes;
     nic_wake_grounded(qp->tenant);
@@ -183,6 +184,18 @@ static void handle_datagram(struct nic *nic, struct nic_pool *pool, const struct
     nic_pool_post(pool, wc->wr_id);
 }
 
+static uint32_t poll_sends(struct nic *nic)
+{
+    uint32_t found = 0;
+
+    for (struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next) {
+        struct nic_cq *cq = list_entry(link, struct nic_cq, link);
+
+        found += cq->sends ? nic_poll_cq(nic, cq) : 0;
+    }
+    return found;
+}
+
 uint32_t nic_poll_cq(struct nic *nic, struct nic_cq *cq)
 {
     struct ibv_wc wcs[POLL];
@@ -192,6 +205,9 @@ uint32_t nic_poll_cq(struct nic *nic, struct nic_cq *cq)
     nic->polling++;
     do {
         count = ibv_poll_cq(cq->cq, POLL, wcs);
+        /* What is received may answer what was sent: the tenant, who may have one CQ for both, sees that this was done first. */
+        if (count > 0 && !cq->sends)
+            found += poll_sends(nic);
         for (int i = 0; i < count; i++)
             if (cq->pool)
                 handle_datagram(nic, cq->pool, &wcs[i]);
@@ -200,6 +216,7 @@ uint32_t nic_poll_cq(struct nic *nic, struct nic_cq *cq)
             else
                 handle(nic, &wcs[i]);
         found += count > 0 ? (uint32_t)count : 0;
+        cq->told |= count > 0 && cq->armed;
     } while (count == POLL && ++rounds < ROUNDS);
     if (--nic->polling == 0)
         while (!list_empty(&nic->ending))
@@ -207,28 +224,39 @@ uint32_t nic_poll_cq(struct nic *nic, struct nic_cq *cq)
     return found;
 }
 
-/* Takes the events that were asked for, which the channel would tell of again and again. */
-static void take_events(struct nic *nic)
+/* Takes so many events, if there are, which the channel would tell of again and again. */
+static void take_events(struct nic *nic, uint32_t count)
 {
     struct ibv_cq *cq;
     void *context;
 
-    while (nic->call.ibv_get_cq_event(nic->channel, &cq, &context) == 0) {
+    for (; count && nic->call.ibv_get_cq_event(nic->channel, &cq, &context) == 0; count--) {
         nic->call.ibv_ack_cq_events(cq, 1);
-        nic->armed = false;
+        ((struct nic_cq *)context)->armed = false;
     }
 }
 
-static uint32_t serve(struct nic *nic)
+/* Completions of sends, and of receives where they are wanted. */
+static uint32_t serve(struct nic *nic, bool receives)
 {
-    uint32_t found = 0;
+    uint32_t found = 0, events = 0;
 
-    if (load_relaxed(&nic->registrar.rung))
-        registrar_collect(nic);
-    for (struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next)
-        found += nic_poll_cq(nic, list_entry(link, struct nic_cq, link));
-    if (nic->armed && (found || nic->woken))
-        take_events(nic);
+    for (struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next) {
+        struct nic_cq *cq = list_entry(link, struct nic_cq, link);
+
+        if (receives || cq->sends)
+            found += nic_poll_cq(nic, cq);
+    }
+    for (struct list *link = nic->cqs.next; link != &nic->cqs; link = link->next) {
+        struct nic_cq *cq = list_entry(link, struct nic_cq, link);
+
+        events += cq->told;
+        cq->told = false;
+    }
+    /* One that is written later than its completion was found wakes who sleeps then. */
+    if (events == 0 && nic->woken)
+        events = 1;
+    take_events(nic, events);
     nic->woken = false;
     if (found) {
         nic->heard = nic->device->engine->now;
@@ -237,12 +265,31 @@ static uint32_t serve(struct nic *nic)
     return found;
 }
 
+static uint32_t serve_all(struct nic *nic)
+{
+    if (load_relaxed(&nic->registrar.rung))
+        registrar_collect(nic);
+    return serve(nic, true);
+}
+
 uint32_t nic_serve(struct sluice_engine *engine)
 {
     uint32_t found = 0;
 
     for (struct list *link = engine->nics.next; link != &engine->nics; link = link->next)
-        found += serve(list_entry(link, struct nic, link));
+        found += serve_all(list_entry(link, struct nic, link));
+    return found;
+}
+
+uint32_t nic_serve_sends(struct sluice_engine *engine)
+{
+    uint32_t found = 0;
+
+    for (struct list *link = engine->nics.next; link != &engine->nics; link = link->next) {
+        struct nic *nic = list_entry(link, struct nic, link);
+
+        found += nic->outstanding ? serve(nic, false) : 0;
+    }
     return found;
 }
 

@@ -46,7 +46,7 @@ static int take_receives(struct nic *nic, struct qp *qp, struct nic_qp *twin, st
     twin->receives = qp->rq.entries ? qp->rq.entries : 1;
     attr->cap.max_recv_wr = twin->receives;
     attr->cap.max_recv_sge = qp->attr.cap.max_recv_sge ? qp->attr.cap.max_recv_sge : 1;
-    twin->recv_cq = nic_take_cq(nic, twin->receives);
+    twin->recv_cq = nic_take_cq(nic, twin->receives, false);
     if (!twin->recv_cq)
         return errno ? -errno : -ENOMEM;
     attr->recv_cq = twin->recv_cq->cq;
@@ -128,7 +128,7 @@ static int make(struct nic *nic, struct qp *qp, struct nic_qp *twin)
     if (!twin->ring)
         return -ENOMEM;
     errno = 0;
-    twin->send_cq = nic_take_cq(nic, twin->sends);
+    twin->send_cq = nic_take_cq(nic, twin->sends, true);
     if (!twin->send_cq)
         return errno ? -errno : -ENOMEM;
     attr.send_cq = twin->send_cq->cq;
@@ -318,6 +318,7 @@ int nic_connect(struct qp *qp)
 
 static void forget(struct nic *nic, struct nic_qp *twin)
 {
+    nic->outstanding -= twin->completed != twin->posted;
     for (; twin->completed != twin->posted; twin->completed++) {
         nic->flying -= twin->ring[twin->completed & twin->ring_mask].bytes;
         twin->owner->tenant->flying -= twin->ring[twin->completed & twin->ring_mask].bytes;

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #undef ibv_reg_mr
@@ -45,6 +46,7 @@ static const char *const kinds[KINDS] = {"qp", "mr", "srq", "ah", "mw", "cq", "p
 static int refused[KINDS];
 static uint32_t objects;
 static uint64_t posted;
+static uint32_t announced;
 static bool hold, stopped;
 static uint32_t registering;
 static struct ibv_packet_pacing_caps pacing;
@@ -105,6 +107,15 @@ uint64_t fake_posted(void)
     return __atomic_load_n(&posted, __ATOMIC_SEQ_CST);
 }
 
+uint32_t fake_announced(void)
+{
+    pthread_mutex_lock(&lock);
+    uint32_t count = announced;
+
+    pthread_mutex_unlock(&lock);
+    return count;
+}
+
 /* ---- completions -------------------------------------------------------- */
 
 static void push(struct ibv_cq *public, const struct ibv_wc *wc)
@@ -116,6 +127,7 @@ static void push(struct ibv_cq *public, const struct ibv_wc *wc)
     cq->ring[cq->tail++ % cq->size] = *wc;
     if (cq->armed && cq->cq.channel) {
         cq->armed = false;
+        announced++;
         if (write(*(int *)(cq->cq.channel + 1), &public, sizeof(public)) < 0)
             abort();
     }
@@ -527,16 +539,34 @@ struct ibv_cq *ibv_create_cq(struct ibv_context *context, int cqe, void *cq_cont
     return &cq->cq;
 }
 
+/* What nobody has taken goes with the CQ, as in the kernel. */
+static void drop_events(const struct ibv_cq *cq)
+{
+    int events = cq->channel->fd, count = 0;
+    struct ibv_cq *of;
+
+    if (ioctl(events, FIONREAD, &count))
+        abort();
+    for (; count; count -= (int)sizeof(of))
+        if (read(events, &of, sizeof(of)) != sizeof(of) ||
+            (of != cq && write(*(int *)(cq->channel + 1), &of, sizeof(of)) != sizeof(of)))
+            abort();
+}
+
 int ibv_destroy_cq(struct ibv_cq *cq)
 {
+    if (cq->channel)
+        drop_events(cq);
     free(((struct cq *)cq)->ring);
     return gone(cq);
 }
 
 int ibv_get_cq_event(struct ibv_comp_channel *channel, struct ibv_cq **cq, void **cq_context)
 {
-    *cq_context = NULL;
-    return read(channel->fd, cq, sizeof(struct ibv_cq *)) == sizeof(struct ibv_cq *) ? 0 : -1;
+    if (read(channel->fd, cq, sizeof(struct ibv_cq *)) != sizeof(struct ibv_cq *))
+        return -1;
+    *cq_context = (*cq)->cq_context;
+    return 0;
 }
 
 void ibv_ack_cq_events(struct ibv_cq *cq, unsigned count)

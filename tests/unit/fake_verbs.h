@@ -27,6 +27,8 @@ int fake_receive(uint32_t qp_num, uint32_t bytes);
 uint32_t fake_receives(uint32_t qp_num);
 /* Requests that were posted so far. */
 uint64_t fake_posted(void);
+/* Completions that were announced by an event so far. */
+uint32_t fake_announced(void);
 /* QPs of such types (bits, by enum ibv_qp_type) can be paced, from here to there, kbit/s; for devices that are opened from now on. */
 void fake_pacing(uint32_t types, uint32_t least, uint32_t most);
 /* What a QP is paced to, kbit/s, 0: not; and with what burst. */

@@ -498,6 +498,31 @@ static void test_neighbours_name_each_other(void)
 }
 
 /* Who has much under way to somebody who never takes it stops nobody else. */
+/* A wake-up that nobody needs; who has fallen asleep needs it. */
+static void test_what_is_done_at_once_is_not_announced(void)
+{
+    struct client client;
+
+    open_engine();
+    open_client(&client);
+    connect(&client, client.qp);
+    uint32_t before = fake_announced();
+
+    for (int i = 0; i < 20; i++) {
+        write_some(&client, 1);
+        CHECK(wait_cqe(&client).status == IBV_WC_SUCCESS);
+    }
+    CHECK(fake_announced() == before);
+    fake_hold(1);
+    write_some(&client, 1);
+    while (!load_relaxed(&engine->page->parked) || flying_of(tenant) == 0)
+        sched_yield();
+    fake_hold(0);
+    CHECK(wait_cqe(&client).status == IBV_WC_SUCCESS);
+    close_client(&client);
+    close_engine();
+}
+
 static void test_a_share_of_what_flies(void)
 {
     struct sluice_shape shape = {0};
@@ -1056,6 +1081,7 @@ int main(int argc, char **argv)
     RUN(test_a_sleeping_worker_hears_of_datagrams);
     RUN(test_neighbours_are_asked_for);
     RUN(test_neighbours_name_each_other);
+    RUN(test_what_is_done_at_once_is_not_announced);
     RUN(test_a_share_of_what_flies);
     RUN(test_a_full_device);
     RUN(test_a_device_with_shallow_queues);
