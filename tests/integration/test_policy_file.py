@@ -61,17 +61,22 @@ def test_what_is_refused(router: RunningRouter, tmp_path: Path, text: str, messa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("groups: {g: {}}\ntenants:\n  x:\n    group: h\n", ":4: tenant 'x': there is no group 'h'; there are: g"),
+        (
+            "groups: {g: {}}\ntenants:\n  x:\n    group: h\n",
+            ":4: tenants.x.group: tenant 'x': there is no group 'h'; there are: g",
+        ),
         (
             "device:\n  capacity: 1Gbps\ntenants:\n  x: {min: 1Gbps}\n  y: {min: 1Gbps}\n",
-            ":2: guarantees are more than the device's capacity, egress: x 1Gbps + y 1Gbps = 2Gbps > 1Gbps",
+            ":2: device.capacity: guarantees are more than the device's capacity, egress: "
+            "x 1Gbps + y 1Gbps = 2Gbps > 1Gbps",
         ),
         (
             "tenants: {x: {min: 2Gbps, group: g}}\ngroups:\n  g: {min: 1Gbps}\n",
-            ":3: the guarantees in group 'g' are more than the group's guarantee, egress: x 2Gbps = 2Gbps > 1Gbps",
+            ":3: groups.g: the guarantees in group 'g' are more than the group's guarantee, egress: "
+            "x 2Gbps = 2Gbps > 1Gbps",
         ),
-        ("devices:\n  mlx5_9: {capacity: 1Gbps}\n", ":2: there is no device 'mlx5_9'"),
-        ("tenants:\n  x:\n    devices:\n      mlx5_9: {}\n", ":4: there is no device 'mlx5_9'"),
+        ("devices:\n  mlx5_9: {capacity: 1Gbps}\n", ":2: devices.mlx5_9: there is no device 'mlx5_9'"),
+        ("tenants:\n  x:\n    devices:\n      mlx5_9: {}\n", ":4: devices.mlx5_9: there is no device 'mlx5_9'"),
     ],
 )
 def test_what_does_not_go_together(router: RunningRouter, tmp_path: Path, text: str, message: str) -> None:

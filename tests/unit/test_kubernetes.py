@@ -168,7 +168,7 @@ def test_shares_add_up_to_one_policy() -> None:
             "nics: {eth0: 1G, eth1: 2G}\ndra: false\ndevice-plugin: true\nunit: 10G",
             ":4: unit: 10G is more than any NIC has: the most is 2G, of eth1",
         ),
-        ("- a", ": a mapping belongs here"),
+        ("- a", ":1: a mapping belongs here"),
         ("a: [", ":1: not YAML: expected the node content"),
     ],
 )

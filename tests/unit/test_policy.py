@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_what_is_written_is_what_is_shown() -> None:
         ("tenants:\n  a:\n    max: [1, 2]\n", ":3: tenants.a.max: one value belongs here"),
         ("tenants:\n  A_1:\n    max: 1Gbps\n", ":2: tenants: 'A_1' is not a tenant name"),
         ("tenants:\n  a:\n    max: 1Gbps\n  a:\n    max: 2Gbps\n", ":4: tenants.a: stands here twice"),
-        ("tenants: 5\n", ":1: tenants.: a mapping belongs here"),
+        ("tenants: 5\n", ":1: tenants: a mapping belongs here"),
         ("tenant:\n  a: {}\n", ":1: tenant: no such field"),
         ("tenants:\n  a: {max: 1Gbps\n", ": not YAML"),
         ("device:\n  capacity: 5\n", ":2: device.capacity: '5' has no unit"),
@@ -79,6 +80,15 @@ def test_what_is_written_is_what_is_shown() -> None:
             "tenants:\n  a:\n    ip: 10.1.0.5\n  b: {ip: 10.1.0.5}\n",
             ":4: tenants.b.ip: 10.1.0.5 is that of tenant 'a' (line 3) already",
         ),
+        ("- a\n", ":1: a mapping belongs here"),
+        ("tenants:\n  a:\n    rate: 10Gbps\n", "max-cqs, ip, devices"),
+        ("tenants:\n  a:\n    min-egress: 2Gbps\n    max: 1Gbps\n", ":3: tenants.a.min-egress: the guarantee of 2Gbps"),
+        ("tenants:\n  a: &limits {max: 1Gbps}\n  b: {<<: *limits}\n", ":3: tenants.b.<<: fields aren't merged"),
+        ("tenants:\n  ? [a]\n  : {}\n", ":2: tenants: a name belongs before the colon"),
+        ("tenants:\n  a:\n    max: 1\x01\n", ":3: not YAML: character '\\x01'"),
+        ("a: 1\nb: {c: 2\n\n\n", "while parsing a flow mapping, from line 2 on"),
+        ("a:\n  " + "[" * 100_000, ":2: not YAML: nested deeper than 32 levels"),
+        ("#" * (1 << 20) + "\n", ": is longer than 1 MiB"),
         ("groups:\n  g: {ip: 10.1.0.5}\n", ":2: groups.g.ip: no such field"),
         ("tenants:\n  a:\n    max-engine: 0.5\n", ":3: tenants.a.max-engine: '0.5' is not a share"),
     ],
@@ -89,6 +99,29 @@ def test_mistakes_are_told_with_their_place(tmp_path: Path, text: str, message: 
     with pytest.raises(PolicyError) as error:
         load_policies(path)
     assert message in str(error.value) and str(path) in str(error.value)
+
+
+def test_what_stands_first_is_nothing_to_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("tenants:\n  a: {max: 2Gbps, min-egress: 5Gbps, max-egress: 10Gbps}\n")
+    assert load_policies(path).unnamed.tenants["a"].guarantees == (5 * 10**9, 0)
+
+
+def test_what_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_bytes("tenants:\n  a: {}  # für\n".encode("latin-1"))
+    with pytest.raises(PolicyError, match=r"policy.yaml:2: is not text in UTF-8: byte 0xfc"):
+        load_policies(path)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    """Nobody who reads it waits for a pipe's writer."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(PolicyError, match="is not a regular file"):
+        load_policies(pipe)
+    with pytest.raises(PolicyError, match="Is a directory"):
+        load_policies(tmp_path)
 
 
 def test_no_file(tmp_path: Path) -> None:

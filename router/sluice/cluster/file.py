@@ -26,6 +26,7 @@ import yaml
 
 from sluice.cluster.directory import Place
 from sluice.cluster.keys import check_public_key
+from sluice.document import DocumentError, compose, entries, mistake
 from sluice.policy.policy import PolicyError, check_name
 
 log = logging.getLogger(__name__)
@@ -73,19 +74,11 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def fail(self, node: yaml.Node, where: str, text: str) -> ClusterFileError:
-        return ClusterFileError(f"{self.path}:{node.start_mark.line + 1}: {where}: {text}")
+    def fail(self, node: yaml.Node, where: str, text: str) -> DocumentError:
+        return mistake(self.path, node, where, text)
 
     def entries(self, node: yaml.Node, where: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        if not isinstance(node, yaml.MappingNode):
-            raise self.fail(node, where, "a mapping belongs here (name: value)")
-        found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-        for key, value in node.value:
-            name = str(key.value)
-            if name in found:
-                raise self.fail(key, f"{where}.{name}", "stands here twice")
-            found[name] = (key, value)
-        return found
+        return entries(self.path, node, where)
 
     def fields(
         self, node: yaml.Node, where: str, parsers: dict[str, Callable[[str], Any]], required: set[str]
@@ -193,20 +186,17 @@ def _places(reader: _Reader, root: yaml.Node, nodes: dict[str, Node]) -> dict[IP
 def load_cluster(path: Path) -> Cluster:
     """Reads a cluster file. ClusterFileError for the first mistake."""
     try:
-        root: Any = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise ClusterFileError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ClusterFileError(f"{path}: is not text in UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ClusterFileError(f"{path}:{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ClusterFileError(f"{path}: not YAML: {error}") from None
+        return _read(path)
+    except DocumentError as error:
+        raise ClusterFileError(str(error)) from None
+
+
+def _read(path: Path) -> Cluster:
+    root = compose(path)
     if root is None:
-        raise ClusterFileError(f"{path}:1: the file is empty; 'nodes:' belongs here")
+        raise DocumentError(f"{path}:1: the file is empty; 'nodes:' belongs here")
     reader = _Reader(path)
-    top = reader.entries(root, "cluster file")
+    top = reader.entries(root, "")
     for name, (key, _) in top.items():
         if name not in ("nodes", "tenants"):
             raise reader.fail(key, name, "no such field; there are nodes, tenants")

@@ -375,7 +375,8 @@ class Router:
                 self.devices.change(change.device, change.try_out)
         except PolicyError as error:
             line = file.lines.get(error.field)
-            raise PolicyError(f"{path}{'' if line is None else f':{line}'}: {error}") from None
+            where = f"{error.field}: " if error.field in file.lines else ""
+            raise PolicyError(f"{path}{'' if line is None else f':{line}'}: {where}{error}") from None
         moved = []
         for name in self._moving(path, file):
             had = {one.node.name: self.tenants[name].policy_on(one.node) for one in self.tenants[name].devices}

@@ -30,6 +30,7 @@ from typing import Any
 import yaml
 
 from sluice.cluster.file import DEFAULT_PORT
+from sluice.document import DocumentError, compose, entries
 from sluice.engine import lib
 from sluice.kubernetes.inventory import Nic, configured, discover
 from sluice.kubernetes.parameters import parse_bandwidth
@@ -161,42 +162,28 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
 
 
 def _lines(path: Path, root: yaml.Node) -> dict[str, int]:
-    """Where each field and each of its entries stands. SettingsError for one that stands twice."""
+    """Where each field and each of its entries stands. DocumentError."""
     lines: dict[str, int] = {}
-
-    def read(node: yaml.Node, prefix: str) -> None:
-        if not isinstance(node, yaml.MappingNode):
-            return
-        for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            line = key.start_mark.line + 1
-            if name in lines:
-                raise SettingsError(f"{path}:{line}: {name}: stands here twice, in line {lines[name]} too")
-            lines[name] = line
-            if not prefix:
-                read(value, f"{name}.")
-
-    read(root, "")
+    for name, (key, value) in entries(path, root, "").items():
+        lines[name] = key.start_mark.line + 1
+        if isinstance(value, yaml.MappingNode):
+            for entry, (place, _) in entries(path, value, name).items():
+                lines[f"{name}.{entry}"] = place.start_mark.line + 1
     return lines
 
 
 def load_settings(path: Path) -> Settings:
     """SettingsError for the first mistake."""
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = compose(path)
         lines = {} if root is None else _lines(path, root)
-        written = _mapping({} if root is None else yaml.safe_load(text))
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{path}: is not text in UTF-8") from None
+        written = {} if root is None else _mapping(yaml.SafeLoader("").construct_document(root))
+    except DocumentError as error:
+        raise SettingsError(str(error)) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SettingsError(f"{path}:{line}: not YAML: {error.problem}") from None
-    except SettingsError:
-        raise
-    except (yaml.YAMLError, ValueError) as error:
+    except ValueError as error:
         raise SettingsError(f"{path}: {error}") from None
 
     def mistake(field: str, error: object, entry: str = "") -> SettingsError:

@@ -2,7 +2,7 @@
 """The policy file:
 
 device:
-  capacity: 100Gbps   # in each direction; without it the engine's own speed is measured, and limits nothing
+  capacity: 100Gbps   # in each direction; without it what the engine can do bounds guarantees, nothing traffic
 groups:
   team-a: {min: 20Gbps, max: 50Gbps, weight: 200}
 tenants:
@@ -28,10 +28,11 @@ It is applied as a whole or not at all.
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 
+from sluice.document import DocumentError, compose, entries, mistake
 from sluice.policy.policy import GroupPolicy, Policy, PolicyError, check_name
 from sluice.policy.rate import parse_rate
 
@@ -75,121 +76,115 @@ class _Reader:
         self.lines: dict[str, int] = {}
         self.addresses: dict[str, IPv4Address] = {}
 
-    def mistake(self, node: yaml.Node, text: str) -> PolicyError:
-        return PolicyError(f"{self.path}:{node.start_mark.line + 1}: {text}")
+    def mistake(self, node: yaml.Node, where: str, text: object) -> DocumentError:
+        return mistake(self.path, node, where, str(text))
 
     def stands(self, field: str, node: yaml.Node) -> None:
         self.lines.setdefault(field, node.start_mark.line + 1)
 
-    def entries(self, node: yaml.Node, where: str) -> list[tuple[str, yaml.Node, yaml.Node]]:
+    def entries(self, node: yaml.Node, where: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null" and where:
-            return []
-        if not isinstance(node, yaml.MappingNode):
-            raise self.mistake(node, f"{where}: a mapping belongs here (name: value)")
-        entries: list[tuple[str, yaml.Node, yaml.Node]] = []
-        seen: set[str] = set()
-        for key, value in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise self.mistake(key, f"{where}{name}: stands here twice")
-            seen.add(name)
-            entries.append((name, key, value))
-        return entries
+            return {}
+        return entries(self.path, node, where)
 
     def value(self, node: yaml.Node, key: yaml.Node, where: str) -> str:
         if not isinstance(node, yaml.ScalarNode):
-            raise self.mistake(key, f"{where}: one value belongs here, as in max: 2Gbps")
+            raise self.mistake(key, where, "one value belongs here, as in max: 2Gbps")
         return str(node.value)
 
     def policies(self, node: yaml.Node, where: str, none: _Kind, what: str) -> dict[str, dict[str, _Kind]]:
         """By device, "" where none is named, and by name."""
         policies: dict[str, dict[str, _Kind]] = {}
-        for name, key, value in self.entries(node, f"{where}."):
+        more = ("ip", "devices") if what == "tenant" else ("devices",)
+        for name, (key, value) in self.entries(node, where).items():
+            here = f"{where}.{name}"
             try:
                 check_name(name, what)
             except PolicyError as error:
-                raise self.mistake(key, f"{where}: {error}") from None
-            fields = self.entries(value, f"{where}.{name}.")
-            if what == "tenant":
-                self.address(name, fields)
-                fields = [entry for entry in fields if entry[0] != "ip"]
-            named = [entry for entry in fields if entry[0] == "devices"]
-            if len(named) < len(fields) or not fields:
-                unnamed = [entry for entry in fields if entry[0] != "devices"]
-                policies.setdefault("", {})[name] = self.policy(unnamed, f"{where}.{name}", none)
-            for device, place, of_device in self.entries(named[0][2], f"{where}.{name}.devices.") if named else []:
+                raise self.mistake(key, where, error) from None
+            fields = self.entries(value, here)
+            if what == "tenant" and "ip" in fields:
+                self.address(name, *fields.pop("ip"))
+            nobody = not fields
+            _, of_devices = fields.pop("devices", (key, None))
+            if fields or nobody:
+                policies.setdefault("", {})[name] = self.policy(fields, here, none, more)
+            for device, (place, of_device) in (
+                {} if of_devices is None else self.entries(of_devices, f"{here}.devices")
+            ).items():
                 self.stands(f"devices.{device}", place)
-                here = f"{where}.{name}.devices.{device}"
-                found = self.policy(self.entries(of_device, f"{here}."), here, none)
-                policies.setdefault(device, {})[name] = found
-            self.stands(f"{where}.{name}", key)
+                there = f"{here}.devices.{device}"
+                policies.setdefault(device, {})[name] = self.policy(self.entries(of_device, there), there, none)
+            self.stands(here, key)
         return policies
 
-    def address(self, tenant: str, fields: list[tuple[str, yaml.Node, yaml.Node]]) -> None:
+    def address(self, tenant: str, key: yaml.Node, value: yaml.Node) -> None:
         where = f"tenants.{tenant}.ip"
-        for _, key, value in [entry for entry in fields if entry[0] == "ip"]:
-            text = self.value(value, key, where)
-            try:
-                address = IPv4Address(text)
-            except ValueError:
-                raise self.mistake(key, f"{where}: {text!r} is not an IPv4 address: write one as 10.1.0.5") from None
-            for other, taken in self.addresses.items():
-                if taken == address:
-                    line = self.lines[f"tenants.{other}.ip"]
-                    raise self.mistake(key, f"{where}: {address} is that of tenant {other!r} (line {line}) already")
-            self.addresses[tenant] = address
-            self.stands(where, key)
+        text = self.value(value, key, where)
+        try:
+            address = IPv4Address(text)
+        except ValueError:
+            raise self.mistake(key, where, f"{text!r} is not an IPv4 address: write one as 10.1.0.5") from None
+        for other, taken in self.addresses.items():
+            if taken == address:
+                line = self.lines[f"tenants.{other}.ip"]
+                raise self.mistake(key, where, f"{address} is that of tenant {other!r} (line {line}) already")
+        self.addresses[tenant] = address
+        self.stands(where, key)
 
-    def policy(self, fields: list[tuple[str, yaml.Node, yaml.Node]], where: str, none: _Kind) -> _Kind:
-        policy = none
-        for name, key, value in fields:
-            text = self.value(value, key, f"{where}.{name}")
+    def policy(
+        self, fields: dict[str, tuple[yaml.Node, yaml.Node]], where: str, none: _Kind, more: tuple[str, ...] = ()
+    ) -> _Kind:
+        """more: fields that may stand here beside those of a policy."""
+        texts = {}
+        for name, (key, value) in fields.items():
+            if name not in none.known_fields():
+                known = ", ".join([*none.known_fields(), *more])
+                raise self.mistake(key, f"{where}.{name}", f"no such field; there are {known}")
+            texts[name] = self.value(value, key, f"{where}.{name}")
             self.stands(f"{where}.{name}", key)
-            try:
-                policy = policy.changed({name: text})
-            except PolicyError as error:
-                raise self.mistake(key, f"{where}.{error}") from None
-        return policy
+        try:
+            # All at once: which stands first is nothing to the others.
+            return none.changed(texts)
+        except PolicyError as error:
+            text = str(error).removeprefix(f"{error.field}: ")
+            raise self.mistake(fields[error.field][0], f"{where}.{error.field}", text) from None
 
     def capacity(self, node: yaml.Node, where: str) -> int:
         capacity = 0
-        for name, key, value in self.entries(node, f"{where}."):
+        for name, (key, value) in self.entries(node, where).items():
             if name != "capacity":
-                raise self.mistake(key, f"{where}.{name}: no such field; there is only capacity")
+                raise self.mistake(key, f"{where}.{name}", "no such field; there is only capacity")
             self.stands(f"{where}.capacity", key)
+            text = self.value(value, key, f"{where}.capacity")
             try:
-                capacity = parse_rate(self.value(value, key, f"{where}.capacity"))
-            except PolicyError:
-                raise
+                capacity = parse_rate(text)
             except ValueError as error:
-                raise self.mistake(key, f"{where}.capacity: {error}") from None
+                raise self.mistake(key, f"{where}.capacity", error) from None
         return capacity
 
 
 def load_policies(path: Path) -> PolicyFile:
     """All that a file says, or PolicyError with file:line: field: for the first mistake."""
     try:
-        root: Any = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise PolicyError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise PolicyError(f"{path}: is not text in UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise PolicyError(f"{path}:{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise PolicyError(f"{path}: not YAML: {error}") from None
+        return _read(path)
+    except DocumentError as error:
+        raise PolicyError(str(error)) from None
+
+
+def _read(path: Path) -> PolicyFile:
+    root = compose(path)
     if root is None:
-        raise PolicyError(f"{path}:1: the file is empty; 'tenants:' belongs here")
+        raise DocumentError(f"{path}:1: the file is empty; 'tenants:' belongs here")
     reader = _Reader(path)
     capacities: dict[str, int] = {}
     groups: dict[str, dict[str, GroupPolicy]] = {}
     tenants: dict[str, dict[str, Policy]] = {}
-    for name, key, value in reader.entries(root, ""):
+    for name, (key, value) in reader.entries(root, "").items():
         if name == "device":
             capacities[""] = reader.capacity(value, "device")
         elif name == "devices":
-            for device, place, of_device in reader.entries(value, "devices."):
+            for device, (place, of_device) in reader.entries(value, "devices").items():
                 reader.stands(f"devices.{device}", place)
                 capacities[device] = reader.capacity(of_device, f"devices.{device}")
         elif name == "groups":
@@ -197,7 +192,7 @@ def load_policies(path: Path) -> PolicyFile:
         elif name == "tenants":
             tenants = reader.policies(value, "tenants", Policy(), "tenant")
         else:
-            raise reader.mistake(key, f"{name}: no such field; there are device, devices, groups and tenants")
+            raise reader.mistake(key, name, "no such field; there are device, devices, groups and tenants")
     devices = {
         name: DevicePolicies(capacities.get(name, 0), groups.get(name, {}), tenants.get(name, {}))
         for name in [*capacities, *groups, *tenants]

@@ -17,7 +17,7 @@ EGRESS, INGRESS = 0, 1
 class PolicyError(ValueError):
     """What is wrong, where, and what would be right.
 
-    field: as a policy file has it ("tenants.a.group"), where the text doesn't say it.
+    field: as a policy file has it ("tenants.a.group"); of a policy alone its own ("max").
     """
 
     def __init__(self, text: str, field: str = "") -> None:
@@ -154,19 +154,21 @@ class GroupPolicy:
         values: dict[str, Any] = {}
         for name, text in fields.items():
             if name not in known:
-                raise PolicyError(f"{name}: no such field; there are {', '.join(known)}")
+                raise PolicyError(f"{name}: no such field; there are {', '.join(known)}", name)
             field = known[name]
             nothing = type(getattr(self, field.attribute))()
             try:
                 values[field.attribute] = nothing if str(text) == "none" else field.parse(str(text))
             except ValueError as error:
-                raise PolicyError(f"{name}: {error}") from None
+                raise PolicyError(f"{name}: {error}", name) from None
         policy = replace(self, **values)
         for direction, least, most in zip(("egress", "ingress"), policy.guarantees, policy.ceilings, strict=True):
             if most and least > most:
+                name = f"min-{direction}" if getattr(policy, f"min_{direction}_bps") else "min"
                 raise PolicyError(
-                    f"min: the guarantee of {format_rate(least)} ({direction}) is above "
-                    f"the ceiling of {format_rate(most)}"
+                    f"{name}: the guarantee of {format_rate(least)} ({direction}) is above "
+                    f"the ceiling of {format_rate(most)}",
+                    name,
                 )
         return policy
 
