@@ -162,3 +162,11 @@ def test_killing_sluice_run_ends_the_command(router: RunningRouter, options: lis
     child.kill()
     child.wait()
     wait_until(lambda: not sleeps(), "its end")
+
+
+def test_a_tenant_without_a_name_goes_with_its_command(router: RunningRouter) -> None:
+    command = [sys.executable, "-m", "sluice", "run", "--state-dir", str(router.state_dir)]
+    before = router.ask("status")["tenants"].keys()
+    done = subprocess.run([*command, "--", "ibv_devinfo"], capture_output=True, text=True, check=True)
+    assert "sluice0" in done.stdout and done.stderr == ""
+    assert router.ask("status")["tenants"].keys() == before

@@ -100,6 +100,7 @@ def _wait_for(child: int) -> int:
 
 def _init(argv: Sequence[str], environment: dict[str, str], state_dir: Path, tenant_dir: Path) -> int:
     try:
+        _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWIPC), "unshare")
         environment["SLUICE_TENANT_DIR"] = str(_hide_other_tenants(state_dir, tenant_dir))
     except OSError as error:
         print(
@@ -121,17 +122,31 @@ def run_command(
     # A signal that comes between fork and _wait_for is kept for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     environment["SLUICE_TENANT_DIR"] = str(tenant_dir)
-    if isolate:
-        try:
-            _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC), "unshare")
-        except OSError as error:
-            print(f"sluice: {error.strerror} (--no-isolate leaves that out)", file=sys.stderr)
-            return 125
     parent = os.getpid()
-    child = os.fork()
+    try:
+        child = _fork_init() if isolate else os.fork()
+    except OSError as error:
+        print(f"sluice: can't isolate the command: {error.strerror} (--no-isolate leaves it out)", file=sys.stderr)
+        return 125
     if child == 0:
         _die_with(parent)
         if not isolate:
             _exec(argv, environment)
         os._exit(_init(argv, environment, state_dir, tenant_dir))
     return _wait_for(child)
+
+
+def _fork_init() -> int:
+    """fork(2), the child being the first of a new PID namespace.
+
+    All else stays as it is: where the state directory is hidden, and no thread can be made, nobody asks the router.
+    """
+    here = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.unshare(CLONE_NEWPID), "unshare")
+        child = os.fork()
+        if child:
+            _check(_libc.setns(here, CLONE_NEWPID), "setns")
+        return child
+    finally:
+        os.close(here)

@@ -115,8 +115,8 @@ def run(options: argparse.Namespace) -> int:
         return run_command(argv, environment, state_dir, Path(answer["path"]), isolate)
     finally:
         if options.tenant is None:
-            # Its last session may be noticed a moment later; the tenant then stays, idle.
+            # In a namespace all its processes have ended, if not all that is noticed yet; else some may go on with it.
             try:
-                ask(state_dir, "tenant-remove", name=name)
+                ask(state_dir, "tenant-remove", name=name, force=isolate)
             except RuntimeError as error:
                 print(f"sluice: {error}", file=sys.stderr)
