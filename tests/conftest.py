@@ -15,7 +15,7 @@ from typing import Any
 import hypothesis
 import pytest
 from sluice import shim_path
-from sluice.control.operator import ask
+from sluice.control.operator import RouterAbsent, ask
 
 PATIENCE = 120
 """Seconds after which a condition that doesn't come true fails a test: far more than a slow and busy machine takes."""
@@ -67,12 +67,18 @@ class RunningRouter:
         options = ["--verbose", "--state-dir", str(self.state_dir), *self._options]
         self.process = subprocess.Popen([sys.executable, *self._program, "router", *options], stderr=self.log)
         try:
-            wait_until(lambda: (self.state_dir / "admin").exists() or self._ended(), "the router's admin socket")
-            self.ask("ping")
+            wait_until(lambda: self._answers() or self._ended(), "the router's answer")
         except BaseException:
             self.process.kill()
             self.process.wait()
             raise
+
+    def _answers(self) -> bool:
+        try:
+            self.ask("ping")
+        except RouterAbsent:
+            return False
+        return True
 
     def _ended(self) -> bool:
         assert self.process.poll() is None, self.logged()

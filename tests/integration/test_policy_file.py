@@ -86,3 +86,50 @@ def test_what_does_not_go_together(router: RunningRouter, tmp_path: Path, text: 
         load(router, path, text)
     assert f"{path}{message}" in str(refused.value)
     assert "x" not in router.ask("status")["tenants"]
+
+
+def test_a_file_that_is_watched(tmp_path: Path) -> None:
+    """Also where inotify tells nothing: a link's target, a directory that is another one now, a file that is gone."""
+    folder, elsewhere = tmp_path / "config", tmp_path / "elsewhere.yaml"
+    folder.mkdir()
+    path = folder / "policy.yaml"
+
+    def text(rate: str) -> str:
+        return f"tenants:\n  a: {{max: {rate}}}\n"
+
+    def has(rate: str) -> None:
+        wait_until(lambda: router.status("a")["policy"] == {"max": rate}, f"a ceiling of {rate}")
+
+    path.write_text(text("1Gbps"))
+    router = RunningRouter("--config", str(path))
+    try:
+        has("1Gbps")
+        path.write_text(text("2Gbps"))
+        has("2Gbps")
+        # As ConfigMaps are replaced.
+        for number, rate in enumerate(("3Gbps", "4Gbps")):
+            version = folder / f"..{number}"
+            version.mkdir()
+            (version / "policy.yaml").write_text(text(rate))
+            (folder / "..new").symlink_to(version.name)
+            (folder / "..new").rename(folder / "..data")
+            if number == 0:
+                (folder / "link").symlink_to("..data/policy.yaml")
+                (folder / "link").rename(path)
+            has(rate)
+        elsewhere.write_text(text("5Gbps"))
+        (folder / "link").symlink_to(elsewhere)
+        (folder / "link").rename(path)
+        has("5Gbps")
+        elsewhere.write_text(text("6Gbps"))
+        has("6Gbps")
+        path.unlink()
+        wait_until(lambda: "stays as it was: " in router.logged(), "a word of it in the log")
+        assert f"{path}: No such file or directory" in router.logged()
+        has("6Gbps")
+        folder.rename(tmp_path / "earlier")
+        folder.mkdir()
+        path.write_text(text("7Gbps"))
+        has("7Gbps")
+    finally:
+        router.stop()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice import __version__
-from sluice.control.operator import RouterAbsent, RouterError
+from sluice.control.operator import RouterAbsent, RouterError, RouterSilent
 
 COMMANDS = ("router", "run", "policy", "status", "top", "doctor", "keys", "demo")
 """Each a module of this package."""
@@ -49,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser(arguments).parse_args(arguments)
     try:
         return int(options.run(options))
+    except RouterSilent as error:
+        print(f"sluice: {error}: {error.advice}", file=sys.stderr)
+        return 1
     except (RouterAbsent, RouterError, ValueError) as error:
         print(f"sluice: {error}", file=sys.stderr)
         return 1

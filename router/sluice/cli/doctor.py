@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice import __version__, shim_path
-from sluice.control.operator import RouterAbsent, RouterError, ask
+from sluice.control.operator import RouterAbsent, RouterDead, RouterError, RouterSilent, ask
 from sluice.engine.counters import Counters
 
 OLDEST_KERNEL = (5, 13)
@@ -138,13 +138,14 @@ def _router(state_dir: Path) -> Iterator[Finding]:
     look = f"its log is {log}" if log.exists() else "its log is where its output goes"
     try:
         status = ask(state_dir, "status")
+    except RouterDead as error:
+        yield Finding("router", "wrong", str(error), look)
+        return
+    except RouterSilent as error:
+        yield Finding("router", "wrong", str(error), error.advice)
+        return
     except RouterAbsent as error:
-        if (state_dir / "admin").exists():
-            yield Finding(
-                "router", "wrong", str(error), f"it hangs, or has died without a word: {look}; start it again"
-            )
-        else:
-            yield Finding("router", "note", str(error), "start it: sluice router")
+        yield Finding("router", "note", str(error), "start it: sluice router")
         return
     except RouterError as error:
         yield Finding("router", "wrong", str(error), f"it is of another version than this command ({__version__})?")
@@ -250,8 +251,6 @@ def _counters(state_dir: Path) -> Iterator[Finding]:
 def _way_through(state_dir: Path) -> Iterator[Finding]:
     """A tenant's own view, from a process with the shim."""
     name = f"doctor-{os.getpid()}"
-    if not (state_dir / "admin").exists():
-        return
     try:
         new = ask(state_dir, "tenant-add", name=name, policy={})
     except (RouterAbsent, RouterError):

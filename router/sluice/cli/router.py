@@ -5,6 +5,7 @@ import argparse
 import asyncio
 import logging
 import resource
+import shlex
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -42,7 +43,7 @@ def add_to(commands: Any, state_dir: Path) -> None:
         default=[],
         metavar="[DEVICE=]RATE",
         help="the device's rate in each direction, which all its traffic keeps to; without DEVICE: of each (default: "
-        "guarantees are a share of what this machine is measured to copy, and the sum is not limited)",
+        "traffic is not limited, and guarantees come to half of what this machine is measured to copy at most)",
     )
     command.add_argument(
         "--device",
@@ -94,7 +95,7 @@ async def serve(options: argparse.Namespace) -> None:
     # Each tenant gets a part of what the router may have open (csrc/tenant.h): as much as there can be.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    router = Router(options.state_dir.absolute(), membership, devices)
+    router = Router(options.state_dir.absolute(), membership, devices, shlex.join(["sluice", *sys.argv[1:]]))
     # After the worker was started, which keeps its own part.
     Engine.yield_cores()
     watch: Watch | None = None
@@ -104,8 +105,9 @@ async def serve(options: argparse.Namespace) -> None:
         loop.add_signal_handler(number, stopped.set)
     try:
         if options.config is not None:
-            router.load_policies(options.config, whole=True)
+            # Before it is read: what changes meanwhile is read again.
             watch = Watch(options.config.absolute(), lambda: reload(router, options.config))
+            router.load_policies(options.config, whole=True)
         admin = Admin(router, stopped.set)
         async with AsyncExitStack() as parts:
             parts.callback(admin.close)
@@ -157,7 +159,7 @@ def reload(router: Router, config: Path) -> None:
     try:
         names = router.load_policies(config, whole=True)
     except (ValueError, OSError) as error:
-        log.error("not applied: %s", error)
+        log.error("the policy file is not applied, all stays as it was: %s", error)
     else:
         log.warning("%s: applied, %d tenants", config, len(names))
 

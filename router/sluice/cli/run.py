@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice.cli.isolation import run_command
-from sluice.control.operator import RouterAbsent, ask
+from sluice.control.operator import RouterAbsent, RouterDead, RouterSilent, ask
 from sluice.policy.policy import TENANT_FIELDS, Policy, check_name
 from sluice.shim import with_shim
 
@@ -60,18 +61,33 @@ def address(text: str) -> IPv4Address:
         raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 address: write one as 10.1.0.5") from None
 
 
+def _has_options(command: str) -> bool:
+    """Whether a router's command said more than where its state is."""
+    words = [word for word in shlex.split(command)[2:] if word != "--verbose"]
+    return (bool(words) and not words[0].startswith("--state-dir")) or len(words) > 2
+
+
 def ensure_router(state_dir: Path) -> None:
-    """Starts a router in the background where none answers. RouterAbsent: it doesn't come up."""
+    """Starts a router in the background where there is none. RouterAbsent: it doesn't come up, or it isn't this one's.
+
+    One that died is started again where it had no options: without them tenants would be without what it kept them to.
+    """
+    arguments = ["router", "--state-dir", str(state_dir)]
     try:
         ask(state_dir, "ping")
         return
+    except RouterSilent:
+        raise
+    except RouterDead as error:
+        if _has_options(error.command):
+            raise
     except RouterAbsent:
         pass
     state_dir.mkdir(parents=True, exist_ok=True)
     log = state_dir / "router.log"
     with log.open("ab") as output:
         router = subprocess.Popen(
-            [sys.executable, "-m", "sluice", "router", "--state-dir", str(state_dir)],
+            [sys.executable, "-m", "sluice", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

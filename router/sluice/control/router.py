@@ -2,7 +2,7 @@
 """The router: all tenants of a node, the engine, and what the operator asks over the admin socket.
 
 The state directory holds:
-    router.lock      held while the router runs; its process number inside
+    router.lock      held while the router runs; inside its process number, and the command that started it
     admin            zmq REP: JSON requests of the command line (admin.py)
     counters         the engine's counters (csrc/engine.h)
     tenants/NAME/    a tenant's directory
@@ -84,14 +84,18 @@ class Router:
         state_dir: Path,
         membership: Joins | None = None,
         devices: Sequence[DeviceSpec] = (DeviceSpec(),),
+        command: str = "",
     ) -> None:
-        """OSError, AlreadyRunning; ValueErrors: NicError, with a membership ClusterFileError and KeyFileError."""
+        """command: for who has to start it again.
+
+        OSError, AlreadyRunning; ValueErrors: NicError, with a membership ClusterFileError and KeyFileError.
+        """
         state_dir.mkdir(parents=True, exist_ok=True)
         # Who reaches a tenant's directory is that tenant: other users of the host are nobody's.
         (state_dir / "tenants").mkdir(mode=0o700, exist_ok=True)
         (state_dir / "tenants").chmod(0o700)
         self.state_dir = state_dir
-        self._lock = self._take_lock()
+        self._lock = self._take_lock(command)
         self._engine = Engine(state_dir / "counters")
         try:
             self.devices = NodeDevices(self._engine, devices)
@@ -162,19 +166,19 @@ class Router:
         nics = [device.nic for device in self.devices if device.nic is not None and device.nic.present]
         return {ip: nic.name for nic in nics for ip in nic.addresses() if isinstance(ip, IPv4Address)}
 
-    def _take_lock(self) -> int:
+    def _take_lock(self, command: str) -> int:
         path = self.state_dir / "router.lock"
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.read(lock, 32).decode().strip()
+            pid = os.read(lock, 32).decode(errors="replace").partition("\n")[0]
             os.close(lock)
             raise AlreadyRunning(
                 f"a router (pid {pid}) already runs with the state directory {self.state_dir}"
             ) from None
         os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
+        os.write(lock, f"{os.getpid()}\n{command}\n".encode())
         return lock
 
     @property
