@@ -13,6 +13,7 @@
 
 #include "account.h"
 #include "clock.h"
+#include "closing.h"
 #include "copy.h"
 #include "device.h"
 #include "gate.h"
@@ -212,6 +213,7 @@ void sluice_engine_close(struct sluice_engine *engine)
         close(engine->page_fd);
     if (engine->events.fd >= 0)
         close(engine->events.fd);
+    closing_wait();
     free(engine);
 }
 

@@ -8,6 +8,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "closing.h"
+
 #define SEGMENT_SIZE (1ull << SLUICE_SEGMENT_SHIFT)
 #define SEGMENT_PAGE 4096ull /* offsets are told to the shim; a larger page size only shares pages */
 
@@ -38,22 +40,49 @@ int segment_open(struct segment *segment)
 fail:
     error = -errno;
     segment->base = NULL;
-    segment_close(segment);
     return error;
 }
 
-void segment_close(struct segment *segment)
+struct leftover {
+    struct closing closing;
+    int fd;
+    uint8_t *base;
+};
+
+static void give_back(int fd, uint8_t *base)
 {
+    if (base) {
+        closing_unmap_pages(base, SEGMENT_SIZE);
+        munmap(base, SEGMENT_SIZE);
+    }
+    if (fd >= 0)
+        close(fd);
+}
+
+static void run(struct closing *closing)
+{
+    struct leftover *leftover = list_entry(closing, struct leftover, closing);
+
+    give_back(leftover->fd, leftover->base);
+    free(leftover);
+}
+
+void segment_close(struct segment *segment, uint32_t tenant)
+{
+    struct leftover *leftover = malloc(sizeof(*leftover));
+
     while (segment->free) {
         struct extent *next = segment->free->next;
 
         free(segment->free);
         segment->free = next;
     }
-    if (segment->base)
-        munmap(segment->base, SEGMENT_SIZE);
-    if (segment->fd >= 0)
-        close(segment->fd);
+    if (leftover) {
+        *leftover = (struct leftover){.closing = {.run = run, .tenant = tenant}, .fd = segment->fd, .base = segment->base};
+        closing_send(&leftover->closing);
+    } else {
+        give_back(segment->fd, segment->base);
+    }
     segment->base = NULL;
     segment->fd = -1;
 }
@@ -99,6 +128,8 @@ void segment_give(struct segment *segment, uint64_t offset, uint64_t size)
     struct extent **link = &segment->free, *before = NULL;
 
     size = whole_pages(size);
+    if (segment->ending)
+        return;
     (void)fallocate(segment->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size);
 
     while (*link && (*link)->offset < offset) {

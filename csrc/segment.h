@@ -7,6 +7,7 @@
 #ifndef SLUICE_SEGMENT_H
 #define SLUICE_SEGMENT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "abi.h"
@@ -16,12 +17,14 @@ struct extent;
 struct segment {
     int fd;
     uint8_t *base;
+    bool ending; /* all of it goes: nothing need be given back part by part */
     struct extent *free; /* by offset, neighbours merged */
 };
 
 /* Negative errno: no memory, no descriptors, no address space. */
 int segment_open(struct segment *segment);
-void segment_close(struct segment *segment);
+/* Its pages are given back later, in a thread (closing.h). tenant: its number. Also what segment_open has left of a failure. */
+void segment_close(struct segment *segment, uint32_t tenant);
 
 /* A zeroed, page-aligned part; returns its offset or a negative errno (-ENOMEM: full). */
 int64_t segment_take(struct segment *segment, uint64_t size);

@@ -59,7 +59,7 @@ static int take_number(struct sluice_engine *engine, struct session *session)
 
 static void free_memory(struct session *session)
 {
-    segment_close(&session->segment);
+    segment_close(&session->segment, session->tenant->number);
     arena_close(&session->arena.view);
     free(session->qps);
     free(session->srqs);
@@ -134,6 +134,7 @@ void session_free(struct session *session)
 {
     struct sluice_engine *engine = session->engine;
 
+    session->segment.ending = true;
     for (uint32_t handle = 0; handle < SLUICE_SESSION_QPS; handle++)
         if (session->qps[handle]) {
             multicast_detach_all(session->qps[handle]);

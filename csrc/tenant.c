@@ -8,6 +8,7 @@
 
 #include "account.h"
 #include "clock.h"
+#include "closing.h"
 #include "device.h"
 #include "gate.h"
 #include "neighbours.h"
@@ -233,7 +234,9 @@ static uint32_t most_files(void)
 
 bool tenant_take_files(struct tenant *tenant, uint32_t count)
 {
-    if (!tenant_may_have(tenant, SLUICE_LIMIT_FILES, tenant->files, count, most_files()))
+    uint64_t has = tenant->files + closing_count(tenant->number);
+
+    if (!tenant_may_have(tenant, SLUICE_LIMIT_FILES, has, count, most_files()))
         return false;
     tenant->files += count;
     return true;

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "closing.h"
 #include "tenant.h"
 
 #ifdef __SANITIZE_THREAD__
@@ -31,6 +32,7 @@ static uint8_t *stretch;
 static struct slot slots[SLOTS];
 static uint32_t free_slots[SLOTS], free_count;
 static uint32_t sharers; /* tenants that have any */
+static uint32_t leaving[SLUICE_MAX_TENANTS]; /* by tenant: windows of what it has closed, which are mapped still */
 static struct sigaction earlier_action;
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -121,13 +123,24 @@ static void slot_free(uint32_t slot)
     pthread_mutex_unlock(&slots_lock);
 }
 
+static uint32_t slot_of(const struct arena *arena, uint32_t index)
+{
+    return (uint32_t)((size_t)(arena->windows[index] - stretch) / WINDOW_SIZE);
+}
+
+/* Its tenant has so many fewer, of which it had more than none. */
+static void count_unmapped(const struct arena *arena, uint32_t count)
+{
+    if ((arena->tenant->windows -= count) == 0)
+        __atomic_fetch_sub(&sharers, 1, __ATOMIC_RELAXED);
+}
+
 static void unmap(struct arena *arena, uint32_t index)
 {
-    slot_free((uint32_t)((size_t)(arena->windows[index] - stretch) / WINDOW_SIZE));
+    slot_free(slot_of(arena, index));
     arena->windows[index] = NULL;
     arena->mapped--;
-    if (arena->tenant && --arena->tenant->windows == 0)
-        __atomic_fetch_sub(&sharers, 1, __ATOMIC_RELAXED);
+    count_unmapped(arena, 1);
 }
 
 /* Whether the tenant has as many as it may have now. */
@@ -140,7 +153,9 @@ static bool at_its_limit(const struct tenant *tenant)
     pthread_mutex_lock(&slots_lock);
     bool scarce = free_count <= SLOTS / 2;
     pthread_mutex_unlock(&slots_lock);
-    return tenant->windows >= WINDOWS_OF_TENANT || (scarce && tenant->windows >= part);
+    uint32_t has = tenant->windows + __atomic_load_n(&leaving[tenant->number], __ATOMIC_RELAXED);
+
+    return has >= WINDOWS_OF_TENANT || (scarce && has >= part);
 }
 
 /* False: it has too few, so that a copy between two of its windows would never get both. */
@@ -195,25 +210,62 @@ int arena_of_file(struct arena *arena, int fd, uint64_t size, bool writable)
     return 0;
 }
 
-void arena_close(struct arena *arena)
+/* What is left of one: its windows are nobody's any more, and its file. */
+struct leftover {
+    struct closing closing;
+    struct arena arena;
+};
+
+/* tenant: its number; it may be gone. */
+static void give_back(struct arena *arena, uint32_t tenant)
 {
-    if (arena->windows) {
-        for (uint32_t i = 0; arena->mapped && i < arena->count; i++)
-            if (arena->windows[i])
-                unmap(arena, i);
-        munmap(arena->windows, arena->count * sizeof(*arena->windows));
+    for (uint32_t i = 0; arena->mapped && i < arena->count; i++) {
+        if (!arena->windows[i])
+            continue;
+        closing_unmap_pages(arena->windows[i], WINDOW_SIZE);
+        slot_free(slot_of(arena, i));
+        arena->mapped--;
+        __atomic_fetch_sub(&leaving[tenant], 1, __ATOMIC_RELAXED);
     }
+    if (arena->windows)
+        munmap(arena->windows, arena->count * sizeof(*arena->windows));
     if (arena->fd >= 0)
         close(arena->fd);
+}
+
+static void run(struct closing *closing)
+{
+    struct leftover *leftover = list_entry(closing, struct leftover, closing);
+
+    give_back(&leftover->arena, closing->tenant);
+    free(leftover);
+}
+
+void arena_close(struct arena *arena)
+{
+    struct leftover *leftover = malloc(sizeof(*leftover));
+    struct arena left = *arena;
+
+    if (left.mapped) {
+        count_unmapped(arena, left.mapped);
+        __atomic_fetch_add(&leaving[left.tenant->number], left.mapped, __ATOMIC_RELAXED);
+    }
     arena->windows = NULL;
     arena->fd = -1;
+    arena->mapped = 0;
+    if (!leftover) {
+        give_back(&left, left.tenant->number);
+        return;
+    }
+    *leftover = (struct leftover){.closing = {.run = run, .tenant = left.tenant->number}, .arena = left};
+    closing_send(&leftover->closing);
 }
 
 uint8_t *arena_map(struct arena *arena, uint64_t address)
 {
     uint32_t slot;
 
-    if (arena->tenant && at_its_limit(arena->tenant) && !give_up_one(arena)) {
+    if (at_its_limit(arena->tenant) && !give_up_one(arena)) {
         tenant_may_have(arena->tenant, SLUICE_LIMIT_WINDOWS, arena->tenant->windows, 1, arena->tenant->windows);
         return NULL;
     }
@@ -229,7 +281,7 @@ uint8_t *arena_map(struct arena *arena, uint64_t address)
         return NULL;
     }
     arena->mapped++;
-    if (arena->tenant && arena->tenant->windows++ == 0)
+    if (arena->tenant->windows++ == 0)
         __atomic_fetch_add(&sharers, 1, __ATOMIC_RELAXED);
     return arena->windows[address >> SLUICE_WINDOW_SHIFT] = stretch + slot * WINDOW_SIZE;
 }

@@ -30,7 +30,7 @@ struct arena {
     uint32_t count;    /* windows */
     uint32_t mapped;   /* of these */
     uint32_t hand;     /* where to look for one to give up */
-    struct tenant *tenant; /* whose windows they are, all arenas and files together; NULL: not counted */
+    struct tenant *tenant; /* whose windows they are, all arenas and files together */
     uint8_t **windows; /* NULL: not mapped */
 };
 
@@ -49,6 +49,7 @@ int arena_open(struct arena *arena);
  * What lies behind its end, or is cut off later, faults. Takes fd over unless it fails.
  */
 int arena_of_file(struct arena *arena, int fd, uint64_t size, bool writable);
+/* Its pages are given back later, in a thread (closing.h). */
 void arena_close(struct arena *arena);
 
 /* Maps the window of an address below count * WINDOW_SIZE. NULL: no window is left. */

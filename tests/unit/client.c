@@ -11,6 +11,7 @@
 
 #include "atomic.h"
 #include "check.h"
+#include "closing.h"
 #include "futex.h"
 
 struct sluice_engine *engine;
@@ -117,6 +118,8 @@ void open_client_of(struct client *client, uint32_t qp_type)
 void close_client(struct client *client)
 {
     CHECK(sluice_session_close(engine, client->session) == 0);
+    /* What it had counts for its tenant until then. */
+    closing_wait();
     munmap(client->memory, MEMORY);
 }
 

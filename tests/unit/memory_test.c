@@ -17,6 +17,7 @@
 #include "atomic.h"
 #include "check.h"
 #include "client.h"
+#include "closing.h"
 #include "mr.h"
 
 enum { ALL = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_MW_BIND };
@@ -291,6 +292,33 @@ static void files_are_shared_out(void)
     CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
 }
 
+static uint32_t open_files(void)
+{
+    uint32_t count = 0;
+
+    for (int fd = 0; fd < 1024; fd++)
+        count += fcntl(fd, F_GETFD) >= 0;
+    return count;
+}
+
+/* What a session had, a thread gives back: nothing of it stays, and until then it counts for its tenant. */
+static void a_session_leaves_nothing(void)
+{
+    uint32_t files = open_files();
+    struct client a, b;
+
+    for (int i = 0; i < 50; i++) {
+        open_client(&a);
+        open_client(&b);
+        join(&a, &b);
+        CHECK(engine->tenants[tenant]->session_count == 2);
+        close_client(&a);
+        close_client(&b);
+    }
+    CHECK(engine->tenants[tenant]->windows == 0 && engine->tenants[tenant]->files == 0);
+    CHECK(closing_count(tenant) == 0 && open_files() == files);
+}
+
 /* ---- memory of other kinds --------------------------------------------- */
 
 static void only_files_in_memory(void)
@@ -522,6 +550,7 @@ int main(void)
     RUN(colluding_tenants_leave_windows);
 #endif
     RUN(files_are_shared_out);
+    RUN(a_session_leaves_nothing);
     RUN(only_files_in_memory);
     RUN(a_file_that_was_cut_off_leaves_no_mapping);
     RUN(a_thread_copies_what_the_worker_cannot);
