@@ -43,11 +43,12 @@ enum {
     SLUICE_DOORBELL_SUMMARY = 4,
     SLUICE_SESSION_SRQS = 4096, /* per session: bits in the doorbell's second part; handle 0 is none */
     SLUICE_DOORBELL_SRQ_WORDS = 64,
+    SLUICE_SESSION_PDS = 4096,
     SLUICE_SESSION_AHS = 65536, /* AHs per session; handles are 1..SLUICE_SESSION_AHS - 1 */
     SLUICE_MAX_SRQN = 65535,    /* an SRQ's number is 16 bits, 0 is nobody's */
     SLUICE_MTU = 4096,          /* bytes: the longest UD message */
     SLUICE_GRH = 40,            /* bytes before the data of a received UD message */
-    SLUICE_TENANT_GROUPS = 8192, /* attachments of one tenant's QPs to multicast groups */
+    SLUICE_TENANT_GROUPS = 8192, /* attachments of one tenant's QPs to multicast groups, and as many AHs of groups */
     SLUICE_GROUP_QPS = 240,     /* QPs that one tenant attaches to one group */
 
     SLUICE_BLOCK = 64,          /* a WQE is 1..8 blocks of one cache line */

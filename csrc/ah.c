@@ -85,8 +85,12 @@ int ah_create(struct session *session, const struct sluice_create_ah_request *re
     int error = take_handle(session, ah);
 
     if (!error && gid_is_multicast(ah->attr.dgid)) {
-        ah->group = group_get(engine, ah->attr.dgid);
-        if (!ah->group) {
+        bool room = session->tenant->group_ahs < SLUICE_TENANT_GROUPS;
+
+        ah->group = room ? group_get(engine, ah->attr.dgid) : NULL;
+        if (ah->group) {
+            session->tenant->group_ahs++;
+        } else {
             session->ahs[ah->handle] = NULL;
             error = -ENOMEM;
         }
@@ -128,8 +132,10 @@ void ah_lose_nic(struct ah *ah)
 
 static void ah_free(struct session *session, struct ah *ah)
 {
-    if (ah->group)
+    if (ah->group) {
         group_put(ah->group);
+        session->tenant->group_ahs--;
+    }
     ah_lose_nic(ah);
     ah_set_trunk(ah, NULL);
     ah->pd->users--;

@@ -143,7 +143,7 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
         goto fail;
     }
     copy_init();
-    if ((error = device_add(engine)) || (error = windows_open()) || (error = net_open(engine)) ||
+    if ((error = device_add(engine)) || (error = windows_open()) || (error = gid_hash_seed()) || (error = net_open(engine)) ||
         (error = open_counters(engine, counters_path)) || (error = open_page(engine)) || (error = port_open(engine)) ||
         (error = worker_start(engine)))
         goto fail;

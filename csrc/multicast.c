@@ -5,6 +5,7 @@
 #include <infiniband/verbs.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "qp.h"
 
@@ -15,13 +16,24 @@ bool gid_is_multicast(const uint8_t gid[16])
     return gid[0] == 0xff || (memcmp(gid, mapped, sizeof(mapped)) == 0 && gid[12] >> 4 == 0xe);
 }
 
+/* Tenants choose GIDs: nobody can choose many for one bucket. */
+static uint64_t seeds[2];
+
+int gid_hash_seed(void)
+{
+    if (seeds[0] || getrandom(seeds, sizeof(seeds), 0) == sizeof(seeds))
+        return 0;
+    return -EIO;
+}
+
 uint32_t gid_hash(const uint8_t gid[16])
 {
-    uint32_t hash = 2166136261u; /* FNV-1a */
+    uint64_t halves[2];
 
-    for (int i = 0; i < 16; i++)
-        hash = (hash ^ gid[i]) * 16777619u;
-    return hash;
+    memcpy(halves, gid, sizeof(halves));
+    unsigned __int128 product = (unsigned __int128)(halves[0] ^ seeds[0]) * (halves[1] ^ seeds[1]);
+
+    return (uint32_t)(product >> 64) ^ (uint32_t)product ^ (uint32_t)(product >> 32);
 }
 
 static struct list *bucket_of(struct sluice_engine *engine, const uint8_t gid[16])

@@ -26,6 +26,8 @@ struct member {
 
 /* IPv4 224.0.0.0/4, mapped, or IPv6 ff00::/8. */
 bool gid_is_multicast(const uint8_t gid[16]);
+/* Before any is hashed; once a process. -EIO. */
+int gid_hash_seed(void);
 uint32_t gid_hash(const uint8_t gid[16]);
 
 /* The group with this GID, with one more user. NULL: no memory. */

@@ -108,6 +108,7 @@ struct tenant {
     struct list xrcds;
     uint32_t xrcd_opens, xrc_srqs;
     uint32_t memberships; /* of its QPs in multicast groups */
+    uint32_t group_ahs;   /* of the first: AHs that name such a group */
     struct neighbours *neighbours; /* neighbours.h; NULL: nothing was asked */
     struct list asking;            /* its QPs that wait for an answer */
     uint32_t registrations;        /* that threads carry out, on this device: registration.h */
@@ -158,6 +159,7 @@ struct session {
     uint32_t next_handle; /* starts anywhere: what a forked child has of its parent's session fits nothing of its own */
     uint32_t memory_count;
     uint32_t context_count;
+    uint32_t pd_count;
     struct list contexts, pds, channels, cqs, mrs, mws, memories, xrcds;
     struct list command; /* in tenant->active[FLOW_CONTROL], or a registrar's list, while the mailbox waits */
     struct registration *registration; /* on its way, or NULL: the mailbox is answered then */

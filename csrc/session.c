@@ -365,7 +365,7 @@ void engine_ask_member(struct sluice_engine *engine, const uint8_t sender[16], u
 int pd_alloc(struct session *session, uint32_t context)
 {
     struct context *of = context_find(session, context);
-    struct pd *pd = of ? calloc(1, sizeof(*pd)) : NULL;
+    struct pd *pd = of && session->pd_count < SLUICE_SESSION_PDS ? calloc(1, sizeof(*pd)) : NULL;
 
     if (!pd)
         return of ? -ENOMEM : -EINVAL;
@@ -380,6 +380,7 @@ int pd_alloc(struct session *session, uint32_t context)
     pd->handle = session->next_handle++;
     list_init(&pd->link);
     list_append(&session->pds, &pd->link);
+    session->pd_count++;
     return (int)pd->handle;
 }
 
@@ -401,6 +402,7 @@ int pd_dealloc(struct session *session, uint32_t handle)
         return -EBUSY;
     nic_dealloc_pd(pd);
     list_remove(&pd->link);
+    session->pd_count--;
     free(pd);
     return 0;
 }

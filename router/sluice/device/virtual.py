@@ -85,7 +85,7 @@ class VirtualDevice:
         reply.max_cq = 65536
         reply.max_cqe = lib.SLUICE_MAX_CQE
         reply.max_mr = 1 << 20
-        reply.max_pd = 65536
+        reply.max_pd = lib.SLUICE_SESSION_PDS
         reply.max_qp_rd_atom = 128
         reply.max_srq = lib.SLUICE_SESSION_SRQS - 1
         reply.max_srq_wr = lib.SLUICE_MAX_WR
