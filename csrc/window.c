@@ -131,7 +131,7 @@ static uint32_t slot_of(const struct arena *arena, uint32_t index)
 /* Its tenant has so many fewer, of which it had more than none. */
 static void count_unmapped(const struct arena *arena, uint32_t count)
 {
-    if ((arena->tenant->windows -= count) == 0)
+    if (arena->tenant && (arena->tenant->windows -= count) == 0)
         __atomic_fetch_sub(&sharers, 1, __ATOMIC_RELAXED);
 }
 
@@ -216,8 +216,8 @@ struct leftover {
     struct arena arena;
 };
 
-/* tenant: its number; it may be gone. */
-static void give_back(struct arena *arena, uint32_t tenant)
+/* left: where it is counted how many windows that are to go there still are; NULL: nowhere. Its tenant may be gone. */
+static void give_back(struct arena *arena, uint32_t *left)
 {
     for (uint32_t i = 0; arena->mapped && i < arena->count; i++) {
         if (!arena->windows[i])
@@ -225,7 +225,8 @@ static void give_back(struct arena *arena, uint32_t tenant)
         closing_unmap_pages(arena->windows[i], WINDOW_SIZE);
         slot_free(slot_of(arena, i));
         arena->mapped--;
-        __atomic_fetch_sub(&leaving[tenant], 1, __ATOMIC_RELAXED);
+        if (left)
+            __atomic_fetch_sub(left, 1, __ATOMIC_RELAXED);
     }
     if (arena->windows)
         munmap(arena->windows, arena->count * sizeof(*arena->windows));
@@ -237,26 +238,25 @@ static void run(struct closing *closing)
 {
     struct leftover *leftover = list_entry(closing, struct leftover, closing);
 
-    give_back(&leftover->arena, closing->tenant);
+    give_back(&leftover->arena, &leaving[closing->tenant]);
     free(leftover);
 }
 
 void arena_close(struct arena *arena)
 {
-    struct leftover *leftover = malloc(sizeof(*leftover));
+    struct leftover *leftover = arena->tenant ? malloc(sizeof(*leftover)) : NULL;
     struct arena left = *arena;
 
-    if (left.mapped) {
+    if (left.mapped)
         count_unmapped(arena, left.mapped);
-        __atomic_fetch_add(&leaving[left.tenant->number], left.mapped, __ATOMIC_RELAXED);
-    }
     arena->windows = NULL;
     arena->fd = -1;
     arena->mapped = 0;
     if (!leftover) {
-        give_back(&left, left.tenant->number);
+        give_back(&left, NULL);
         return;
     }
+    __atomic_fetch_add(&leaving[left.tenant->number], left.mapped, __ATOMIC_RELAXED);
     *leftover = (struct leftover){.closing = {.run = run, .tenant = left.tenant->number}, .arena = left};
     closing_send(&leftover->closing);
 }
@@ -265,7 +265,7 @@ uint8_t *arena_map(struct arena *arena, uint64_t address)
 {
     uint32_t slot;
 
-    if (at_its_limit(arena->tenant) && !give_up_one(arena)) {
+    if (arena->tenant && at_its_limit(arena->tenant) && !give_up_one(arena)) {
         tenant_may_have(arena->tenant, SLUICE_LIMIT_WINDOWS, arena->tenant->windows, 1, arena->tenant->windows);
         return NULL;
     }
@@ -281,7 +281,7 @@ uint8_t *arena_map(struct arena *arena, uint64_t address)
         return NULL;
     }
     arena->mapped++;
-    if (arena->tenant->windows++ == 0)
+    if (arena->tenant && arena->tenant->windows++ == 0)
         __atomic_fetch_add(&sharers, 1, __ATOMIC_RELAXED);
     return arena->windows[address >> SLUICE_WINDOW_SHIFT] = stretch + slot * WINDOW_SIZE;
 }

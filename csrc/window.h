@@ -30,7 +30,7 @@ struct arena {
     uint32_t count;    /* windows */
     uint32_t mapped;   /* of these */
     uint32_t hand;     /* where to look for one to give up */
-    struct tenant *tenant; /* whose windows they are, all arenas and files together */
+    struct tenant *tenant; /* whose windows they are, all arenas and files together; NULL: not counted */
     uint8_t **windows; /* NULL: not mapped */
 };
 
