@@ -131,25 +131,35 @@ static void learn(struct tenant *tenant, const struct allowance *allowance, uint
         average(&tenant->kib_ns, ns * 1024 / allowance->moved);
 }
 
+/* Of a system call: worth more bytes than a copy's turn has where it isn't alone. */
+static uint32_t bytes_of_call(const struct tenant *tenant, const struct allowance *allowance)
+{
+    uint32_t bytes = allowance->bytes < TURN_SHARED ? TURN_SHARED : allowance->bytes;
+
+    return tenant->chunk[allowance->flow] < bytes ? tenant->chunk[allowance->flow] : bytes;
+}
+
 static void send(struct tenant *tenant, struct allowance *allowance)
 {
     struct list *active = &tenant->active[allowance->flow];
     struct qp *qp = list_entry(list_take(active), struct qp, link);
 
     list_append(active, &qp->link);
+    /*
+     * To ask another node takes as long for any number of bytes, and only so many questions go at once: by their cost
+     * they would ask for the least, and that is too little to fill the way.
+     */
+    if (allowance->flow < DIRECTIONS && qp->transport == &transport_tcp && qp_reads(qp))
+        allowance->bytes = bytes_of_call(tenant, allowance);
     qp_send(qp, allowance);
 }
 
-/* A system call each: worth more bytes than a copy's turn has where it isn't alone. */
 static void attend(struct tenant *tenant, struct allowance *allowance)
 {
     struct chore *chore = list_entry(tenant->chores[allowance->flow].next, struct chore, link);
-    uint32_t bytes = allowance->bytes < TURN_SHARED ? TURN_SHARED : allowance->bytes;
 
     tenant_drop_chore(tenant, allowance->flow, chore);
-    if (tenant->chunk[allowance->flow] < bytes)
-        bytes = tenant->chunk[allowance->flow];
-    allowance->moved = chore->run(chore, bytes);
+    allowance->moved = chore->run(chore, bytes_of_call(tenant, allowance));
 }
 
 /* Chores and QPs that send take turns; a tenant that has no operation left now has its chores all the same. */
