@@ -3,6 +3,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -28,5 +29,29 @@ def test_demo(nodes: str) -> None:
     rows = [re.search(rf"^{phase} +{asked} +(\S+bps)", text, re.MULTILINE) for phase, asked in phases]
     # A phase of two seconds may be one in which a busy machine did something else.
     assert all(rows) and any(row[1] != "0bps" for row in rows if row), text
+    namespaces = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout
+    assert f"sluice{demo.pid}-" not in namespaces
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_interrupted_leaves_nothing(end: signal.Signals) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "sluice", "demo", "--nodes", "2", "--seconds", "60", "--port", str(next_port())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=0,
+    )
+    assert demo.stdout is not None
+    text = b""
+    while b"no ceiling" not in text:
+        data = demo.stdout.read(4096)
+        assert data, text
+        text += data
+    demo.send_signal(end)
+    demo.send_signal(end)
+    demo.communicate(timeout=PATIENCE)
+    assert demo.returncode == 128 + end
     namespaces = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout
     assert f"sluice{demo.pid}-" not in namespaces

@@ -61,6 +61,10 @@ def _seconds(text: str) -> float:
     return value
 
 
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends it early, a terminal that is closed too; it leaves nothing then either."""
+
+
 @dataclass
 class Phase:
     """What was asked, what the counters say, what perftest says; bits per second."""
@@ -152,6 +156,7 @@ def _run_phase(state_dir: Path, perftest: Perftest, phase: Phase, plot: Plot, se
     lines = perftest.lines
     while time.monotonic() - start < seconds:
         time.sleep(SAMPLE_SECONDS)
+        _ended.check()
         if perftest.failed():
             raise RuntimeError(f"perftest ended early:\n{perftest.output}")
         now = _sent(state_dir)
@@ -182,6 +187,10 @@ def run(options: argparse.Namespace) -> int:
         print("sluice: the demo needs perftest: apt-get install perftest", file=sys.stderr)
         return 1
     phases = [Phase(label, asked) for label, asked in PHASES]
+    for number in ENDS:
+        # Who started it may have it go on without a terminal (nohup).
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _ended)
     try:
         with two_nodes() if options.nodes == 2 else one_node() as (sender, receiver):
             failed = _show(sender, receiver, phases, options)
@@ -196,6 +205,28 @@ def run(options: argparse.Namespace) -> int:
             "\nThe dips are perftest's: it computes for 0.2 s before it prints a line, and this machine has two cores."
         )
     return 0
+
+
+class _Ended:
+    """number: the signal that asked for the end, 0 for none yet.
+
+    It is raised where it comes, once: who asks again must not stop what takes the nodes away. And by check(), as what
+    is raised while an object is destroyed is lost.
+    """
+
+    number = 0
+
+    def __call__(self, number: int, _frame: object) -> None:
+        if not self.number:
+            self.number = number
+            raise SystemExit(128 + number)
+
+    def check(self) -> None:
+        if self.number:
+            raise SystemExit(128 + self.number)
+
+
+_ended = _Ended()
 
 
 def _show(sender: LocalNode, receiver: LocalNode, phases: list[Phase], options: argparse.Namespace) -> bool:
@@ -215,6 +246,7 @@ def _show(sender: LocalNode, receiver: LocalNode, phases: list[Phase], options: 
             if perftest.failed():
                 print(f"sluice: perftest did not run:\n{perftest.output}", file=sys.stderr)
                 return True
+            _ended.check()
             time.sleep(0.05)
         for phase in phases:
             if phase.asked is not None:
