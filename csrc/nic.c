@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -34,6 +35,13 @@ static int load(struct nic *nic)
     return 0;
 }
 
+static bool is_software(const struct ibv_device *device)
+{
+    char path[PATH_MAX];
+
+    return realpath(device->ibdev_path, path) && strncmp(path, "/sys/devices/virtual/", 21) == 0;
+}
+
 static int open_device(struct nic *nic, const char *name)
 {
     struct ibv_device **list = nic->call.ibv_get_device_list(NULL);
@@ -47,6 +55,7 @@ static int open_device(struct nic *nic, const char *name)
             continue;
         nic->context = nic->call.ibv_open_device(list[i]);
         error = nic->context ? 0 : errno ? -errno : -EIO;
+        nic->software = is_software(list[i]);
     }
     nic->call.ibv_free_device_list(list);
     return error;

@@ -103,6 +103,7 @@ struct nic {
     struct list ending;  /* struct nic_qp: have all back, but what may be in a CQ of their SRQ's */
     uint32_t polling;    /* completions are being handled */
     bool lost;           /* the device is gone */
+    bool software;       /* its kernel module carries the bytes in the time of who posts: soft RoCE, soft iWARP */
     uint64_t heard;   /* ns: when the last completion came */
     uint32_t connected; /* QPs */
     uint32_t outstanding; /* QPs that have sends in the NIC */
@@ -151,6 +152,8 @@ bool nic_unarmed(const struct sluice_engine *engine);
 uint32_t nic_serve_sends(struct sluice_engine *engine);
 /* The worker slept, and channels may hold an event. */
 void nic_woken(struct sluice_engine *engine);
+/* Whether the worker's time is that of a NIC in software, which has had something to carry of late. */
+bool nic_carries(const struct sluice_engine *engine);
 /* Whether a registration is done. */
 bool nic_rung(const struct sluice_engine *engine);
 

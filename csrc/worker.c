@@ -205,6 +205,16 @@ static enum cores count_cores(const struct worker *worker)
     return running <= (unsigned long)sysconf(_SC_NPROCESSORS_ONLN) ? CORES_FREE : CORES_SCARCE;
 }
 
+/*
+ * Where cores are scarce, and the worker carries for a NIC in software what an application without Sluice would while it
+ * posts: what spins would take half of that time, and a kernel that is fair to all gives who gives way his part all the same
+ * (CFS, before Linux 6.6).
+ */
+static bool carries(const struct sluice_engine *engine)
+{
+    return engine->linger == 0 && nic_carries(engine);
+}
+
 /* It has had work for all of this time, or bytes move: then it is no more than anybody else. */
 static void judge_place(const struct sluice_engine *engine)
 {
@@ -212,7 +222,7 @@ static void judge_place(const struct sluice_engine *engine)
 
     if (!worker->giving_way && engine->now - worker->placed < 2 * CORES_NS)
         return;
-    be_prompt(worker, false);
+    be_prompt(worker, carries(engine));
     if (worker->shunned >= 0)
         leave_core(worker);
 }
@@ -280,7 +290,7 @@ static void find_place(struct sluice_engine *engine)
     bool small = caller != NOBODY && !worker->giving_way && engine->now - engine->commanded >= CORES_NS;
     bool scarce = small && engine->linger == 0 && count_cores(worker) == CORES_SCARCE;
 
-    be_prompt(worker, scarce && little);
+    be_prompt(worker, (scarce && little) || carries(engine));
     if (scarce && caller >= 0 && engine->now - engine->net->served < CORES_NS)
         shun_core(worker, caller);
     else if (worker->shunned >= 0)

@@ -14,6 +14,9 @@
 
 enum { POLL = 32, ROUNDS = 8 };
 
+/* A pause of an application that moves much is shorter. */
+#define CARRIES_NS 20000000ull
+
 static void wake(struct tenant *tenant)
 {
     struct list woken;
@@ -279,6 +282,17 @@ uint32_t nic_serve(struct sluice_engine *engine)
     for (struct list *link = engine->nics.next; link != &engine->nics; link = link->next)
         found += serve_all(list_entry(link, struct nic, link));
     return found;
+}
+
+bool nic_carries(const struct sluice_engine *engine)
+{
+    for (const struct list *link = engine->nics.next; link != &engine->nics; link = link->next) {
+        const struct nic *nic = list_entry(link, struct nic, link);
+
+        if (nic->software && (nic->outstanding || engine->now - nic->heard < CARRIES_NS))
+            return true;
+    }
+    return false;
 }
 
 uint32_t nic_serve_sends(struct sluice_engine *engine)

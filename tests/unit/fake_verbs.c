@@ -59,7 +59,7 @@ static struct device {
     uint32_t next; /* place: numbers are given in turn */
     uint32_t keys;
     int async_pipe[2];
-} devices[DEVICES] = {{.device = {.name = "fake0"}}, {.device = {.name = "fake1"}}};
+} devices[DEVICES] = {{.device = {.name = "fake0", .ibdev_path = "/sys/class/mem/null"}}, {.device = {.name = "fake1"}}};
 static struct ibv_device *list[] = {&devices[0].device, &devices[1].device, NULL};
 
 static struct device *device_of(struct ibv_context *context)

@@ -2,7 +2,7 @@
 /*
  * Devices that carry nothing: a library in libibverbs' place, whose devices "fake0" and "fake1" complete each request as soon
  * as it is posted, or when they are told to. They refuse what they are told to refuse, and count what there is. Both give the same
- * QP numbers and keys.
+ * QP numbers and keys. "fake0" is one in software, by its place in sysfs.
  */
 #ifndef SLUICE_TEST_FAKE_VERBS_H
 #define SLUICE_TEST_FAKE_VERBS_H

@@ -433,6 +433,15 @@ static uint32_t flying_of(uint32_t number)
     return bytes;
 }
 
+static bool carries(void)
+{
+    worker_enter(engine);
+    bool carries = nic_carries(engine);
+
+    worker_leave(engine);
+    return carries;
+}
+
 static bool is_grounded(uint32_t number)
 {
     worker_enter(engine);
@@ -521,6 +530,32 @@ static void test_what_is_done_at_once_is_not_announced(void)
     CHECK(wait_cqe(&client).status == IBV_WC_SUCCESS);
     close_client(&client);
     close_engine();
+}
+
+/* The worker's time is that of a NIC in software, while this has something to carry, and of no other. */
+static void test_who_carries(void)
+{
+    static const bool software[] = {true, false};
+
+    for (uint32_t i = 0; i < 2; i++) {
+        struct client client;
+
+        open_engine();
+        sluice_nic_close(engine, 0);
+        CHECK(sluice_nic_open(engine, 0, i ? "fake1" : "fake0", 1) == 0);
+        open_client(&client);
+        connect(&client, client.qp);
+        CHECK(!carries());
+        fake_hold(1);
+        write_some(&client, 1);
+        while (flying_of(tenant) == 0)
+            sched_yield();
+        CHECK(carries() == software[i]);
+        fake_hold(0);
+        CHECK(wait_cqe(&client).status == IBV_WC_SUCCESS);
+        close_client(&client);
+        close_engine();
+    }
 }
 
 static void test_a_share_of_what_flies(void)
@@ -1082,6 +1117,7 @@ int main(int argc, char **argv)
     RUN(test_neighbours_are_asked_for);
     RUN(test_neighbours_name_each_other);
     RUN(test_what_is_done_at_once_is_not_announced);
+    RUN(test_who_carries);
     RUN(test_a_share_of_what_flies);
     RUN(test_a_full_device);
     RUN(test_a_device_with_shallow_queues);
