@@ -15,7 +15,7 @@
 #include "futex.h"
 
 struct sluice_engine *engine;
-uint32_t tenant, device, send_sges = 1;
+uint32_t tenant, device, send_sges = 1, send_entries = ENTRIES;
 
 void wake(void)
 {
@@ -92,7 +92,7 @@ void open_client_of(struct client *client, uint32_t qp_type)
     CHECK(pd > 0 && sluice_cq_create(engine, client->session, &cq_request, &cq) == 0);
     struct sluice_create_qp_request qp_request = {
         .pd = (uint32_t)pd, .send_cq = cq.handle, .recv_cq = cq.handle, .qp_type = qp_type,
-        .cap = {.max_send_wr = ENTRIES, .max_recv_wr = ENTRIES, .max_send_sge = send_sges, .max_recv_sge = 1}};
+        .cap = {.max_send_wr = send_entries, .max_recv_wr = ENTRIES, .max_send_sge = send_sges, .max_recv_sge = 1}};
 
     CHECK(sluice_qp_create(engine, client->session, &qp_request, &qp) == 0);
     client->pd = (uint32_t)pd;
@@ -102,6 +102,7 @@ void open_client_of(struct client *client, uint32_t qp_type)
     client->shared = (struct sluice_qp_shared *)((uint8_t *)client->segment + qp.offset);
     client->sq = (struct sluice_wqe *)((uint8_t *)client->segment + qp.sq_offset);
     client->sq_stride = qp.sq_stride;
+    client->sq_entries = send_entries;
     client->rq = (struct sluice_recv_wqe *)((uint8_t *)client->segment + qp.rq_offset);
     client->rq_stride = qp.rq_stride;
     client->cq = (struct sluice_cq_shared *)((uint8_t *)client->segment + cq.offset);
@@ -153,7 +154,7 @@ void publish(struct client *client)
 
 struct sluice_wqe *slot(struct client *client)
 {
-    return (struct sluice_wqe *)((uint8_t *)client->sq + (client->posted & (ENTRIES - 1)) * client->sq_stride);
+    return (struct sluice_wqe *)((uint8_t *)client->sq + (client->posted & (client->sq_entries - 1)) * client->sq_stride);
 }
 
 void post_write(struct client *client, const struct client *to, uint64_t wr_id, uint32_t length)

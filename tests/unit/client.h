@@ -15,8 +15,8 @@ extern struct sluice_engine *engine;
 extern uint32_t tenant;
 /* Of the tenant's, the one on which open_client opens its context. */
 extern uint32_t device;
-/* SGEs of a WQE on the send queues that open_client makes. */
-extern uint32_t send_sges;
+/* SGEs of a WQE on the send queues that open_client makes, and WQEs of the least length: a power of two. */
+extern uint32_t send_sges, send_entries;
 
 /* One session with one QP, and memory that lies in its arena. */
 struct client {
@@ -25,7 +25,7 @@ struct client {
     struct sluice_segment *segment;
     struct sluice_qp_shared *shared;
     struct sluice_wqe *sq;
-    uint32_t sq_stride, posted;
+    uint32_t sq_stride, sq_entries, posted;
     struct sluice_recv_wqe *rq;
     uint32_t rq_stride, receives;
     struct sluice_cqe *ring;

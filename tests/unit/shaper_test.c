@@ -264,6 +264,23 @@ static void who_rests_saves_nothing_and_loses_nothing(void)
     simulation_close(simulation);
 }
 
+/* However many of them there are, and whatever they have queued: each is in the way for a turn, not for a message. */
+static void small_messages_wait_for_turns_not_for_large_ones(void)
+{
+    enum { HOGS = 7, LARGE = 8 << 20 };
+    struct simulation *simulation = simulation_open(HOGS + 1, 50 * GBPS, 0, 100 * GBPS, 1000);
+
+    for (uint32_t i = 0; i < HOGS; i++)
+        simulation_demand(simulation, add(simulation, -1, 0, 0, 100), EGRESS, LARGE, 100);
+    int small = add(simulation, -1, 0, 0, 100);
+
+    simulation_run(simulation, 50 * MS);
+    simulation_demand(simulation, small, EGRESS, 8, 100);
+    simulation_run(simulation, 50 * MS);
+    CHECK(simulation_longest_wait(simulation, small) < 8ull * LARGE * NS_PER_SECOND / (100 * GBPS));
+    simulation_close(simulation);
+}
+
 static void decades_and_clock_steps(void)
 {
     uint64_t starts[] = {MS, 40ull * 365 * 86400 * NS_PER_SECOND, 250ull * 365 * 86400 * NS_PER_SECOND};
@@ -361,6 +378,7 @@ int main(void)
     RUN(a_groups_guarantee_is_its_tenants);
     RUN(operations_and_engine_time_have_ceilings);
     RUN(who_rests_saves_nothing_and_loses_nothing);
+    RUN(small_messages_wait_for_turns_not_for_large_ones);
     RUN(decades_and_clock_steps);
     RUN(ten_thousand_tenants);
     RUN(decisions_cost_a_logarithm);
