@@ -411,17 +411,17 @@ static void test_neighbours_are_asked_for(void)
 
 /* ---- neighbours that the NIC joins ------------------------------------------ */
 
-/* Towards RTS, to a QP behind the GID of the device's NIC. */
-static void connect_behind(const struct client *client, uint32_t qp_num, int32_t behind)
+/* Towards RTS, to a QP behind the GID of the device's NIC. timeout: of the QP's attributes; 0 waits for ever. */
+static void connect_behind(const struct client *client, uint32_t qp_num, uint8_t timeout)
 {
-    struct sluice_qp_attr now, attr = {.dest_qp_num = qp_num, .timeout = 8, .retry_cnt = 1, .rnr_retry = 7,
+    struct sluice_qp_attr now, attr = {.dest_qp_num = qp_num, .timeout = timeout, .retry_cnt = 1, .rnr_retry = 7,
                                        .ah = {.is_global = 1, .sgid_index = GID_INDEX, .port_num = 1}};
 
     for (attr.qp_state = IBV_QPS_INIT; attr.qp_state <= IBV_QPS_RTS; attr.qp_state++)
         CHECK(sluice_qp_modify(engine, client->session, client->qp, &attr,
                                IBV_QP_STATE | IBV_QP_DEST_QPN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
                                    IBV_QP_AV,
-                               SLUICE_TRANSPORT_NIC, behind, &now) == 0);
+                               SLUICE_TRANSPORT_NIC, 0, &now) == 0);
 }
 
 static uint32_t flying_of(uint32_t number)
@@ -477,11 +477,11 @@ static void test_neighbours_name_each_other(void)
     while (!waits_for_peer(&one))
         sched_yield();
     CHECK(fake_posted() == before);
-    connect_behind(&other, one.qp_num, 0);
+    connect_behind(&other, one.qp_num, 8);
     for (uint64_t i = 0; i < 3; i++)
         CHECK(wait_cqe(&one).status == IBV_WC_SUCCESS);
     CHECK(fake_posted() == before + 3);
-    connect_behind(&stranger, other.qp_num, 0);
+    connect_behind(&stranger, other.qp_num, 8);
     write_some(&stranger, 2);
     CHECK(wait_cqe(&stranger).status == IBV_WC_RETRY_EXC_ERR && wait_cqe(&stranger).status == IBV_WC_WR_FLUSH_ERR);
     CHECK(fake_posted() == before + 3);
@@ -497,7 +497,7 @@ static void test_neighbours_name_each_other(void)
     CHECK(wait_cqe(&other).status == IBV_WC_RETRY_EXC_ERR && fake_posted() == before + 5);
     /* A number that is no QP's of this router is a program's without Sluice. */
     CHECK(modify(&stranger, stranger.qp, IBV_QPS_RESET) == 0);
-    connect_behind(&stranger, 0xabcdef, 0);
+    connect_behind(&stranger, 0xabcdef, 8);
     write_some(&stranger, 1);
     CHECK(wait_cqe(&stranger).status == IBV_WC_SUCCESS);
     close_client(&one);
@@ -506,7 +506,6 @@ static void test_neighbours_name_each_other(void)
     close_engine();
 }
 
-/* Who has much under way to somebody who never takes it stops nobody else. */
 /* A wake-up that nobody needs; who has fallen asleep needs it. */
 static void test_what_is_done_at_once_is_not_announced(void)
 {
@@ -558,6 +557,7 @@ static void test_who_carries(void)
     }
 }
 
+/* Who has much under way to somebody who never takes it stops nobody else. */
 static void test_a_share_of_what_flies(void)
 {
     struct sluice_shape shape = {0};
