@@ -7,6 +7,8 @@ import os
 import random
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -392,6 +394,19 @@ sys.exit(main())
 """The router's program, where the kernel knows no socket that refuses descriptors."""
 
 
+SENDER = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as raw:
+    raw.connect(sys.argv[1])
+    sys.stdin.read()
+    try:
+        socket.send_fds(raw, [b"\\xff"], [int(sys.argv[2])])
+    except PermissionError:
+        pass
+"""
+"""Passes a descriptor to a socket, and ends. Who ends does not linger, should the router have closed it first."""
+
+
 @pytest.fixture(params=[("-m", "sluice"), ("-c", OLDER_KERNEL)], ids=["this kernel", "older kernel"])
 def any_router(request: pytest.FixtureRequest) -> Iterator[RunningRouter]:
     running = RunningRouter(program=request.param)
@@ -403,13 +418,12 @@ def test_sockets_that_linger_on_the_zmq_socket(any_router: RunningRouter, progra
     """The thread that reads from the socket would be the one that waits; and it reads for all tenants."""
     directory = Path(any_router.ask("tenant-add", name="bad", policy={})["path"])
     kept: list[socket.socket] = []
-    with socket.socket(socket.AF_UNIX) as raw, lingering(kept) as sender:
-        raw.connect(str(directory / "control"))
-        try:
-            socket.send_fds(raw, [b"\xff"], [sender.fileno()])
-        except PermissionError:
-            # It is still this process that closes it.
-            sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+    sender = lingering(kept)
+    command = [sys.executable, "-c", SENDER, str(directory / "control"), str(sender.fileno())]
+    child = subprocess.Popen(command, pass_fds=[sender.fileno()], stdin=subprocess.PIPE)
+    sender.close()
+    child.communicate(timeout=PATIENCE)
+    assert child.returncode == 0
     output_of(any_router.run("good", program("errors")))
     any_router.ask("tenant-remove", name="bad", force=True)
     output_of(any_router.run("good", program("errors")))
