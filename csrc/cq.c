@@ -10,8 +10,12 @@
 #include "clock.h"
 #include "context.h"
 #include "qp.h"
+#include "session.h"
 #include "srq.h"
 #include "tenant.h"
+
+/* CQEs that are copied in a turn, to and from pages that may have to be made. */
+enum { COPIED_AT_ONCE = 256 };
 
 #define BAD_CONSUMER "a completion queue's consumer index is ahead of what was produced"
 
@@ -28,6 +32,8 @@ static uint32_t entries_for(uint32_t cqe)
         entries *= 2;
     return entries;
 }
+
+static uint32_t go_on_resizing(struct chore *chore, uint32_t bytes);
 
 int cq_create(struct session *session, const struct sluice_create_cq_request *request,
               struct sluice_create_cq_reply *reply)
@@ -56,12 +62,12 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
     if (!cq)
         return -ENOMEM;
     /* Apart, so that the ring can be exchanged while the consumer's words stay where they are. */
-    int64_t offset = segment_take(&session->segment, sizeof(struct sluice_cq_shared));
-    int64_t ring = offset < 0 ? offset : segment_take(&session->segment, ring_size(entries));
+    int64_t offset = session_take_part(session, sizeof(struct sluice_cq_shared));
+    int64_t ring = offset < 0 ? offset : session_take_part(session, ring_size(entries));
 
     if (ring < 0) {
         if (offset >= 0)
-            segment_give(&session->segment, (uint64_t)offset, sizeof(struct sluice_cq_shared));
+            session_give_part(session, (uint64_t)offset, sizeof(struct sluice_cq_shared));
         free(cq);
         return (int)ring;
     }
@@ -78,6 +84,8 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
         .channel = channel,
     };
     list_init(&cq->notify);
+    cq->resizing.run = go_on_resizing;
+    list_init(&cq->resizing.link);
     list_init(&cq->link);
     list_append(&session->cqs, &cq->link);
     if (channel)
@@ -90,10 +98,46 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
     return 0;
 }
 
+static void end_resizing(struct cq *cq)
+{
+    session_give_part(cq->session, cq->from_offset, ring_size(cq->from_entries));
+    cq->from = NULL;
+}
+
+/* The next part of what waited when the ring was exchanged. False: that was the last. */
+static bool copy_some(struct cq *cq)
+{
+    /* Whatever a tenant has scribbled there goes back to itself. */
+    for (uint32_t n = 0; n < COPIED_AT_ONCE && cq->copied != cq->copied_end; n++) {
+        uint32_t i = cq->copied++;
+        struct sluice_cqe *to = &cq->ring[i & (cq->entries - 1)];
+
+        /* Where overruns are ignored, a later one has its place by now. */
+        if (cq->produced - i > cq->entries)
+            continue;
+        *to = cq->from[i & (cq->from_entries - 1)];
+        store_release(&to->turn, i / cq->entries + 1);
+    }
+    if (cq->copied != cq->copied_end)
+        return true;
+    end_resizing(cq);
+    return false;
+}
+
 int cq_resize(struct cq *cq, const struct sluice_resize_cq_request *request, struct sluice_resize_cq_reply *reply)
 {
     struct session *session = cq->session;
 
+    if (cq->from) {
+        session->awaited = true;
+        return -EINPROGRESS;
+    }
+    if (cq->resized) {
+        cq->resized = false;
+        reply->cqe = cq->entries;
+        reply->ring = cq->ring_offset;
+        return 0;
+    }
     if (request->cqe == 0 || request->cqe > SLUICE_MAX_CQE)
         return -EINVAL;
     uint32_t entries = entries_for(request->cqe);
@@ -108,26 +152,40 @@ int cq_resize(struct cq *cq, const struct sluice_resize_cq_request *request, str
     }
     if (waiting > request->cqe)
         return -EINVAL;
-    int64_t offset = segment_take(&session->segment, ring_size(entries));
+    int64_t offset = session_take_part(session, ring_size(entries));
 
     if (offset < 0)
         return (int)offset;
-    struct sluice_cqe *ring = (struct sluice_cqe *)(session->segment.base + offset);
-
-    /* Whatever a tenant has scribbled there goes back to itself. */
-    for (uint32_t i = cq->produced - waiting; i != cq->produced; i++) {
-        struct sluice_cqe *to = &ring[i & (entries - 1)];
-
-        *to = cq->ring[i & (cq->entries - 1)];
-        store_release(&to->turn, i / entries + 1);
-    }
-    segment_give(&session->segment, cq->ring_offset, ring_size(cq->entries));
-    cq->ring = ring;
+    cq->from = cq->ring;
+    cq->from_offset = cq->ring_offset;
+    cq->from_entries = cq->entries;
+    cq->copied = cq->produced - waiting;
+    cq->copied_end = cq->produced;
+    cq->ring = (struct sluice_cqe *)(session->segment.base + offset);
     cq->ring_offset = (uint64_t)offset;
     cq->entries = entries;
     cq->consumer = consumer;
+    if (copy_some(cq)) {
+        session->awaited = true;
+        tenant_add_task(session->tenant, &cq->resizing);
+        return -EINPROGRESS;
+    }
     reply->cqe = entries;
     reply->ring = cq->ring_offset;
+    return 0;
+}
+
+static uint32_t go_on_resizing(struct chore *chore, uint32_t bytes)
+{
+    struct cq *cq = list_entry(chore, struct cq, resizing);
+
+    (void)bytes;
+    if (copy_some(cq)) {
+        tenant_add_task(cq->session->tenant, chore);
+        return 0;
+    }
+    cq->resized = true;
+    session_goes_on(cq->session);
     return 0;
 }
 
@@ -136,8 +194,11 @@ void cq_free(struct cq *cq)
     if (cq->channel)
         cq->channel->users--;
     cq->context->tenant->counters->cqs--;
-    segment_give(&cq->session->segment, cq->offset, sizeof(struct sluice_cq_shared));
-    segment_give(&cq->session->segment, cq->ring_offset, ring_size(cq->entries));
+    session_give_part(cq->session, cq->offset, sizeof(struct sluice_cq_shared));
+    session_give_part(cq->session, cq->ring_offset, ring_size(cq->entries));
+    if (cq->from)
+        end_resizing(cq);
+    list_remove(&cq->resizing.link);
     list_remove(&cq->notify);
     list_remove(&cq->link);
     free(cq);

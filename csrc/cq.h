@@ -22,13 +22,22 @@ struct cq {
     struct context *context;
     struct channel *channel; /* or NULL */
     struct list notify;      /* in engine->notify */
+    struct chore resizing;
+    struct sluice_cqe *from; /* resizing: the ring before, of from_entries at from_offset; else NULL */
+    uint64_t from_offset;
+    uint32_t from_entries;
+    uint32_t copied, copied_end; /* running free: what of it comes next, and where it ends */
+    bool resized;            /* what was -EINPROGRESS is done */
     struct list link;
 };
 
 /* Returns 0 or a negative errno; *reply gets all but its header. */
 int cq_create(struct session *session, const struct sluice_create_cq_request *request,
               struct sluice_create_cq_reply *reply);
-/* Moves what waits to a ring of another size. -EINVAL: it doesn't fit; *reply as above. */
+/*
+ * Moves what waits to a ring of another size. -EINVAL: it doesn't fit; -EINPROGRESS: it takes more than a turn, what comes
+ * meanwhile is in the other ring; *reply as above.
+ */
 int cq_resize(struct cq *cq, const struct sluice_resize_cq_request *request, struct sluice_resize_cq_reply *reply);
 void cq_free(struct cq *cq);
 struct cq *cq_find(struct session *session, uint32_t handle);

@@ -165,6 +165,7 @@ enum sluice_engine_event_kind {
     SLUICE_EVENT_TRUNK_DISCONNECTED, /* the same of a trunk (sluice_trunk_connect) */
     SLUICE_EVENT_AH_UNRESOLVED,      /* it is used, and leads nowhere: say where to, if that is known by now (sluice_ah_lead) */
     SLUICE_EVENT_NEIGHBOUR,          /* may this tenant send datagrams to that one? answer with sluice_neighbour_admit */
+    SLUICE_EVENT_VERB,               /* of this session: what was -EINPROGRESS is done, ask again */
     SLUICE_EVENT_MEMBER              /* may this tenant hear what that GID sends to groups? answer with sluice_gate_admit */
 };
 
@@ -304,12 +305,18 @@ int sluice_session_open(struct sluice_engine *engine, uint32_t tenant, struct sl
 /* Destroys all it has; peers' next messages find nobody. */
 int sluice_session_close(struct sluice_engine *engine, uint32_t session);
 
+/*
+ * A verb that takes longer than a turn is carried out in turns of its tenant's: it returns -EINPROGRESS, and is to be called
+ * again, with the same arguments, after SLUICE_EVENT_VERB. Nothing else is asked of the session meanwhile, but its end.
+ */
+
 /* Return the handle. context: whose async events are those of what is made with it. -ENODEV: the tenant hasn't this device. */
 int sluice_context_open(struct sluice_engine *engine, uint32_t session, uint32_t device, int *read_fd);
 int sluice_pd_alloc(struct sluice_engine *engine, uint32_t session, uint32_t context);
 int sluice_channel_create(struct sluice_engine *engine, uint32_t session, int *read_fd);
 int sluice_cq_create(struct sluice_engine *engine, uint32_t session,
                      const struct sluice_create_cq_request *request, struct sluice_create_cq_reply *reply);
+/* -EINPROGRESS: what waits in it is being copied. */
 int sluice_cq_resize(struct sluice_engine *engine, uint32_t session,
                      const struct sluice_resize_cq_request *request, struct sluice_resize_cq_reply *reply);
 /* fd: a mapping's file, or /proc/PID/mem (csrc/memory.h); the engine's where a handle is returned. */

@@ -66,10 +66,16 @@ struct tenant_group {
     struct sluice_group_counters *counters;
 };
 
-/* Work for a tenant that isn't a QP's own sending: what came for it from another node, or is asked of it from there. */
+/*
+ * Work for a tenant that isn't a QP's own sending: what came for it from another node, or is asked of it from there; and
+ * what its verbs take of the engine (FLOW_CONTROL).
+ */
 struct chore {
-    struct list link; /* in tenant->chores */
-    /* Does up to so many bytes of it, and says how many; it comes back by itself while there is more. */
+    struct list link; /* in tenant->chores, or tenant->active[FLOW_CONTROL] */
+    /*
+     * Does up to so many bytes of it, and says how many; it comes back by itself while there is more. FLOW_CONTROL: does as
+     * much as a turn is long, and says how many verbs that were.
+     */
     uint32_t (*run)(struct chore *chore, uint32_t bytes);
 };
 
@@ -95,7 +101,7 @@ struct tenant {
     uint32_t chunk[DIRECTIONS]; /* bytes of these at a stretch */
     struct pace pace;           /* of what leaves: where a NIC can pace (transport/nic_pacing.c) */
     bool told_apart;            /* reads from the rest: some rate, on the way up, is of one direction */
-    struct list active[FLOWS];  /* QPs with work to do now; FLOW_CONTROL: sessions with a command */
+    struct list active[FLOWS];  /* QPs with work to do now; FLOW_CONTROL: struct chore */
     struct list chores[DIRECTIONS]; /* struct chore; they take turns with the QPs */
     bool chore_next[DIRECTIONS];
     struct list firsts;         /* claims: its QPs that wait for other tenants' ceilings */
@@ -161,7 +167,9 @@ struct session {
     uint32_t context_count;
     uint32_t pd_count;
     struct list contexts, pds, channels, cqs, mrs, mws, memories, xrcds;
-    struct list command; /* in tenant->active[FLOW_CONTROL], or a registrar's list, while the mailbox waits */
+    struct chore command; /* in tenant->active[FLOW_CONTROL], or a registrar's list, while the mailbox waits */
+    struct chore cleaning; /* of its segment's dirty parts */
+    bool awaited; /* a verb is told to come again (SLUICE_EVENT_VERB) */
     struct registration *registration; /* on its way, or NULL: the mailbox is answered then */
     struct reach *reach; /* that of its process, where it has such memory; or NULL */
     struct fence *fence; /* under way, or NULL: the mailbox is answered then, */
@@ -177,10 +185,10 @@ struct session {
 };
 
 /*
- * A session breaks once and asks one question at a time, as a tenant and the gate do; a QP and a trunk have one connection at
+ * A session breaks once, has one verb under way, and asks one question at a time, as a tenant and the gate do; a QP and a trunk have one connection at
  * a time: more can't wait.
  */
-enum { ENGINE_EVENTS = 2 * SLUICE_MAX_SESSIONS + SLUICE_MAX_QPS + SLUICE_MAX_NODES + SLUICE_MAX_TENANTS + 1 };
+enum { ENGINE_EVENTS = 3 * SLUICE_MAX_SESSIONS + SLUICE_MAX_QPS + SLUICE_MAX_NODES + SLUICE_MAX_TENANTS + 1 };
 
 struct sluice_engine {
     struct worker *worker;
@@ -244,6 +252,8 @@ void session_break(struct session *session, const char *reason);
 
 /* Tells the control plane of a QP: enum sluice_engine_event_kind. */
 void engine_tell_qp(struct qp *qp, uint32_t kind);
+/* A verb of the session's that was -EINPROGRESS may be asked again. */
+void engine_tell_verb(struct session *session);
 /* An AH leads nowhere. */
 void engine_tell_ah(struct ah *ah);
 /* May this tenant send datagrams to that one (neighbours.h)? */

@@ -185,7 +185,7 @@ static bool has_twin(const struct qp *qp)
 static int take_resources(struct qp *qp, const struct sluice_create_qp_request *request)
 {
     struct session *session = qp->session;
-    int64_t offset = qp->size ? segment_take(&session->segment, qp->size) : 0;
+    int64_t offset = qp->size ? session_take_part(session, qp->size) : 0;
 
     if (offset < 0)
         return (int)offset;
@@ -214,7 +214,7 @@ no_number:
     timers_release(&session->engine->timers);
 no_timer:
     if (qp->size)
-        segment_give(&session->segment, qp->offset, qp->size);
+        session_give_part(session, qp->offset, qp->size);
     return error;
 }
 
@@ -326,7 +326,7 @@ void qp_free(struct qp *qp)
     qp->counters->qp_num = 0;
     if (qp->size) {
         qp->session->qps[qp->handle] = NULL;
-        segment_give(&qp->session->segment, qp->offset, qp->size);
+        session_give_part(qp->session, qp->offset, qp->size);
     }
     free(qp);
 }

@@ -168,7 +168,7 @@ void registrar_collect(struct nic *nic)
         finish(list_entry(list_take(&done), struct registration, link));
     list_splice(&waiting, &registrar->waiting);
     while (!list_empty(&waiting))
-        session_queue_command(list_entry(list_take(&waiting), struct session, command));
+        session_queue_command(list_entry(list_take(&waiting), struct session, command.link));
 }
 
 void registrar_wait(struct nic *nic)
@@ -247,7 +247,7 @@ enum registered registration_begin(struct mr *mr, struct pd *pd, uint32_t access
             mr_put_back(mr, before);
         else
             mr_free(session->engine, mr);
-        list_append(&pin.nic->registrar.waiting, &session->command);
+        list_append(&pin.nic->registrar.waiting, &session->command.link);
         return REGISTERED_WAITS;
     }
     struct registration *one = calloc(1, sizeof(*one));

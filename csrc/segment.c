@@ -11,6 +11,8 @@
 #include "closing.h"
 
 #define SEGMENT_SIZE (1ull << SLUICE_SEGMENT_SHIFT)
+/* Some microseconds of the kernel's, where there is a page behind each address. */
+#define PUNCHED_AT_ONCE (1ull << 17)
 #define SEGMENT_PAGE 4096ull /* offsets are told to the shim; a larger page size only shares pages */
 
 struct extent {
@@ -67,16 +69,22 @@ static void run(struct closing *closing)
     free(leftover);
 }
 
+static void free_all(struct extent **extents)
+{
+    while (*extents) {
+        struct extent *next = (*extents)->next;
+
+        free(*extents);
+        *extents = next;
+    }
+}
+
 void segment_close(struct segment *segment, uint32_t tenant)
 {
     struct leftover *leftover = malloc(sizeof(*leftover));
 
-    while (segment->free) {
-        struct extent *next = segment->free->next;
-
-        free(segment->free);
-        segment->free = next;
-    }
+    free_all(&segment->free);
+    free_all(&segment->dirty);
     if (leftover) {
         *leftover = (struct leftover){.closing = {.run = run, .tenant = tenant}, .fd = segment->fd, .base = segment->base};
         closing_send(&leftover->closing);
@@ -108,29 +116,14 @@ int64_t segment_take(struct segment *segment, uint64_t size)
             *link = extent->next;
             free(extent);
         }
-        /*
-         * Free parts are punched when they are given back, but the tenant maps all
-         * of the segment and may have written there since.
-         */
-        if (fallocate(segment->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, (off_t)size)) {
-            int error = -errno;
-
-            segment_give(segment, (uint64_t)offset, size);
-            return error;
-        }
         return offset;
     }
     return -ENOMEM;
 }
 
-void segment_give(struct segment *segment, uint64_t offset, uint64_t size)
+static void add_free(struct segment *segment, uint64_t offset, uint64_t size)
 {
     struct extent **link = &segment->free, *before = NULL;
-
-    size = whole_pages(size);
-    if (segment->ending)
-        return;
-    (void)fallocate(segment->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size);
 
     while (*link && (*link)->offset < offset) {
         before = *link;
@@ -156,4 +149,44 @@ void segment_give(struct segment *segment, uint64_t offset, uint64_t size)
         *extent = (struct extent){offset, size, after};
         *link = extent;
     }
+}
+
+static void punch(struct segment *segment, uint64_t offset, uint64_t size)
+{
+    (void)fallocate(segment->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size);
+    add_free(segment, offset, size);
+}
+
+bool segment_give(struct segment *segment, uint64_t offset, uint64_t size)
+{
+    struct extent *extent = NULL;
+
+    size = whole_pages(size);
+    if (size > PUNCHED_AT_ONCE)
+        extent = malloc(sizeof(*extent));
+    if (!extent) {
+        punch(segment, offset, size);
+        return true;
+    }
+    *extent = (struct extent){offset, size, segment->dirty};
+    segment->dirty = extent;
+    return false;
+}
+
+bool segment_clean(struct segment *segment)
+{
+    struct extent *extent = segment->dirty;
+
+    if (!extent)
+        return false;
+    uint64_t piece = extent->size < PUNCHED_AT_ONCE ? extent->size : PUNCHED_AT_ONCE;
+
+    punch(segment, extent->offset, piece);
+    extent->offset += piece;
+    extent->size -= piece;
+    if (extent->size == 0) {
+        segment->dirty = extent->next;
+        free(extent);
+    }
+    return segment->dirty;
 }

@@ -67,6 +67,9 @@ static void free_memory(struct session *session)
     free(session);
 }
 
+static uint32_t carry_out(struct chore *chore, uint32_t bytes);
+static uint32_t clean(struct chore *chore, uint32_t bytes);
+
 int session_open(struct tenant *tenant, struct sluice_session_files *files)
 {
     if (!tenant_take_files(tenant, FILES_OF_SESSION))
@@ -97,7 +100,10 @@ int session_open(struct tenant *tenant, struct sluice_session_files *files)
     list_init(&session->mws);
     list_init(&session->memories);
     list_init(&session->xrcds);
-    list_init(&session->command);
+    session->command.run = carry_out;
+    list_init(&session->command.link);
+    session->cleaning.run = clean;
+    list_init(&session->cleaning.link);
     session->qps = calloc(SLUICE_SESSION_QPS, sizeof(*session->qps));
     session->srqs = calloc(SLUICE_SESSION_SRQS, sizeof(struct srq *));
     session->ahs = calloc(SLUICE_SESSION_AHS, sizeof(struct ah *));
@@ -160,7 +166,8 @@ void session_free(struct session *session)
     while (!list_empty(&session->contexts))
         context_free(list_entry(session->contexts.next, struct context, link));
 
-    list_remove(&session->command);
+    list_remove(&session->command.link);
+    list_remove(&session->cleaning.link);
     fence_forget(engine, session->fence);
     engine->sessions[session->number] = NULL;
     engine->live[session->live] = engine->live[--engine->live_count];
@@ -169,6 +176,46 @@ void session_free(struct session *session)
     session->tenant->session_count--;
     session->tenant->counters->sessions--;
     free_memory(session);
+}
+
+/* ---- its segment ------------------------------------------------------- */
+
+void session_goes_on(struct session *session)
+{
+    if (!session->awaited)
+        return;
+    session->awaited = false;
+    engine_tell_verb(session);
+}
+
+int64_t session_take_part(struct session *session, uint64_t size)
+{
+    int64_t offset = segment_take(&session->segment, size);
+
+    if (offset == -ENOMEM && !list_unlinked(&session->cleaning.link)) {
+        session->awaited = true;
+        return -EINPROGRESS;
+    }
+    return offset;
+}
+
+void session_give_part(struct session *session, uint64_t offset, uint64_t size)
+{
+    if (!session->segment.ending && !segment_give(&session->segment, offset, size))
+        tenant_add_task(session->tenant, &session->cleaning);
+}
+
+static uint32_t clean(struct chore *chore, uint32_t bytes)
+{
+    struct session *session = list_entry(chore, struct session, cleaning);
+
+    (void)bytes;
+    if (segment_clean(&session->segment)) {
+        tenant_add_task(session->tenant, chore);
+    } else {
+        session_goes_on(session);
+    }
+    return 0;
 }
 
 /* ---- the doorbell ------------------------------------------------------ */
@@ -222,7 +269,7 @@ void session_answer_fenced(struct session *session, const struct sluice_command 
         session_answer(session, command);
 }
 
-void session_command(struct session *session)
+static void answer_command(struct session *session)
 {
     struct sluice_command *mailbox = &segment_head(&session->segment)->command;
     struct sluice_command command;
@@ -240,10 +287,16 @@ void session_command(struct session *session)
         session_answer_fenced(session, &command);
 }
 
+static uint32_t carry_out(struct chore *chore, uint32_t bytes)
+{
+    (void)bytes;
+    answer_command(list_entry(chore, struct session, command));
+    return 1;
+}
+
 void session_queue_command(struct session *session)
 {
-    list_append(&session->tenant->active[FLOW_CONTROL], &session->command);
-    tenant_works(session->tenant, FLOW_CONTROL);
+    tenant_add_task(session->tenant, &session->command);
 }
 
 static void poll_srqs(struct session *session)
@@ -269,7 +322,7 @@ void session_poll(struct session *session)
     struct sluice_segment *head = segment_head(&session->segment);
 
     /* The tenant's turn comes for it: a storm of commands is no faster than one's share of the engine. */
-    if (load_relaxed(&head->command_rung) && exchange(&head->command_rung, 0) && list_unlinked(&session->command))
+    if (load_relaxed(&head->command_rung) && exchange(&head->command_rung, 0) && list_unlinked(&session->command.link))
         session_queue_command(session);
     if (load_relaxed(&head->srq_summary))
         poll_srqs(session);
@@ -325,6 +378,14 @@ void engine_tell_qp(struct qp *qp, uint32_t kind)
 
     if (!qp->session->broken)
         tell(qp->session->engine, &event);
+}
+
+void engine_tell_verb(struct session *session)
+{
+    struct sluice_engine_event event = {.kind = SLUICE_EVENT_VERB, .session = session->number};
+
+    if (!session->broken)
+        tell(session->engine, &event);
 }
 
 void engine_tell_ah(struct ah *ah)

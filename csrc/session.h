@@ -12,8 +12,6 @@ void session_free(struct session *session);
 /* Looks at the doorbell, and rings what it names; a command waits for its tenant's turn. */
 void session_poll(struct session *session);
 
-/* Carries out the command in the mailbox. */
-void session_command(struct session *session);
 /* Writes what is out of it into the mailbox, and wakes who waits for that. */
 void session_answer(struct session *session, const struct sluice_command *command);
 /* The same once nothing is under way any more into memory of the session's process that the command has revoked (fence.h). */
@@ -23,6 +21,15 @@ void session_queue_command(struct session *session);
 
 /* Rings for a QP as its shim would: in the next round, after others have had theirs. */
 void session_ring_again(struct session *session, uint32_t qp);
+
+/*
+ * A part of its segment. -EINPROGRESS: not before what was given back is clean again; engine_tell_verb says when. Else as
+ * segment_take.
+ */
+/* What a verb was told to wait for is done: it may come again. */
+void session_goes_on(struct session *session);
+int64_t session_take_part(struct session *session, uint64_t size);
+void session_give_part(struct session *session, uint64_t offset, uint64_t size);
 
 /* Whether there is something for session_poll. */
 bool session_rung(const struct session *session);

@@ -104,7 +104,7 @@ int srq_create(struct session *session, const struct sluice_create_srq_request *
         srq->queue.entries = queue_entries(request->max_wr);
         srq->queue.stride = queue_receive_stride(request->max_sge);
         srq->size = sizeof(*srq->shared) + (uint64_t)srq->queue.entries * srq->queue.stride;
-        offset = segment_take(&session->segment, srq->size);
+        offset = session_take_part(session, srq->size);
         error = offset < 0 ? (int)offset : 0;
     }
     if (error) {
@@ -116,7 +116,7 @@ int srq_create(struct session *session, const struct sluice_create_srq_request *
     if (!error && srq->xrcd && (error = take_number(srq)))
         session->srqs[srq->handle] = NULL;
     if (error) {
-        segment_give(&session->segment, srq->offset, srq->size);
+        session_give_part(session, srq->offset, srq->size);
         free(srq);
         return error;
     }
@@ -164,7 +164,7 @@ void srq_free(struct srq *srq)
     srq->pd->users--;
     free(srq->returned);
     session->srqs[srq->handle] = NULL;
-    segment_give(&session->segment, srq->offset, srq->size);
+    session_give_part(session, srq->offset, srq->size);
     free(srq);
 }
 

@@ -151,6 +151,14 @@ void tenant_add_chore(struct tenant *tenant, uint32_t direction, struct chore *c
     tenant_works(tenant, direction);
 }
 
+void tenant_add_task(struct tenant *tenant, struct chore *task)
+{
+    if (!list_unlinked(&task->link))
+        return;
+    list_append(&tenant->active[FLOW_CONTROL], &task->link);
+    tenant_works(tenant, FLOW_CONTROL);
+}
+
 void tenant_drop_chore(struct tenant *tenant, uint32_t direction, struct chore *chore)
 {
     list_remove(&chore->link);

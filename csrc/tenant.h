@@ -37,6 +37,9 @@ void tenant_add_chore(struct tenant *tenant, uint32_t direction, struct chore *c
 /* Harmless where it doesn't wait. */
 void tenant_drop_chore(struct tenant *tenant, uint32_t direction, struct chore *chore);
 
+/* What a verb takes of the engine beyond what is done at once, in turns of FLOW_CONTROL. Harmless where it waits already. */
+void tenant_add_task(struct tenant *tenant, struct chore *task);
+
 /* Engine time that was spent for it outside of its turns; it ended now. */
 void tenant_charge_time(struct tenant *tenant, uint64_t ns);
 

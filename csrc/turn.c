@@ -199,9 +199,10 @@ static void fetch_qp(const struct turn *turn)
 
 static void command(struct tenant *tenant, struct allowance *allowance)
 {
-    session_command(list_entry(list_take(&tenant->active[FLOW_CONTROL]), struct session, command));
-    allowance->operations = 1;
-    tenant->counters->verbs++;
+    struct chore *chore = list_entry(list_take(&tenant->active[FLOW_CONTROL]), struct chore, link);
+
+    allowance->operations = chore->run(chore, 0);
+    tenant->counters->verbs += allowance->operations;
 }
 
 bool turn_take(struct sluice_engine *engine)

@@ -203,7 +203,7 @@ int sluice_cq_resize(struct sluice_engine *engine, uint32_t number, const struct
     struct cq *cq = cq_find(session, request->handle);
     int result = cq ? cq_resize(cq, request, reply) : -EINVAL;
 
-    worker_leave(engine);
+    worker_leave_for(engine, session->tenant);
     return result;
 }
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -444,3 +445,57 @@ def test_many_files(intruder: Intruder) -> None:
             break
     assert set(answers[:-1]) == {0} and answers[-1] == errno.ENOMEM
     os.close(fd)
+
+
+def made(intruder: Intruder, request: str, op: int, reply: str, **fields: int) -> Any:
+    """The answer to a request that must succeed."""
+    frame = ffi.new(f"struct {request} *", fields)
+    frame.header.op, frame.header.size = op, ffi.sizeof(frame[0])
+    intruder.control.send(bytes(ffi.buffer(frame)))
+    assert intruder.control.poll(1000 * PATIENCE), "no answer"
+    answer = ffi.from_buffer(f"struct {reply} *", intruder.control.recv())
+    assert answer.header.status == 0
+    return answer
+
+
+def opened_context(intruder: Intruder) -> int:
+    """The handle; the descriptor of its events is closed."""
+    handle = made(intruder, "sluice_handle_request", lib.SLUICE_OP_OPEN_CONTEXT, "sluice_handle_reply").handle
+    _, files, _, _ = socket.recv_fds(intruder.descriptors, 64, 1)
+    os.close(files[0])
+    return int(handle)
+
+
+def test_a_queue_of_a_million_is_resized(intruder: Intruder, router: RunningRouter) -> None:
+    """Who never had any of it says that all of it waits. It is copied in thousands of turns, at its own expense."""
+    assert intruder.hello() == 0
+    context = opened_context(intruder)
+    most = lib.SLUICE_MAX_CQE
+    cq = made(
+        intruder,
+        "sluice_create_cq_request",
+        lib.SLUICE_OP_CREATE_CQ,
+        "sluice_create_cq_reply",
+        cqe=most,
+        context=context,
+    )
+    with mmap.mmap(intruder.files[1], cq.offset + 4096) as segment:
+        at = cq.offset + ffi.offsetof("struct sluice_cq_shared", "consumer")
+        segment[at : at + 4] = struct.pack("<I", 2**32 - most)
+        for _ in range(2):
+            before = router.status("bad")["counters"]["engine_ns"]
+            resized = made(
+                intruder,
+                "sluice_resize_cq_request",
+                lib.SLUICE_OP_RESIZE_CQ,
+                "sluice_resize_cq_reply",
+                handle=cq.handle,
+                cqe=most,
+            )
+            assert resized.cqe == most
+            # A million cache lines and more are moved in less by no machine.
+            assert router.status("bad")["counters"]["engine_ns"] - before > 1_000_000
+    # In the middle of another one, the process ends.
+    frame = ffi.new("struct sluice_resize_cq_request *", {"handle": cq.handle, "cqe": most})
+    frame.header.op, frame.header.size = lib.SLUICE_OP_RESIZE_CQ, ffi.sizeof(frame[0])
+    intruder.control.send(bytes(ffi.buffer(frame)))

@@ -147,6 +147,81 @@ static void windows_end_with_what_they_hang_on(void)
     }
 }
 
+static int resize(const struct client *client, const struct sluice_resize_cq_request *request,
+                  struct sluice_resize_cq_reply *reply)
+{
+    struct sluice_engine_event event;
+    int result;
+
+    while ((result = sluice_cq_resize(engine, client->session, request, reply)) == -EINPROGRESS) {
+        while (!sluice_engine_next_event(engine, &event))
+            sched_yield();
+        CHECK(event.kind == SLUICE_EVENT_VERB && event.session == (uint32_t)client->session);
+    }
+    return result;
+}
+
+/* It takes many turns to copy what waits; what comes meanwhile comes after it. */
+static void a_long_queue_is_resized_in_turns(void)
+{
+    enum { WAITING = 20000, MORE = 50 };
+    struct client a, b;
+    struct sluice_resize_cq_request request = {.cqe = 65536};
+    struct sluice_resize_cq_reply reply;
+    uint32_t posted = 0, polled = 0, longer = 0;
+
+    open_client(&a);
+    open_client(&b);
+    join(&a, &b);
+    request.handle = a.cq_handle;
+    CHECK(resize(&a, &request, &reply) == 0);
+    a.ring = (struct sluice_cqe *)((uint8_t *)a.segment + reply.ring);
+    a.cq_entries = reply.cqe;
+    for (; posted < WAITING; posted++) {
+        post_write(&a, &b, posted, 8);
+        publish(&a);
+        while (load_acquire(&a.ring[posted & (a.cq_entries - 1)].turn) == 0)
+            sched_yield();
+    }
+    for (uint32_t cqe = 1 << 17; cqe >= 1 << 16; cqe /= 2) {
+        int result;
+
+        request.cqe = cqe;
+        while ((result = sluice_cq_resize(engine, a.session, &request, &reply)) == -EINPROGRESS) {
+            if (longer++ == 0)
+                for (; posted < WAITING + MORE; posted++) {
+                    post_write(&a, &b, posted, 8);
+                    publish(&a);
+                }
+            sched_yield();
+        }
+        CHECK(result == 0 && reply.cqe == cqe);
+        a.ring = (struct sluice_cqe *)((uint8_t *)a.segment + reply.ring);
+        a.cq_entries = reply.cqe;
+    }
+    CHECK(longer);
+    for (; polled < posted; polled++) {
+        struct sluice_cqe cqe = wait_cqe(&a);
+
+        CHECK(cqe.status == IBV_WC_SUCCESS && cqe.wr_id == polled);
+    }
+    /* In the middle of another, the session ends. */
+    request.cqe = 1 << 17;
+    for (polled = 0; polled < 1000; polled++) {
+        post_write(&a, &b, polled, 8);
+        publish(&a);
+        while (load_acquire(&a.ring[(posted + polled) & (a.cq_entries - 1)].turn) != (posted + polled) / a.cq_entries + 1)
+            sched_yield();
+    }
+    CHECK(sluice_cq_resize(engine, a.session, &request, &reply) == -EINPROGRESS);
+    close_client(&a);
+    close_client(&b);
+    struct sluice_engine_event event;
+
+    while (sluice_engine_next_event(engine, &event))
+        ;
+}
+
 static void a_queue_is_resized_in_order(void)
 {
     struct client a, b;
@@ -164,7 +239,7 @@ static void a_queue_is_resized_in_order(void)
         for (uint32_t j = 0; j < 20; j++) {
             /* In the middle: while the engine may still be completing. */
             if (j == i % 20) {
-                CHECK(sluice_cq_resize(engine, a.session, &request, &reply) == 0 && reply.cqe >= request.cqe);
+                CHECK(resize(&a, &request, &reply) == 0 && reply.cqe >= request.cqe);
                 a.ring = (struct sluice_cqe *)((uint8_t *)a.segment + reply.ring);
                 a.cq_entries = reply.cqe;
             }
@@ -545,6 +620,7 @@ int main(void)
     RUN(nonsense_is_refused);
     RUN(windows_end_with_what_they_hang_on);
     RUN(a_queue_is_resized_in_order);
+    RUN(a_long_queue_is_resized_in_turns);
 #ifndef __SANITIZE_THREAD__
     RUN(windows_are_shared_out);
     RUN(colluding_tenants_leave_windows);

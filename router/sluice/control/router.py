@@ -37,7 +37,7 @@ from sluice.control.tenant import Tenant
 from sluice.device.host import IP
 from sluice.device.nic import DEVICE_FATAL, PORT_EVENTS, PORT_IS_ACTIVE, Nic, lockable
 from sluice.device.node import DeviceSpec, NodeDevice, NodeDevices
-from sluice.engine import AhUnresolved, Engine, Member, Neighbour, QpDisconnected, TrunkDisconnected, lib
+from sluice.engine import AhUnresolved, Engine, Member, Neighbour, QpDisconnected, TrunkDisconnected, VerbGoesOn, lib
 from sluice.engine.counters import Counters
 from sluice.policy.file import DevicePolicies, PolicyFile, load_policies
 from sluice.policy.hierarchy import Capacity, Hierarchy
@@ -207,7 +207,9 @@ class Router:
                 session = tenant.sessions.get(event.session)
                 if session is None:
                     continue
-                if isinstance(event, AhUnresolved):
+                if isinstance(event, VerbGoesOn):
+                    session.go_on()
+                elif isinstance(event, AhUnresolved):
                     tenant.resolve_ah(event.session, event.handle, event.gid)
                 else:
                     log.warning(

@@ -63,6 +63,7 @@ class Session:
         self._received: dict[int, int] = {}
         self._look: tuple[Question, Look[Any]] | None = None
         """What the request that is being carried out waits for; they come one after the other."""
+        self._underway: asyncio.Future[None] | None = None
         self.greeted = False
         self.token = secrets.token_bytes(lib.SLUICE_TOKEN)
         connection.setblocking(False)
@@ -183,6 +184,16 @@ class Session:
         pidfd = self._proved_pidfd()
         return self._find(("process",), lambda: open_process(self.pid, pidfd, self.uid), self.close_descriptor)
 
+    def later(self) -> Later:
+        """For a request that the engine has begun: until go_on()."""
+        self._underway = asyncio.get_running_loop().create_future()
+        return Later(self._underway)
+
+    def go_on(self) -> None:
+        """What the engine has begun is done, or never will be."""
+        if self._underway is not None and not self._underway.done():
+            self._underway.set_result(None)
+
     def _proved_pidfd(self) -> int:
         if self._pidfd is None or not self._is_proved:
             raise OSError(errno.EOPNOTSUPP, "who has connected is not known for certain (needs Linux 6.5)")
@@ -227,6 +238,7 @@ class Session:
     def _forget(self) -> None:
         self._ended = True
         self._abandon(self._look)
+        self.go_on()
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._connection.fileno())
         # With whatever lies in it unread.

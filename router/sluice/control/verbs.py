@@ -193,6 +193,9 @@ class Verbs:
         try:
             run(session, request, reply)
         except OSError as error:
+            if error.errno == errno.EINPROGRESS:
+                # The engine does it in turns of the tenant's.
+                raise session.later() from None
             reply.header.status = error.errno or errno.EIO
         return bytes(ffi.buffer(reply))
 

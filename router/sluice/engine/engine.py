@@ -71,6 +71,13 @@ class SessionBroken:
 
 
 @dataclass(frozen=True)
+class VerbGoesOn:
+    """A verb of the session's that was EINPROGRESS may be asked again."""
+
+    session: int
+
+
+@dataclass(frozen=True)
 class QpDisconnected:
     """A QP whose connection to another node broke."""
 
@@ -157,12 +164,14 @@ class Engine:
 
     def events(
         self,
-    ) -> Iterator[SessionBroken | QpDisconnected | TrunkDisconnected | AhUnresolved | Neighbour | Member]:
+    ) -> Iterator[SessionBroken | VerbGoesOn | QpDisconnected | TrunkDisconnected | AhUnresolved | Neighbour | Member]:
         """What has happened since the last call."""
         event = ffi.new("struct sluice_engine_event *")
         while lib.sluice_engine_next_event(self._engine, event):
             if event.kind == lib.SLUICE_EVENT_SESSION_BROKEN:
                 yield SessionBroken(int(event.session), ffi.string(event.reason).decode())
+            elif event.kind == lib.SLUICE_EVENT_VERB:
+                yield VerbGoesOn(int(event.session))
             elif event.kind == lib.SLUICE_EVENT_QP_DISCONNECTED:
                 yield QpDisconnected(int(event.session), int(event.qp))
             elif event.kind == lib.SLUICE_EVENT_TRUNK_DISCONNECTED:
@@ -313,7 +322,7 @@ class Engine:
         checked(lib.sluice_cq_create(self._engine, session, request, reply))
 
     def resize_cq(self, session: int, request: Any, reply: Any) -> None:
-        """OSError EINVAL: it doesn't fit."""
+        """OSError EINVAL: it doesn't fit; EINPROGRESS: what waits in it is being copied."""
         checked(lib.sluice_cq_resize(self._engine, session, request, reply))
 
     def open_file(self, session: int, fd: int, writable: bool) -> int:
@@ -479,6 +488,7 @@ __all__ = [
     "Shape",
     "Share",
     "TrunkDisconnected",
+    "VerbGoesOn",
     "checked",
     "ffi",
     "lib",
