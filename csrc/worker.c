@@ -54,8 +54,10 @@ enum { PROMPT_NICE = -10, PROMPT_PERCENT = 75 };
  * memory found something, or had to leave its core meanwhile: no reason to let who rings next wait 16 times that.
  */
 enum { LOOK_SHARE = 16, LOOK_NS = 200, LOOK_ONE_NS = 40 };
-/* How often to ask whether a core is free. */
+/* How often to ask whether a core is free, */
 #define CORES_NS 5000000ull
+/* and how many there are, which takes three times as long and hardly ever changes. */
+#define ONLINE_NS NS_PER_SECOND
 /* How often to judge who moves much: it is a look at every session's tenant. */
 #define BULK_NS 20000000ull
 /* That is much: a byte in so many nanoseconds (200 MB/s), which no flood of small messages gets to. */
@@ -64,6 +66,8 @@ enum { BULK_NS_A_BYTE = 5 };
 /* What was done since the last look for an answer: nothing was delivered; something was, of who rang on the worker's core, or elsewhere. */
 enum whose { NOTHING, WHO_IS_HERE, WHO_IS_ELSEWHERE, WHOSE };
 
+enum cores { CORES_UNKNOWN, CORES_FREE, CORES_SCARCE };
+
 struct worker {
     pthread_t thread;
     pthread_mutex_t lock; /* held by the worker while it works */
@@ -71,6 +75,10 @@ struct worker {
     uint32_t stopping;
     int loadavg;          /* /proc/loadavg, or -1 */
     uint64_t cores_asked; /* ns */
+    enum cores cores;     /* as counted */
+    uint64_t counted;     /* ns: when that was */
+    unsigned online;      /* cores of the machine's, */
+    uint64_t online_asked; /* ns: as of then */
     uint64_t bulk_judged; /* ns */
     bool crowded;         /* at some time since then */
     uint32_t giving_way;  /* sessions */
@@ -188,10 +196,17 @@ static void judge_bulk(struct sluice_engine *engine, bool crowded)
     }
 }
 
-enum cores { CORES_UNKNOWN, CORES_FREE, CORES_SCARCE };
+static unsigned online(struct worker *worker, uint64_t now)
+{
+    if (worker->online == 0 || now - worker->online_asked >= ONLINE_NS) {
+        worker->online = (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
+        worker->online_asked = now;
+    }
+    return worker->online;
+}
 
 /* The kernel says how many threads run or want to: the fourth field of /proc/loadavg. */
-static enum cores count_cores(const struct worker *worker)
+static enum cores count(struct worker *worker, uint64_t now)
 {
     char text[128];
     unsigned running;
@@ -202,7 +217,19 @@ static enum cores count_cores(const struct worker *worker)
     text[length] = 0;
     if (sscanf(text, "%*s %*s %*s %u/", &running) != 1)
         return CORES_UNKNOWN;
-    return running <= (unsigned long)sysconf(_SC_NPROCESSORS_ONLN) ? CORES_FREE : CORES_SCARCE;
+    return running <= online(worker, now) ? CORES_FREE : CORES_SCARCE;
+}
+
+/* Whoever asks while the worker is awake and who asks before it sleeps have one answer. */
+static enum cores count_cores(const struct sluice_engine *engine)
+{
+    struct worker *worker = engine->worker;
+
+    if (engine->now - worker->counted >= CORES_NS) {
+        worker->cores = count(worker, engine->now);
+        worker->counted = engine->now;
+    }
+    return worker->cores;
 }
 
 /*
@@ -243,7 +270,7 @@ static void ask_for_cores(struct sluice_engine *engine)
     /* Free to move, until it sleeps again. */
     if (worker->pinned >= 0)
         leave_core(worker);
-    enum cores cores = count_cores(worker);
+    enum cores cores = count_cores(engine);
 
     if (cores == CORES_UNKNOWN || sched_getaffinity(0, sizeof(cpus), &cpus))
         return;
@@ -288,7 +315,7 @@ static void find_place(struct sluice_engine *engine)
     worker->caller = NOBODY;
     bool little = takes_little(worker, passed);
     bool small = caller != NOBODY && !worker->giving_way && engine->now - engine->commanded >= CORES_NS;
-    bool scarce = small && engine->linger == 0 && count_cores(worker) == CORES_SCARCE;
+    bool scarce = small && engine->linger == 0 && count_cores(engine) == CORES_SCARCE;
 
     be_prompt(worker, (scarce && little) || carries(engine));
     if (scarce && caller >= 0 && engine->now - engine->net->served < CORES_NS)
