@@ -9,7 +9,8 @@
  * write, read and send: MB/s at 64 KiB and 1 MiB, with 16 requests outstanding, and 32 receives: with as many as requests each SEND
  * would race the receive that follows another, and what comes too early waits for a timer (of 4 ms and more on rxe). rate:
  * thousand 8-byte WRITEs a second, 64 outstanding. latency: microseconds of half a round trip of 8-byte WRITEs that both
- * sides spin for, the median; latency_asleep: the same of SENDs, where both sleep until they have an event.
+ * sides spin for, the median; latency_asleep: the same of SENDs, where both sleep until they have an event. register:
+ * microseconds of ibv_reg_mr, and of ibv_dereg_mr, of that many bytes that have been written, each time others; medians.
  */
 #include <arpa/inet.h>
 #include <infiniband/verbs.h>
@@ -22,7 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MEMORY = 1 << 20, DEPTH = 64, WINDOW = 16, RECEIVES = 2 * WINDOW, ROUNDS = 400 };
+enum { MEMORY = 1 << 20, DEPTH = 64, WINDOW = 16, RECEIVES = 2 * WINDOW, ROUNDS = 400, REGIONS = 21 };
 
 #define MUST(condition)                                                          \
     do {                                                                         \
@@ -273,6 +274,30 @@ static void ping_asleep(bool first)
         printf("latency_asleep %.1f\n", took[ROUNDS / 2]);
 }
 
+/* Beside nothing else. */
+static void register_memory(size_t length)
+{
+    static double made[REGIONS], gone[REGIONS];
+    uint8_t *place = aligned_alloc(4096, REGIONS * length);
+
+    MUST(place);
+    memset(place, 1, REGIONS * length);
+    for (size_t i = 0; i < REGIONS; i++) {
+        double start = now();
+        struct ibv_mr *region = ibv_reg_mr(qp->pd, place + i * length, length, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
+
+        made[i] = now() - start;
+        MUST(region);
+        start = now();
+        MUST(!ibv_dereg_mr(region));
+        gone[i] = now() - start;
+    }
+    qsort(made, REGIONS, sizeof(*made), ascending);
+    qsort(gone, REGIONS, sizeof(*gone), ascending);
+    printf("register_%zu %.1f\nderegister_%zu %.1f\n", length, made[REGIONS / 2], length, gone[REGIONS / 2]);
+    free(place);
+}
+
 static void measure(bool client)
 {
     static const struct {
@@ -295,6 +320,11 @@ static void measure(bool client)
         }
     if (client)
         printf("rate %.1f\n", 4000 * 1e3 / ask(IBV_WR_RDMA_WRITE, 8, 4000, DEPTH));
+    meet();
+    if (client) {
+        register_memory(4096);
+        register_memory(MEMORY);
+    }
     meet();
     ping(client);
     ping_asleep(client);

@@ -97,8 +97,11 @@ int tenant_group_add(struct device *device, const struct sluice_share *share)
         if (!group)
             return -ENOMEM;
         group->number = number;
-        group->counters = (struct sluice_group_counters *)(engine->counters + engine->header->groups_offset) + number;
-        memset(group->counters, 0, sizeof(*group->counters));
+        group->counters = counters_of_group(engine, number);
+        if (!group->counters) {
+            free(group);
+            return -ENOSPC;
+        }
         int error = account_init(&group->account, device, group->counters->throttled_ns);
 
         if (error) {

@@ -15,6 +15,7 @@
 #include "clock.h"
 #include "closing.h"
 #include "copy.h"
+#include "counters.h"
 #include "device.h"
 #include "gate.h"
 #include "mr.h"
@@ -31,50 +32,12 @@
 
 enum { PAGE = 4096 };
 
-#define COUNTERS_MAGIC 0x0100454349554c53ull /* "SLUICE\0\1" */
-#define TENANTS_OFFSET ((uint64_t)PAGE)
-#define GROUPS_OFFSET (TENANTS_OFFSET + SLUICE_MAX_TENANTS * sizeof(struct sluice_tenant_counters))
-#define QPS_OFFSET (GROUPS_OFFSET + SLUICE_MAX_GROUPS * sizeof(struct sluice_group_counters))
-#define COUNTERS_SIZE (QPS_OFFSET + SLUICE_MAX_QPS * sizeof(struct sluice_qp_counters))
-
 /* Sparse: a table of everything there may be costs only what is used of it. */
 static void *sparse(size_t size)
 {
     void *place = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     return place == MAP_FAILED ? NULL : place;
-}
-
-static int open_counters(struct sluice_engine *engine, const char *path)
-{
-    int fd = path ? open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)
-                  : memfd_create("sluice-counters", MFD_CLOEXEC);
-
-    if (fd < 0)
-        return -errno;
-    void *place = MAP_FAILED;
-
-    if (ftruncate(fd, (off_t)COUNTERS_SIZE) == 0)
-        place = mmap(NULL, COUNTERS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    int error = place == MAP_FAILED ? -errno : 0;
-
-    close(fd);
-    if (error)
-        return error;
-    engine->counters = place;
-    engine->header = place;
-    *engine->header = (struct sluice_counters_header){
-        .magic = COUNTERS_MAGIC,
-        .tenants_offset = TENANTS_OFFSET,
-        .tenant_stride = sizeof(struct sluice_tenant_counters),
-        .tenants = SLUICE_MAX_TENANTS,
-        .groups_offset = GROUPS_OFFSET,
-        .group_stride = sizeof(struct sluice_group_counters),
-        .groups = SLUICE_MAX_GROUPS,
-        .qps_offset = QPS_OFFSET,
-        .qp_stride = sizeof(struct sluice_qp_counters),
-    };
-    return 0;
 }
 
 /*
@@ -106,7 +69,7 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
 
     if (!engine)
         return -ENOMEM;
-    engine->page_fd = engine->events.fd = -1;
+    engine->page_fd = engine->events.fd = engine->counters.fd = -1;
     engine->now = clock_now();
     list_init(&engine->watched);
     list_init(&engine->notify);
@@ -144,7 +107,7 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
     }
     copy_init();
     if ((error = device_add(engine)) || (error = windows_open()) || (error = gid_hash_seed()) || (error = net_open(engine)) ||
-        (error = open_counters(engine, counters_path)) || (error = open_page(engine)) || (error = port_open(engine)) ||
+        (error = counters_open(engine, counters_path)) || (error = open_page(engine)) || (error = port_open(engine)) ||
         (error = worker_start(engine)))
         goto fail;
     *out = engine;
@@ -207,7 +170,7 @@ void sluice_engine_close(struct sluice_engine *engine)
     unmap(engine->trunks, SLUICE_MAX_NODES * sizeof(*engine->trunks));
     unmap(engine->mrs, MR_MAX * sizeof(*engine->mrs));
     unmap(engine->events.ring, ENGINE_EVENTS * sizeof(*engine->events.ring));
-    unmap(engine->counters, COUNTERS_SIZE);
+    counters_close(engine);
     unmap(engine->page, PAGE);
     if (engine->page_fd >= 0)
         close(engine->page_fd);

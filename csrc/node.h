@@ -20,6 +20,7 @@
 #include <stdint.h>
 
 #include "abi.h"
+#include "counters.h"
 #include "engine.h"
 #include "lane.h"
 #include "list.h"
@@ -234,7 +235,7 @@ struct sluice_engine {
 
     struct port *port;        /* reach.h */
 
-    uint8_t *counters;        /* the mapped file */
+    struct counters counters;
     struct sluice_counters_header *header;
 
     struct {

@@ -82,6 +82,9 @@ static bool take_number(struct qp *qp)
     if (engine->qp_free_count == 0)
         return false;
     qp->slot = engine->qp_free[engine->qp_free_head];
+    qp->counters = counters_of_qp(engine, qp->slot);
+    if (!qp->counters)
+        return false;
     engine->qp_free_head = (engine->qp_free_head + 1) % SLUICE_MAX_QPS;
     engine->qp_free_count--;
     /* 24 bits: a generation of 1..63 above the slot, so that 0 and 1 stay the special QPs. One that a NIC gave is left out. */
@@ -181,7 +184,7 @@ static bool has_twin(const struct qp *qp)
     return (qp->type == IBV_QPT_RC || qp->type == IBV_QPT_UC) && (!qp->srq || (nic->attr.max_srq > 0 && qp->srq->pd->nic));
 }
 
-/* Its place in the segment, its handle, its number and its timer: all of them, or none and an error. */
+/* Its place in the segment, its handle, its number with its counters, and its timer: all of them, or none and an error. */
 static int take_resources(struct qp *qp, const struct sluice_create_qp_request *request)
 {
     struct session *session = qp->session;
@@ -230,16 +233,9 @@ static void set_up_queues(struct qp *qp)
 
 static void set_up_counters(struct qp *qp)
 {
-    struct sluice_engine *engine = qp->session->engine;
-
-    qp->counters = (struct sluice_qp_counters *)(engine->counters + engine->header->qps_offset +
-                                                  qp->slot * sizeof(*qp->counters));
-    memset(qp->counters, 0, sizeof(*qp->counters));
     qp->counters->qp_num = qp->qp_num;
     qp->counters->tenant = qp->tenant->number;
     qp->counters->session = qp->session->number;
-    if (engine->header->qps <= qp->slot)
-        engine->header->qps = qp->slot + 1;
 }
 
 /* Counts it as a user of what it uses, by 1 or -1. */

@@ -58,8 +58,11 @@ int tenant_add(struct device *device, struct tenant *first, const struct sluice_
         list_init(&tenant->asking);
         list_init(&tenant->grounded);
         list_init(&tenant->in_blocked);
-        tenant->counters = (struct sluice_tenant_counters *)(engine->counters + engine->header->tenants_offset) + number;
-        memset(tenant->counters, 0, sizeof(*tenant->counters));
+        tenant->counters = counters_of_tenant(engine, number);
+        if (!tenant->counters) {
+            free(tenant);
+            return -ENOSPC;
+        }
         tenant->counters->device = device->number;
         int error = account_init(&tenant->account, device, tenant->counters->throttled_ns);
 

@@ -49,11 +49,11 @@ def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIEN
 class RunningRouter:
     """A router in a state directory of its own. options: of `sluice router`."""
 
-    def __init__(self, *options: str, program: tuple[str, ...] = ("-m", "sluice")) -> None:
-        """program: Python's arguments, up to the router's own."""
+    def __init__(self, *options: str, program: tuple[str, ...] = ("-m", "sluice"), place: Path = Path("/tmp")) -> None:
+        """program: Python's arguments, up to the router's own. place: where its state directory is made."""
         self._program = program
         self._options = options
-        self.state_dir = Path(tempfile.mkdtemp(prefix="sluice-", dir="/tmp"))
+        self.state_dir = Path(tempfile.mkdtemp(prefix="sluice-", dir=place))
         self._children: list[subprocess.Popen[str]] = []
         try:
             self.start()

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """How processes begin and end around the device: fork and its kin, signals, exits, dlclose, setuid."""
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, RunningRouter, output_of, wait_until
 from sluice import shim_path
+from sluice.cli import doctor
+from sluice.control.operator import RouterError
 
 Program = Callable[[str], Path]
 
@@ -51,6 +55,40 @@ def test_the_router_ends(program: Program) -> None:
     running.process.wait(PATIENCE)
     output_of(child)
     running.stop()
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system that is soon full."""
+    place = Path(tempfile.mkdtemp(prefix="disk-", dir="/tmp"))
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", place], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        place.rmdir()
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+    place.rmdir()
+
+
+def test_a_full_disk_ends_nobody(small_disk: Path, program: Program, request: pytest.FixtureRequest) -> None:
+    """Counters are a file with holes: a page that can't be had would be a signal (SIGBUS)."""
+    running = RunningRouter(place=small_disk)
+    request.addfinalizer(running.stop)
+    output_of(running.run("early", "ibv_devinfo"))
+    with pytest.raises(OSError, match="No space left"), (small_disk / "rest").open("wb", buffering=0) as rest:
+        while True:
+            rest.write(bytes(4096))
+    # A page has rows for some.
+    with pytest.raises(RouterError, match=f"tenants/late-.*: {os.strerror(errno.ENOSPC)}"):
+        for number in range(64):
+            running.ask("tenant-add", name=f"late-{number}", policy={})
+    assert "Couldn't create QP" in output_of(running.run("early", "ibv_rc_pingpong", "-g", "0"), expected=1)
+    (found,) = (each for each in doctor._state(running.state_dir))
+    assert (found.verdict, "is full" in found.text) == ("wrong", True)
+    (small_disk / "rest").unlink()
+    output_of(running.run("late", program("errors")))
 
 
 def test_dlclose(router: RunningRouter, program: Program) -> None:

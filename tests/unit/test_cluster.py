@@ -52,14 +52,20 @@ class Question:
     text: str
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """One that is free, and whose successor is: of those that the kernel gives to no connection (from 32768)."""
     while True:
-        port = random.randrange(20000, 30000)
+        port = random.randrange(20000, 30000, 2)
+        if port in _given:
+            continue
         both = (socket.create_server(("127.0.0.1", number)) for number in (port, port + 1))
         with suppress(OSError), ExitStack() as open_now:
             for each in both:
                 open_now.enter_context(each)
+            _given.add(port)
             return port
 
 
@@ -145,6 +151,7 @@ def test_cluster_file(tmp_path: Path) -> None:
         ("port: 9000", "prot: 9000", r"cluster.yaml:6: nodes.beta.prot: no such field; there are address"),
         ("address: 192.0.2.2, ", "", r"cluster.yaml:6: nodes.beta: address is missing"),
         (KEY[:-1] + "x", KEY, r"cluster.yaml:6: nodes.beta.public-key: is that of 'alpha'"),
+        ("192.0.2.1\n", "192.0.2.2\n    port: 9001\n", r"cluster.yaml:7: nodes.beta.port: .* 9001 meet .*'alpha'"),
         ("node: alpha", "node: gamma", r"cluster.yaml:8: tenants.training-0.node: there is no node 'gamma'"),
         ("training-0", "Training", r"cluster.yaml:8: tenants.Training: 'Training' is not a name"),
         ("tenants:", "tenant:", r"cluster.yaml:7: tenant: no such field"),
@@ -482,6 +489,36 @@ def test_a_node_must_be_in_the_file_with_its_key(tmp_path: Path) -> None:
         pair.start("gamma")
     with pytest.raises(ClusterFileError, match=r"nodes\.alpha\.public-key: is not the key of this node"):
         Membership(pair.file, "alpha", tmp_path / "beta.key").join()
+
+
+def test_who_is_another_node_in_the_file_than_at_its_start_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(pair: Pair) -> None:
+        alpha = pair.sides["alpha"][1]
+        port, key = pair.ports["alpha"], pair.keys["alpha"]
+
+        def found() -> list[str]:
+            status = {"cluster": alpha.status()}
+            return [each.text for each in doctor._cluster(status) if each.check == "this node's entry"]
+
+        assert found() == []
+        pair.ports["alpha"] = free_port()
+        pair.write(*pair.names)
+        await until(found, "another port")
+        assert f"port {pair.ports['alpha']} (was {port})" in found()[0]
+        pair.keys["alpha"] = pair.keys["gamma"]
+        pair.write(*pair.names)
+        await until(lambda: "is not the key of this node" in found()[0], "another key")
+        pair.write("beta")
+        await until(lambda: "there is no node 'alpha'" in found()[0], "no entry")
+        assert caplog.text.count("restart this router") == 3
+        pair.ports["alpha"], pair.keys["alpha"] = port, key
+        pair.write(*pair.names)
+        await until(lambda: not found(), "as it was")
+        await until(lambda: alpha.peers["beta"].alive, "beta")
+
+    with_pair(tmp_path, test)
 
 
 # ---- the data port -----------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice import __version__, shim_path
+from sluice.cli.terminal import GREEN, RED, YELLOW, styled
 from sluice.control.operator import RouterAbsent, RouterDead, RouterError, RouterSilent, ask
 from sluice.engine.counters import Counters
 
@@ -129,6 +130,13 @@ def _state(state_dir: Path) -> Iterator[Finding]:
         )
     elif not os.access(state_dir, os.R_OK | os.W_OK | os.X_OK):
         yield Finding("state directory", "wrong", f"{state_dir} is another user's", "run this as the router's user")
+    elif (room := os.statvfs(state_dir)).f_bavail == 0 or (room.f_files and room.f_favail == 0):
+        yield Finding(
+            "state directory",
+            "wrong",
+            f"{state_dir}: its file system is full: tenants and queue pairs that are there go on, new ones are refused",
+            f"make room there (df {state_dir}; df -i)",
+        )
     else:
         yield Finding("state directory", "ok", str(state_dir))
 
@@ -172,6 +180,8 @@ def _cluster(status: dict[str, Any]) -> Iterator[Finding]:
     part = status.get("cluster")
     if not part:
         return
+    if part.get("outdated"):
+        yield Finding("this node's entry", "wrong", part["outdated"], "restart this router, or undo the change")
     peers = part["peers"]
     down = {name: peer for name, peer in peers.items() if not peer["alive"]}
     misunderstood = {name: peer["misunderstood"] for name, peer in peers.items() if peer["misunderstood"]}
@@ -288,7 +298,7 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _way_through,
 )
 
-COLOURS = {"ok": "\033[32m", "note": "\033[33m", "wrong": "\033[31m"}
+COLOURS = {"ok": GREEN, "note": YELLOW, "wrong": RED}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -299,8 +309,8 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
         return int(wrong)
     for finding in findings:
-        colour, plain = (COLOURS[finding.verdict], "\033[0m") if sys.stdout.isatty() else ("", "")
-        print(f"{colour}{finding.verdict:<6}{plain}{finding.check:<18} {finding.text}")
+        verdict = styled(COLOURS[finding.verdict], f"{finding.verdict:<6}")
+        print(f"{verdict}{finding.check:<18} {finding.text}")
         if finding.advice:
             print(f"{'':<25}→ {finding.advice}")
     return int(wrong)

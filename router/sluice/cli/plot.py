@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 
+from sluice.cli.terminal import YELLOW, is_live, styled
 from sluice.policy.rate import format_rate
 
 LOW, HIGH = 1e8, 1e12
@@ -23,7 +24,7 @@ class Plot:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._live = sys.stdout.isatty()
+        self._live = is_live(60, ROWS + 4)
         self._columns = max(20, shutil.get_terminal_size().columns - LABEL_WIDTH - 1)
         self._slice = seconds / self._columns
         self._rates: list[list[float]] = [[] for _ in range(self._columns)]
@@ -65,7 +66,7 @@ class Plot:
     def _picture(self) -> list[str]:
         heights = self._heights()
         dots = [int(self._height(reported)) if reported else -1 for reported in self._reported]
-        dot = "\033[33m•\033[0m" if self._live else "•"
+        dot = styled(YELLOW, "•")
         lines = []
         for row in range(ROWS - 1, -1, -1):
             cells = (

@@ -3,12 +3,12 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sluice.cli.terminal import BOLD, styled
 from sluice.control.operator import ask
 from sluice.policy.rate import format_count, format_rate, format_size
 
@@ -187,26 +187,25 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(before, indent=2))
         return 0
-    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
     peers = _peer_rows(before)
     if len(peers) > 1:
         head, *lines = table(peers, left=3).splitlines()
-        print(f"{bold}{head}{plain}", *lines, "", sep="\n")
+        print(styled(BOLD, head), *lines, "", sep="\n")
     if not before["tenants"]:
         print("the router runs; no tenants yet (sluice run --tenant NAME -- COMMAND)")
         return 0
     time.sleep(INTERVAL)
     after = ask(state_dir, "status")
     head, *lines = table(tenant_rows(before, after)).splitlines()
-    print(f"{bold}{head}{plain}", *lines, sep="\n")
+    print(styled(BOLD, head), *lines, sep="\n")
     groups = group_rows(before, after)
     if groups:
         head, *lines = table(groups).splitlines()
-        print("", f"{bold}{head}{plain}", *lines, sep="\n")
+        print("", styled(BOLD, head), *lines, sep="\n")
     rows = _qp_rows(after)
     if len(rows) > 1 and (options.qps or len(rows) <= FEW_QPS + 1):
         head, *lines = table(rows).splitlines()
-        print("", f"{bold}{head}{plain}", *lines, sep="\n")
+        print("", styled(BOLD, head), *lines, sep="\n")
     elif len(rows) > 1:
         print(f"\n{len(rows) - 1} queue pairs; --qps lists them")
     return 0

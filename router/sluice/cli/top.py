@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice.cli.status import group_rows, of_devices, several, table, tenant_rows
+from sluice.cli.terminal import is_live
 from sluice.control.operator import ask
 from sluice.policy.rate import format_rate
 
@@ -119,7 +120,7 @@ def _asked_to_stop(live: bool, interval: float) -> bool:
 
 def run(options: argparse.Namespace) -> int:
     state_dir = options.state_dir.absolute()
-    live = not options.json and sys.stdout.isatty() and sys.stdin.isatty()
+    live = not options.json and is_live() and sys.stdin.isatty()
     before = ask(state_dir, "status")
     shown = 0
     with _terminal(live):

@@ -157,6 +157,13 @@ def _nodes(reader: _Reader, root: yaml.Node) -> dict[str, Node]:
         if node.public_key in keys:
             raise reader.fail(key, f"{where}.public-key", f"is that of {keys[node.public_key]!r}: each has its own")
         for other in nodes.values():
+            # The second port of each carries data.
+            if node.address == other.address and abs(node.port - other.port) <= 1:
+                raise reader.fail(
+                    key,
+                    f"{where}.{'port' if 'port' in fields else 'address'}",
+                    f"{node.address} with ports {node.port} and {node.data_port} meet those of {other.name!r}",
+                )
             pools = (node.tenant_addresses, other.tenant_addresses)
             if pools[0] is not None and pools[1] is not None and pools[0].overlaps(pools[1]):
                 raise reader.fail(key, f"{where}.tenant-addresses", f"overlaps with that of {other.name!r}")

@@ -65,6 +65,9 @@ class Members(Protocol):
 
 Handler = Callable[[str, Any], Any | Awaitable[Any]]
 
+_OWN = {"address": "address", "port": "port", "tenant-addresses": "tenant_addresses"}
+"""What a router takes from its own entry when it starts: field of the file, attribute of a Node."""
+
 
 class PeerUnreachable(ConnectionError):
     """No answer in time, no connection, or no such node."""
@@ -162,6 +165,8 @@ class Links:
         self._key = key
         self._directory = directory
         self.me = own_node(file, directory.node, key)
+        self.outdated: str | None = None
+        """In what the file says something else of this node than when its router started."""
         self._boot = secrets.randbits(48)
         self._places: dict[IPv4Address, Place] = {}
         self._handlers: dict[type[Any], Handler] = {}
@@ -257,6 +262,7 @@ class Links:
         return {
             "node": self.me.name,
             "strangers": self._admission.refused,
+            "outdated": self.outdated,
             "peers": {
                 name: {
                     "address": f"{peer.node.address}:{peer.node.port}",
@@ -298,6 +304,22 @@ class Links:
             if name not in self.peers:
                 self.peers[name] = Peer(self._context, self._key, node)
 
+    def _compare_own(self) -> None:
+        """What the file says of this node holds from its router's next start on; the others' routers go by it now."""
+        try:
+            told = own_node(self._file, self.me.name, self._key)
+        except ClusterFileError as error:
+            self.outdated = f"{error}; the other nodes refuse this router"
+        else:
+            changed = [
+                f"{name} {getattr(told, attribute)} (was {getattr(self.me, attribute)})"
+                for name, attribute in _OWN.items()
+                if getattr(told, attribute) != getattr(self.me, attribute)
+            ]
+            self.outdated = f"{self._file.path}: nodes.{self.me.name}: {', '.join(changed)}" if changed else None
+        if self.outdated is not None:
+            log.error("%s: restart this router", self.outdated)
+
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -312,6 +334,7 @@ class Links:
         while True:
             if self._file.changed():
                 log.warning("%s: %d nodes now", self._file.path, len(self._file.cluster.nodes))
+                self._compare_own()
                 self._renew_peers()
             for peer in list(self.peers.values()):
                 self._start(self._ping(peer))

@@ -59,7 +59,9 @@ class Admin:
             fields = json.loads(request)
             operation = self._operations[fields.pop("op")]
             return operation(**fields)
-        except (ValueError, OSError, RuntimeError) as error:
+        except OSError as error:
+            return {"error": f"{error.filename}: {error.strerror}" if error.filename else str(error)}
+        except (ValueError, RuntimeError) as error:
             return {"error": str(error)}
         except (KeyError, TypeError, AttributeError):
             return {"error": "not a request of this router's version"}

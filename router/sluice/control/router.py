@@ -33,7 +33,7 @@ from sluice.control.cm.outside import Outside
 from sluice.control.cm.place import ClusterLocator
 from sluice.control.cm.realm import HostRealm
 from sluice.control.connections import Gate, OpenGate
-from sluice.control.tenant import Tenant
+from sluice.control.tenant import Tenant, check_room
 from sluice.device.host import IP
 from sluice.device.nic import DEVICE_FATAL, PORT_EVENTS, PORT_IS_ACTIVE, Nic, lockable
 from sluice.device.node import DeviceSpec, NodeDevice, NodeDevices
@@ -90,6 +90,7 @@ class Router:
 
         OSError, AlreadyRunning; ValueErrors: NicError, with a membership ClusterFileError and KeyFileError.
         """
+        check_room(state_dir / "tenants" / "a")
         state_dir.mkdir(parents=True, exist_ok=True)
         # Who reaches a tenant's directory is that tenant: other users of the host are nobody's.
         (state_dir / "tenants").mkdir(mode=0o700, exist_ok=True)
@@ -283,20 +284,25 @@ class Router:
                 raise AddressError(f"tenant {name!r} has the address {tenant.address} already, not {address}")
             return tenant
         path = self.state_dir / "tenants" / check_name(name)
-        tenant = Tenant(
-            name,
-            path,
-            {self.devices.find(device): policy for device, policy in policies.items()},
-            self._engine,
-            self.directory,
-            self._context,
-            self,
-            self.cm,
-            self.counters,
-            address,
-            late_address,
-            keep,
-        )
+        given = {self.devices.find(device): policy for device, policy in policies.items()}
+        try:
+            tenant = Tenant(
+                name,
+                path,
+                given,
+                self._engine,
+                self.directory,
+                self._context,
+                self,
+                self.cm,
+                self.counters,
+                address,
+                late_address,
+                keep,
+            )
+        except OSError as error:
+            # The engine's too has a place: its counters are in the state directory.
+            raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
         self.tenants[name] = tenant
         log.info("tenant %s: added, address %s", name, tenant.address or "not known yet")
         return tenant

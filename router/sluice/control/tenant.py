@@ -40,6 +40,16 @@ MAX_SOCKET_PATH = 107
 """sun_path less its terminating zero (man unix)."""
 
 
+def check_room(path: Path) -> None:
+    """ValueError where a tenant's sockets could not be in this directory."""
+    longest = path / "descriptors"
+    if len(os.fsencode(longest)) > MAX_SOCKET_PATH:
+        raise ValueError(
+            f"{longest} is longer than the {MAX_SOCKET_PATH} bytes that a socket's path may have: "
+            "choose a shorter --state-dir or tenant name"
+        )
+
+
 class TenantDevice:
     """One of a tenant's devices. number: the tenant's; tenant: the engine's number of the tenant on it."""
 
@@ -76,12 +86,7 @@ class Tenant:
 
         late_address: set_address tells it, sessions wait till then. keep: close() leaves the directory.
         """
-        longest = path / "descriptors"
-        if len(os.fsencode(longest)) > MAX_SOCKET_PATH:
-            raise ValueError(
-                f"{longest} is longer than the {MAX_SOCKET_PATH} bytes that a socket's path may have: "
-                "choose a shorter --state-dir or tenant name"
-            )
+        check_room(path)
         self.name = name
         self.path = path
         self._engine = engine
