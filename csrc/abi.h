@@ -44,6 +44,7 @@ enum {
     SLUICE_SESSION_SRQS = 4096, /* per session: bits in the doorbell's second part; handle 0 is none */
     SLUICE_DOORBELL_SRQ_WORDS = 64,
     SLUICE_SESSION_PDS = 4096,
+    SLUICE_SESSION_CQS = 65536, /* handles are 1..SLUICE_SESSION_CQS - 1 */
     SLUICE_SESSION_AHS = 65536, /* AHs per session; handles are 1..SLUICE_SESSION_AHS - 1 */
     SLUICE_MAX_SRQN = 65535,    /* an SRQ's number is 16 bits, 0 is nobody's */
     SLUICE_MTU = 4096,          /* bytes: the longest UD message */

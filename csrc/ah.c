@@ -153,18 +153,3 @@ int ah_destroy(struct session *session, uint32_t handle)
     ah_free(session, ah);
     return 0;
 }
-
-void ah_free_of(struct session *session, const struct context *context)
-{
-    uint32_t left = session->ah_count;
-
-    for (uint32_t handle = 1; left; handle++) {
-        struct ah *ah = session->ahs[handle];
-
-        if (!ah)
-            continue;
-        left--;
-        if (!context || ah->pd->context == context)
-            ah_free(session, ah);
-    }
-}

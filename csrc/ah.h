@@ -40,8 +40,6 @@ int ah_destroy(struct session *session, uint32_t handle);
 int ah_by_nic(struct ah *ah, const struct device *behind);
 /* The NIC is gone. */
 void ah_lose_nic(struct ah *ah);
-/* Those of a context; NULL: all. */
-void ah_free_of(struct session *session, const struct context *context);
 
 /* NULL: there is none with this handle. */
 static inline struct ah *ah_find(const struct session *session, uint32_t handle)

@@ -16,13 +16,14 @@ struct context {
     struct session *session;
     struct tenant *tenant; /* on the context's device */
     int fd; /* write end of the pipe; -1: closed, but something that others use is still its own */
+    uint32_t cqs; /* made in it */
     struct list link;
 };
 
 /* Returns the handle or a negative errno. *read_fd is the caller's. -ENODEV: the tenant hasn't this device. */
 int context_open(struct session *session, uint32_t device, int *read_fd);
-/* Destroys what was made in it. -EINVAL. */
-int context_close(struct session *session, uint32_t handle);
+/* It is found no more, and told of nothing. */
+void context_shut(struct context *context);
 /* All its objects are gone. */
 void context_free(struct context *context);
 /* One that is open, or NULL. */

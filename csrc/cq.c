@@ -35,6 +35,17 @@ static uint32_t entries_for(uint32_t cqe)
 
 static uint32_t go_on_resizing(struct chore *chore, uint32_t bytes);
 
+/* Free, and the longest unused. There is one. */
+static uint32_t take_handle(struct session *session)
+{
+    uint32_t handle = session->cq_hint;
+
+    while (handle == 0 || session->cqs[handle])
+        handle = (handle + 1) % SLUICE_SESSION_CQS;
+    session->cq_hint = (handle + 1) % SLUICE_SESSION_CQS;
+    return handle;
+}
+
 int cq_create(struct session *session, const struct sluice_create_cq_request *request,
               struct sluice_create_cq_reply *reply)
 {
@@ -46,6 +57,8 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
         return -EINVAL;
     uint32_t entries = entries_for(request->cqe);
 
+    if (session->cq_count == SLUICE_SESSION_CQS - 1)
+        return -ENOMEM;
     if (!tenant_may_have(context->tenant, SLUICE_LIMIT_CQS, context->tenant->counters->cqs, 1,
                          context->tenant->shape.max_cqs))
         return -ENOMEM;
@@ -73,7 +86,7 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
     }
     *cq = (struct cq){
         .session = session,
-        .handle = session->next_handle++,
+        .handle = take_handle(session),
         .entries = entries,
         .ignore_overrun = request->flags & SLUICE_CQ_IGNORE_OVERRUN,
         .offset = (uint64_t)offset,
@@ -86,8 +99,9 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
     list_init(&cq->notify);
     cq->resizing.run = go_on_resizing;
     list_init(&cq->resizing.link);
-    list_init(&cq->link);
-    list_append(&session->cqs, &cq->link);
+    session->cqs[cq->handle] = cq;
+    session->cq_count++;
+    context->cqs++;
     if (channel)
         channel->users++;
     context->tenant->counters->cqs++;
@@ -200,16 +214,15 @@ void cq_free(struct cq *cq)
         end_resizing(cq);
     list_remove(&cq->resizing.link);
     list_remove(&cq->notify);
-    list_remove(&cq->link);
+    cq->session->cqs[cq->handle] = NULL;
+    cq->session->cq_count--;
+    cq->context->cqs--;
     free(cq);
 }
 
 struct cq *cq_find(struct session *session, uint32_t handle)
 {
-    for (struct list *link = session->cqs.next; link != &session->cqs; link = link->next)
-        if (list_entry(link, struct cq, link)->handle == handle)
-            return list_entry(link, struct cq, link);
-    return NULL;
+    return handle < SLUICE_SESSION_CQS ? session->cqs[handle] : NULL;
 }
 
 /* Whether there is room, after asking the shim how far it has polled. */

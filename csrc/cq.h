@@ -28,7 +28,6 @@ struct cq {
     uint32_t from_entries;
     uint32_t copied, copied_end; /* running free: what of it comes next, and where it ends */
     bool resized;            /* what was -EINPROGRESS is done */
-    struct list link;
 };
 
 /* Returns 0 or a negative errno; *reply gets all but its header. */

@@ -17,6 +17,7 @@
 #include "copy.h"
 #include "counters.h"
 #include "device.h"
+#include "ending.h"
 #include "gate.h"
 #include "mr.h"
 #include "multicast.h"
@@ -73,6 +74,7 @@ int sluice_engine_open(const char *counters_path, struct sluice_engine **out)
     engine->now = clock_now();
     list_init(&engine->watched);
     list_init(&engine->notify);
+    list_init(&engine->ending);
     list_init(&engine->nics);
     engine->tenants = sparse(SLUICE_MAX_TENANTS * sizeof(*engine->tenants));
     engine->tenant_groups = sparse(SLUICE_MAX_GROUPS * sizeof(*engine->tenant_groups));
@@ -139,7 +141,8 @@ void sluice_engine_close(struct sluice_engine *engine)
 {
     worker_stop(engine);
     while (engine->live_count)
-        session_free(engine->live[0]);
+        ending_free_session(engine->live[0]);
+    tenants_settle(engine);
     /* Further devices before the first. */
     for (uint32_t i = 0; engine->tenants && i < SLUICE_MAX_TENANTS; i++)
         if (engine->tenants[i] && engine->tenants[i]->first != engine->tenants[i])

@@ -273,7 +273,7 @@ int sluice_gate_close(struct sluice_engine *engine);
 int sluice_gate_admit(struct sluice_engine *engine, const uint8_t *sender, uint32_t tenant, int admitted);
 /* The answers about a sender may be others by now, those about all where it is NULL: they are asked for again. */
 void sluice_gate_forget(struct sluice_engine *engine, const uint8_t *sender);
-/* -EBUSY while it has sessions, further devices, or contexts on this one. */
+/* -EBUSY while it has sessions (but for such as were closed), further devices, or contexts on this one. */
 int sluice_tenant_remove(struct sluice_engine *engine, uint32_t tenant);
 /* -EINVAL: no such tenant, or no such group. */
 int sluice_tenant_shape(struct sluice_engine *engine, uint32_t tenant, const struct sluice_shape *shape);
@@ -302,7 +302,7 @@ uint64_t sluice_measure_copy(void);
 
 /* Returns the session's number. */
 int sluice_session_open(struct sluice_engine *engine, uint32_t tenant, struct sluice_session_files *files);
-/* Destroys all it has; peers' next messages find nobody. */
+/* Destroys all it has, in turns of its tenant's where that is much; peers' next messages find nobody. */
 int sluice_session_close(struct sluice_engine *engine, uint32_t session);
 
 /*
@@ -338,7 +338,7 @@ int sluice_ah_create(struct sluice_engine *engine, uint32_t session, const struc
 int sluice_xrcd_open(struct sluice_engine *engine, uint32_t session, uint32_t context, int has_inode, uint64_t dev,
                      uint64_t ino, uint32_t flags);
 
-/* Destroys what was made in it; what only others use stays. */
+/* Destroys what was made in it; what only others use stays. -EINPROGRESS. */
 int sluice_context_close(struct sluice_engine *engine, uint32_t session, uint32_t handle);
 
 /* -EBUSY while something uses the object; -EINVAL where there is none. */

@@ -87,9 +87,7 @@ int sluice_tenant_remove(struct sluice_engine *engine, uint32_t number)
     struct tenant *tenant = tenant_find(engine, number);
 
     if (tenant) {
-        result = tenant->session_count || tenant->others || tenant->contexts ? -EBUSY : 0;
-        if (result == 0)
-            tenant_free(tenant);
+        result = tenant_remove(tenant);
     }
     worker_leave(engine);
     return result;

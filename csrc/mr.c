@@ -5,6 +5,7 @@
 #include <infiniband/verbs.h>
 
 #include "context.h"
+#include "ending.h"
 #include "memory.h"
 #include "mw.h"
 #include "nic.h"
@@ -64,10 +65,13 @@ struct mr *mr_take(struct pd *pd, enum mr_kind kind)
     list_init(&mr->qp_link);
     list_append(kind == MR_REGION ? &pd->session->mrs : &pd->session->mws, &mr->link);
     pd->users++;
-    if (kind == MR_REGION)
+    if (kind == MR_REGION) {
         pd->context->tenant->counters->mrs++;
-    else
+        pd->session->mr_count++;
+    } else {
         pd->context->tenant->counters->mws++;
+        pd->session->mw_count++;
+    }
     return mr;
 }
 
@@ -253,6 +257,7 @@ void mr_free(struct sluice_engine *engine, struct mr *mr)
 
     if (mr->kind == MR_REGION) {
         counters->mrs--;
+        mr->pd->session->mr_count--;
         counters->mr_bytes -= mr->length;
         if (mr->memory)
             mr->memory->users--;
@@ -260,9 +265,11 @@ void mr_free(struct sluice_engine *engine, struct mr *mr)
         mw_unbind(mr);
         nic_dealloc_mw(mr);
         counters->mws--;
+        mr->pd->session->mw_count--;
     }
     if (mr->pd->session->registration && mr->pd->session->registration->mr == mr)
         registration_abandon(mr->pd->session);
+    ending_loses(mr->pd->session, mr);
     nic_dereg_mr(mr);
     mr->pd->users--;
     list_remove(&mr->link);

@@ -93,7 +93,7 @@ struct tenant {
     struct tenant *first; /* the same tenant on its first device: itself, mostly */
     struct tenant *on[SLUICE_MAX_DEVICES]; /* of the first: by the device's number, or NULL */
     uint32_t others;      /* of the first: how many these are, beside itself */
-    uint32_t contexts;    /* on this device */
+    uint32_t contexts, ending_contexts; /* on this device, of sessions that don't end and of those that do */
     uint64_t incarnation; /* numbers are used again, this isn't */
     uint8_t gid[16];      /* of the first: zeroes until it is known */
     struct sluice_shape shape;
@@ -109,7 +109,9 @@ struct tenant {
     uint32_t held;              /* of the first: its streams of datagrams that wait for the receiver's grant */
     uint64_t waits_since;       /* ns: since when there are any of either */
     uint32_t message_ns, kib_ns; /* what its last turns cost, averaged */
-    uint32_t session_count;
+    uint32_t session_count, ending_sessions; /* all, and of these */
+    bool ending; /* removed, while its sessions end */
+    struct list in_ending; /* in engine->ending */
     uint32_t windows;     /* of its arenas and files: window.h */
     uint32_t files;       /* open files of the router: tenant_take_files */
     struct list xrcds;
@@ -155,21 +157,32 @@ struct memory {
     struct list link;
 };
 
+/* What is being destroyed: ending.h. */
+struct ending {
+    struct chore chore;
+    struct context *context; /* NULL: none, or the session itself, */
+    bool is_session;         /* if so */
+    uint32_t handle;         /* the context's, from when it was to take turns until that is answered; else 0 */
+    uint32_t phase, next;    /* of ending.c: kind of object; handle that is next, or how many of a list were passed over */
+};
+
 struct session {
     struct sluice_engine *engine;
     struct tenant *tenant; /* the first */
     uint32_t number;
     uint32_t live; /* place in engine->live */
-    bool broken;   /* its shared memory held garbage: nothing of it is read any more */
+    bool broken;   /* its shared memory held garbage, or it is to end: nothing of it is read any more */
     struct segment segment;
     struct memory arena;
     uint32_t next_handle; /* starts anywhere: what a forked child has of its parent's session fits nothing of its own */
     uint32_t memory_count;
     uint32_t context_count;
     uint32_t pd_count;
-    struct list contexts, pds, channels, cqs, mrs, mws, memories, xrcds;
+    uint32_t cq_count, mr_count, mw_count;
+    struct list contexts, pds, channels, mrs, mws, memories, xrcds;
     struct chore command; /* in tenant->active[FLOW_CONTROL], or a registrar's list, while the mailbox waits */
     struct chore cleaning; /* of its segment's dirty parts */
+    struct ending ending;
     bool awaited; /* a verb is told to come again (SLUICE_EVENT_VERB) */
     struct registration *registration; /* on its way, or NULL: the mailbox is answered then */
     struct reach *reach; /* that of its process, where it has such memory; or NULL */
@@ -178,11 +191,12 @@ struct session {
     struct qp **qps; /* SLUICE_SESSION_QPS, by handle */
     struct srq **srqs; /* SLUICE_SESSION_SRQS, by handle */
     struct ah **ahs;   /* SLUICE_SESSION_AHS, by handle */
+    struct cq **cqs;   /* SLUICE_SESSION_CQS, by handle */
     uint32_t ah_count;
     bool asking;     /* where one of them leads: the event waits */
     uint64_t asked;  /* ns: when that was last */
     uint64_t moved;  /* bytes that its tenant had sent and received when it was last judged whether that is much (worker.c) */
-    uint32_t qp_hint, srq_hint, ah_hint; /* where to look for a free handle; they start anywhere as well */
+    uint32_t qp_hint, srq_hint, ah_hint, cq_hint; /* where to look for a free handle; they start anywhere as well */
 };
 
 /*
@@ -231,6 +245,7 @@ struct sluice_engine {
     uint64_t random;
 
     struct timers timers;
+    struct list ending;       /* tenants that were removed, and have sessions that end */
     struct list notify;       /* CQs with CQEs that nobody was told of yet */
 
     struct port *port;        /* reach.h */

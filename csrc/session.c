@@ -13,6 +13,7 @@
 #include "ah.h"
 #include "atomic.h"
 #include "context.h"
+#include "ending.h"
 #include "fence.h"
 #include "futex.h"
 #include "memory.h"
@@ -64,6 +65,7 @@ static void free_memory(struct session *session)
     free(session->qps);
     free(session->srqs);
     free(session->ahs);
+    free(session->cqs);
     free(session);
 }
 
@@ -88,6 +90,7 @@ int session_open(struct tenant *tenant, struct sluice_session_files *files)
     session->next_handle = (uint32_t)(engine_random(tenant->engine) >> 34) + 1;
     session->qp_hint = (uint32_t)(engine_random(tenant->engine) >> 34) % SLUICE_SESSION_QPS;
     session->srq_hint = (uint32_t)(engine_random(tenant->engine) >> 34) % SLUICE_SESSION_SRQS;
+    session->cq_hint = (uint32_t)(engine_random(tenant->engine) >> 34) % SLUICE_SESSION_CQS;
     session->ah_hint = (uint32_t)(engine_random(tenant->engine) >> 34) % SLUICE_SESSION_AHS;
     session->arena.session = session;
     session->arena.writable = true;
@@ -95,7 +98,6 @@ int session_open(struct tenant *tenant, struct sluice_session_files *files)
     list_init(&session->contexts);
     list_init(&session->pds);
     list_init(&session->channels);
-    list_init(&session->cqs);
     list_init(&session->mrs);
     list_init(&session->mws);
     list_init(&session->memories);
@@ -104,10 +106,12 @@ int session_open(struct tenant *tenant, struct sluice_session_files *files)
     list_init(&session->command.link);
     session->cleaning.run = clean;
     list_init(&session->cleaning.link);
+    ending_init(session);
     session->qps = calloc(SLUICE_SESSION_QPS, sizeof(*session->qps));
     session->srqs = calloc(SLUICE_SESSION_SRQS, sizeof(struct srq *));
     session->ahs = calloc(SLUICE_SESSION_AHS, sizeof(struct ah *));
-    if (!session->qps || !session->srqs || !session->ahs || (error = segment_open(&session->segment)) ||
+    session->cqs = calloc(SLUICE_SESSION_CQS, sizeof(struct cq *));
+    if (!session->qps || !session->srqs || !session->ahs || !session->cqs || (error = segment_open(&session->segment)) ||
         (error = arena_open(&session->arena.view)))
         goto fail;
 
@@ -140,40 +144,13 @@ void session_free(struct session *session)
 {
     struct sluice_engine *engine = session->engine;
 
-    session->segment.ending = true;
-    for (uint32_t handle = 0; handle < SLUICE_SESSION_QPS; handle++)
-        if (session->qps[handle]) {
-            multicast_detach_all(session->qps[handle]);
-            qp_close(session, handle);
-        }
-    for (uint32_t handle = 0; handle < SLUICE_SESSION_SRQS; handle++)
-        if (session->srqs[handle])
-            srq_free(session->srqs[handle]);
-    xrcd_close_all(session);
-    ah_free_of(session, NULL);
-    while (!list_empty(&session->mws))
-        mr_free(engine, list_entry(session->mws.next, struct mr, link));
-    while (!list_empty(&session->mrs))
-        mr_free(engine, list_entry(session->mrs.next, struct mr, link));
-    while (!list_empty(&session->memories))
-        memory_free(list_entry(session->memories.next, struct memory, link));
-    while (!list_empty(&session->cqs))
-        cq_free(list_entry(session->cqs.next, struct cq, link));
-    while (!list_empty(&session->channels))
-        channel_destroy(session, list_entry(session->channels.next, struct channel, link)->handle);
-    while (!list_empty(&session->pds))
-        pd_dealloc(session, list_entry(session->pds.next, struct pd, link)->handle);
-    while (!list_empty(&session->contexts))
-        context_free(list_entry(session->contexts.next, struct context, link));
-
-    list_remove(&session->command.link);
-    list_remove(&session->cleaning.link);
     fence_forget(engine, session->fence);
     engine->sessions[session->number] = NULL;
     engine->live[session->live] = engine->live[--engine->live_count];
     engine->live[session->live]->live = session->live;
     tenant_give_files(session->tenant, FILES_OF_SESSION);
     session->tenant->session_count--;
+    session->tenant->ending_sessions--;
     session->tenant->counters->sessions--;
     free_memory(session);
 }
@@ -453,19 +430,22 @@ struct pd *pd_find(struct session *session, uint32_t handle)
     return NULL;
 }
 
-int pd_dealloc(struct session *session, uint32_t handle)
+int pd_free(struct pd *pd)
 {
-    struct pd *pd = pd_find(session, handle);
-
-    if (!pd)
-        return -EINVAL;
     if (pd->users)
         return -EBUSY;
     nic_dealloc_pd(pd);
     list_remove(&pd->link);
-    session->pd_count--;
+    pd->session->pd_count--;
     free(pd);
     return 0;
+}
+
+int pd_dealloc(struct session *session, uint32_t handle)
+{
+    struct pd *pd = pd_find(session, handle);
+
+    return pd ? pd_free(pd) : -EINVAL;
 }
 
 int channel_create(struct session *session, int *read_fd)

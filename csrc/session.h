@@ -7,6 +7,7 @@
 
 /* Returns the session's number or a negative errno. */
 int session_open(struct tenant *tenant, struct sluice_session_files *files);
+/* All that it had is destroyed (ending.h). */
 void session_free(struct session *session);
 
 /* Looks at the doorbell, and rings what it names; a command waits for its tenant's turn. */
@@ -38,6 +39,8 @@ bool session_rung(const struct session *session);
 int pd_alloc(struct session *session, uint32_t context);
 struct pd *pd_find(struct session *session, uint32_t handle);
 int pd_dealloc(struct session *session, uint32_t handle);
+/* -EBUSY. */
+int pd_free(struct pd *pd);
 int channel_create(struct session *session, int *read_fd);
 int channel_destroy(struct session *session, uint32_t handle);
 

@@ -28,6 +28,8 @@ static void join_first(struct tenant *tenant, struct tenant *first)
 
 static void leave_first(struct tenant *tenant)
 {
+    if (tenant->ending)
+        return;
     tenant->first->on[tenant->account.device->number] = NULL;
     if (tenant != tenant->first)
         tenant->first->others--;
@@ -58,6 +60,7 @@ int tenant_add(struct device *device, struct tenant *first, const struct sluice_
         list_init(&tenant->asking);
         list_init(&tenant->grounded);
         list_init(&tenant->in_blocked);
+        list_init(&tenant->in_ending);
         tenant->counters = counters_of_tenant(engine, number);
         if (!tenant->counters) {
             free(tenant);
@@ -100,11 +103,46 @@ void tenant_free(struct tenant *tenant)
     neighbours_free(tenant);
     inflows_forget(tenant);
     list_remove(&tenant->in_blocked);
+    list_remove(&tenant->in_ending);
     account_free(&tenant->account);
     tenant->engine->tenants[tenant->number] = NULL;
     neighbours_forget(tenant->engine, tenant->number);
     gate_forget_tenant(tenant->engine, tenant->number);
     free(tenant);
+}
+
+static bool is_used(const struct tenant *tenant)
+{
+    return tenant->session_count || tenant->ending_contexts;
+}
+
+int tenant_remove(struct tenant *tenant)
+{
+    const struct sluice_shape none = {0};
+
+    if (tenant->others || tenant->contexts || tenant->session_count != tenant->ending_sessions)
+        return -EBUSY;
+    if (!is_used(tenant)) {
+        tenant_free(tenant);
+        return 0;
+    }
+    leave_first(tenant);
+    tenant->ending = true;
+    memset(tenant->gid, 0, sizeof(tenant->gid));
+    tenant_shape(tenant, &none);
+    list_append(&tenant->engine->ending, &tenant->in_ending);
+    return 0;
+}
+
+void tenants_settle(struct sluice_engine *engine)
+{
+    for (struct list *link = engine->ending.next, *next; link != &engine->ending; link = next) {
+        struct tenant *tenant = list_entry(link, struct tenant, in_ending);
+
+        next = link->next;
+        if (!is_used(tenant))
+            tenant_free(tenant);
+    }
 }
 
 void tenant_refresh(struct tenant *tenant)

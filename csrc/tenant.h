@@ -17,8 +17,16 @@ void tenant_free(struct tenant *tenant);
 
 static inline struct tenant *tenant_find(const struct sluice_engine *engine, uint32_t number)
 {
-    return number < SLUICE_MAX_TENANTS ? engine->tenants[number] : NULL;
+    struct tenant *tenant = number < SLUICE_MAX_TENANTS ? engine->tenants[number] : NULL;
+
+    return tenant && !tenant->ending ? tenant : NULL;
 }
+
+/*
+ * It is nobody any more; what it still has are sessions that end (ending.h), with which it goes: tenants_settle. -EBUSY: others.
+ */
+int tenant_remove(struct tenant *tenant);
+void tenants_settle(struct sluice_engine *engine);
 
 /* New limits, at once: who waits for the old rate is asked again. -EINVAL: no such group. */
 int tenant_shape(struct tenant *tenant, const struct sluice_shape *shape);

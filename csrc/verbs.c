@@ -14,6 +14,7 @@
 #include "context.h"
 #include "cq.h"
 #include "device.h"
+#include "ending.h"
 #include "memory.h"
 #include "mr.h"
 #include "multicast.h"
@@ -49,6 +50,8 @@ static struct session *enter_session(struct sluice_engine *engine, uint32_t numb
     worker_enter(engine);
     struct session *session = number < SLUICE_MAX_SESSIONS ? engine->sessions[number] : NULL;
 
+    if (session && session->ending.is_session)
+        session = NULL;
     if (!session)
         worker_leave(engine);
     return session;
@@ -71,8 +74,10 @@ int sluice_session_close(struct sluice_engine *engine, uint32_t number)
 
     if (!session)
         return -EINVAL;
-    session_free(session);
-    worker_leave(engine);
+    struct tenant *tenant = session->tenant;
+
+    ending_close_session(session);
+    worker_leave_for(engine, tenant);
     return 0;
 }
 
@@ -111,7 +116,7 @@ int sluice_context_close(struct sluice_engine *engine, uint32_t number, uint32_t
 
     if (!session)
         return -EINVAL;
-    int result = context_close(session, handle);
+    int result = ending_close_context(session, handle);
 
     worker_leave_for(engine, session->tenant);
     return result;

@@ -532,6 +532,7 @@ static void *work(void *argument)
         engine->header->worker_busy_ns += start - counted;
         counted = engine->now = start;
         timers_run(&engine->timers, start);
+        tenants_settle(engine);
         look_around(engine);
         net_serve(engine);
         nic_serve(engine);

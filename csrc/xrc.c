@@ -106,10 +106,9 @@ int xrcd_close(struct session *session, uint32_t handle)
     return 0;
 }
 
-void xrcd_close_all(struct session *session)
+void xrcd_end(struct opened_xrcd *opened)
 {
-    while (!list_empty(&session->xrcds))
-        close_opened(list_entry(session->xrcds.next, struct opened_xrcd, link));
+    close_opened(opened);
 }
 
 void xrcd_forget_srq(struct xrcd *xrcd, struct srq *srq)

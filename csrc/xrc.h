@@ -51,8 +51,8 @@ struct opened_xrcd *xrcd_find(struct session *session, uint32_t handle);
 /* Whether the session has it open. */
 bool xrcd_is_open_in(const struct xrcd *xrcd, struct session *session);
 
-/* The session ends: closes what it has open. */
-void xrcd_close_all(struct session *session);
+/* Its session or context ends: closes it. */
+void xrcd_end(struct opened_xrcd *opened);
 
 /* The SRQ is about to go: receives that were taken from it are dropped. */
 void xrcd_forget_srq(struct xrcd *xrcd, struct srq *srq);

@@ -15,6 +15,7 @@
 #include "atomic.h"
 #include "check.h"
 #include "client.h"
+#include "worker.h"
 
 static void rings_lose_nothing(void)
 {
@@ -384,6 +385,138 @@ static void who_moves_much_gives_way(void)
     close_client(&b);
 }
 
+/* ---- what takes long to destroy ------------------------------------------ */
+
+enum { MANY = 2000 };
+
+/* QPs of its own PD, or of another context's. */
+static void make_many(uint32_t session, uint32_t pd, uint32_t cq)
+{
+    struct sluice_create_qp_request request = {
+        .pd = pd, .send_cq = cq, .recv_cq = cq, .qp_type = IBV_QPT_RC,
+        .cap = {.max_send_wr = 1, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1}};
+    struct sluice_create_qp_reply reply;
+
+    for (uint32_t i = 0; i < MANY; i++)
+        CHECK(sluice_qp_create(engine, session, &request, &reply) == 0);
+}
+
+static uint64_t qps_of(uint32_t number)
+{
+    worker_enter(engine);
+    uint64_t count = engine->tenants[number] ? engine->tenants[number]->counters->qps : 0;
+
+    worker_leave(engine);
+    return count;
+}
+
+static bool is_there(uint32_t number)
+{
+    worker_enter(engine);
+    bool there = engine->tenants[number];
+
+    worker_leave(engine);
+    return there;
+}
+
+static void a_context_with_much_ends_in_turns(void)
+{
+    struct sluice_create_cq_request cq_request = {.cqe = 16};
+    struct sluice_create_cq_reply cq;
+    struct sluice_engine_event event;
+    struct client a, b;
+    int fd;
+
+    open_client(&a);
+    open_client(&b);
+    join(&a, &b);
+    int context = sluice_context_open(engine, a.session, device, &fd);
+
+    close(fd);
+    int pd = sluice_pd_alloc(engine, a.session, (uint32_t)context);
+
+    cq_request.context = (uint32_t)context;
+    CHECK(pd > 0 && sluice_cq_create(engine, a.session, &cq_request, &cq) == 0);
+    make_many(a.session, (uint32_t)pd, cq.handle);
+    uint32_t key = command(&a, (struct sluice_command){
+        .op = SLUICE_COMMAND_REG_MR, .pd = (uint32_t)pd, .access = IBV_ACCESS_LOCAL_WRITE, .addr = (uintptr_t)a.memory,
+        .iova = (uintptr_t)a.memory, .length = MEMORY});
+    CHECK(sluice_context_close(engine, a.session, (uint32_t)context) == -EINPROGRESS);
+    CHECK(sluice_pd_alloc(engine, a.session, (uint32_t)context) == -EINVAL);
+    /* The other context works meanwhile. */
+    post_write(&a, &b, 1, 8);
+    publish(&a);
+    CHECK(wait_cqe(&a).status == IBV_WC_SUCCESS);
+    while (!sluice_engine_next_event(engine, &event))
+        sched_yield();
+    CHECK(event.kind == SLUICE_EVENT_VERB && event.session == a.session);
+    CHECK(sluice_context_close(engine, a.session, (uint32_t)context) == 0);
+    CHECK(sluice_context_close(engine, a.session, (uint32_t)context) == -EINVAL);
+    CHECK(qps_of(tenant) == 2);
+    struct sluice_command gone = {.op = SLUICE_COMMAND_DEREG_MR, .pd = (uint32_t)pd, .key = key};
+
+    CHECK(try_command(&a, &gone) == EINVAL);
+    close_client(&a);
+    close_client(&b);
+}
+
+static void a_tenant_is_removed_while_its_sessions_end(void)
+{
+    struct sluice_share share = {0};
+    struct sluice_shape none = {0};
+    struct client a, b;
+    uint32_t own = tenant;
+
+    int group = sluice_group_add(engine, 0, &share);
+
+    none.group = (uint32_t)group + 1;
+    int other = sluice_tenant_add(engine, 0, -1, &none);
+
+    CHECK(other >= 0);
+    tenant = (uint32_t)other;
+    open_client(&a);
+    open_client(&b);
+    make_many(a.session, a.pd, a.cq_handle);
+    make_many(b.session, b.pd, b.cq_handle);
+    CHECK(sluice_session_close(engine, a.session) == 0);
+    CHECK(sluice_session_close(engine, a.session) == -EINVAL);
+    CHECK(sluice_tenant_remove(engine, tenant) == -EBUSY);
+    CHECK(sluice_session_close(engine, b.session) == 0);
+    CHECK(sluice_tenant_remove(engine, tenant) == 0);
+    CHECK(sluice_tenant_remove(engine, tenant) == -EINVAL);
+    CHECK(sluice_group_remove(engine, (uint32_t)group) == 0);
+    while (is_there(tenant))
+        sched_yield();
+    munmap(a.memory, MEMORY);
+    munmap(b.memory, MEMORY);
+    tenant = own;
+}
+
+static void as_many_queues_as_are_reported(void)
+{
+    struct sluice_create_cq_request request = {.cqe = 1};
+    struct sluice_create_cq_reply reply;
+    struct client a;
+    uint32_t count = 1; /* its own */
+    int error, fd;
+
+    open_client(&a);
+    int context = sluice_context_open(engine, a.session, device, &fd);
+
+    close(fd);
+    request.context = (uint32_t)context;
+    while ((error = sluice_cq_create(engine, a.session, &request, &reply)) == 0)
+        count++;
+    CHECK(error == -ENOMEM && count == SLUICE_SESSION_CQS - 1);
+    CHECK(sluice_cq_destroy(engine, a.session, reply.handle) == 0);
+    CHECK(sluice_cq_destroy(engine, a.session, reply.handle) == -EINVAL);
+    CHECK(sluice_cq_create(engine, a.session, &request, &reply) == 0);
+    CHECK(sluice_cq_destroy(engine, a.session, SLUICE_SESSION_CQS) == -EINVAL && sluice_cq_destroy(engine, a.session, 0) == -EINVAL);
+    close_client(&a);
+    while (qps_of(tenant))
+        sched_yield();
+}
+
 int main(void)
 {
     struct sluice_shape none = {0};
@@ -400,6 +533,9 @@ int main(void)
     RUN(a_full_memory_is_an_error);
     RUN(limits_of_memory_regions);
     RUN(a_tenant_on_two_devices);
+    RUN(a_context_with_much_ends_in_turns);
+    RUN(a_tenant_is_removed_while_its_sessions_end);
+    RUN(as_many_queues_as_are_reported);
     RUN(who_moves_much_gives_way);
 #ifndef __SANITIZE_THREAD__
     RUN(random_bytes_everywhere);

@@ -82,7 +82,7 @@ class VirtualDevice:
         reply.max_qp_wr = lib.SLUICE_MAX_WR
         reply.max_sge = lib.SLUICE_MAX_SGE
         reply.max_inline = lib.SLUICE_MAX_INLINE
-        reply.max_cq = 65536
+        reply.max_cq = lib.SLUICE_SESSION_CQS - 1
         reply.max_cqe = lib.SLUICE_MAX_CQE
         reply.max_mr = 1 << 20
         reply.max_pd = lib.SLUICE_SESSION_PDS

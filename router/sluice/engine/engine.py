@@ -294,7 +294,7 @@ class Engine:
         return handle, int(fd[0])
 
     def close_context(self, session: int, handle: int) -> None:
-        """Destroys what was made in it."""
+        """Destroys what was made in it. OSError EINPROGRESS."""
         checked(lib.sluice_context_close(self._engine, session, handle))
 
     def device_of_pd(self, session: int, pd: int) -> int:
