@@ -383,13 +383,28 @@ int nic_alloc_pd(struct pd *pd)
     if (!nic)
         return 0;
     pd->nic_keys = nic->device->nic_keys;
+    pd->nic_users = malloc(sizeof(*pd->nic_users));
+    if (!pd->nic_users)
+        return -ENOMEM;
+    *pd->nic_users = 1;
     pd->nic = nic->call.ibv_alloc_pd(nic->context);
-    return pd->nic ? 0 : -ENOMEM;
+    if (pd->nic)
+        return 0;
+    free(pd->nic_users);
+    return -ENOMEM;
+}
+
+void nic_leave_pd(struct nic *nic, struct ibv_pd *twin, uint32_t *users)
+{
+    if (--*users)
+        return;
+    nic->call.ibv_dealloc_pd(twin);
+    free(users);
 }
 
 void nic_dealloc_pd(struct pd *pd)
 {
     if (pd->nic)
-        nic_of_pd(pd)->call.ibv_dealloc_pd(pd->nic);
+        nic_leave_pd(nic_of_pd(pd), pd->nic, pd->nic_users);
     pd->nic = NULL;
 }

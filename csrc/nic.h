@@ -124,6 +124,8 @@ void nic_keys_free(struct device *device);
 /* A PD's twin: 0 or -errno. Harmless where its device has no NIC. */
 int nic_alloc_pd(struct pd *pd);
 void nic_dealloc_pd(struct pd *pd);
+/* One of a twin's users goes; the last one deallocates it. */
+void nic_leave_pd(struct nic *nic, struct ibv_pd *twin, uint32_t *users);
 
 /*
  * Regions and windows (nic_mr.c), which have the NIC's key where they have a twin. A region's is made by

@@ -133,6 +133,7 @@ struct pd {
     uint32_t handle;
     uint32_t users; /* QPs, SRQs, AHs, MRs and windows */
     struct ibv_pd *nic; /* its twin; NULL: its device has no NIC, or had another when it was made */
+    uint32_t *nic_users; /* of the twin: this PD, and registrations that nobody waits for any more */
     uint32_t *nic_keys; /* its device's (device.h); NULL: none of its keys is a NIC's */
     struct nic_pool *pool; /* for datagrams that come by the NIC; NULL: no QP hears any */
     struct list link;

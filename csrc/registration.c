@@ -147,8 +147,8 @@ static void finish(struct registration *one)
     } else {
         if (one->twin)
             nic->call.ibv_dereg_mr(one->twin);
-        if (one->orphan)
-            nic->call.ibv_dealloc_pd(one->orphan);
+        if (one->twin_pd)
+            nic_leave_pd(nic, one->twin_pd, one->twin_users);
     }
     free(one);
 }
@@ -276,8 +276,12 @@ void registration_abandon(struct session *session)
     one->tenant = NULL;
     one->mr = NULL;
     use_objects(one, -1);
-    /* The kernel won't take it back before the thread is done. */
-    one->orphan = one->pd->nic;
-    one->pd->nic = NULL;
+    one->command.status = EINVAL;
+    if (!session->broken)
+        session_answer(session, &one->command);
+    /* The kernel won't take it back before the thread is done, whether the PD, which may be of another context, goes or stays. */
+    one->twin_pd = one->pd->nic;
+    one->twin_users = one->pd->nic_users;
+    ++*one->twin_users;
     one->pd = NULL;
 }

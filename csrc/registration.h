@@ -48,7 +48,8 @@ struct registration {
     struct pin pin;
     struct ibv_mr *twin;
     int error;
-    struct ibv_pd *orphan;   /* abandoned: to be deallocated */
+    struct ibv_pd *twin_pd;  /* abandoned: that of the PD it was for, which it uses, */
+    uint32_t *twin_users;    /* as one of these */
 };
 
 enum registered { REGISTERED_NOW, REGISTERED_LATER, REGISTERED_WAITS };

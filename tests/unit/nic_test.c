@@ -17,6 +17,7 @@
 #include "atomic.h"
 #include "check.h"
 #include "client.h"
+#include "context.h"
 #include "fake_verbs.h"
 #include "nic.h"
 #include "qp.h"
@@ -856,6 +857,51 @@ static void test_a_region_goes_back(void)
     close_engine();
 }
 
+/* A region moves to a PD of another context while its own one is closed: that PD loses nothing, whoever goes first. */
+static void test_a_context_closes_under_a_registration(void)
+{
+    struct client client;
+    int fd;
+
+    open_engine();
+    for (int together = 0; together < 2; together++) {
+        open_client(&client);
+        worker_enter(engine);
+        uint32_t first = list_entry(engine->sessions[client.session]->contexts.next, struct context, link)->handle;
+
+        worker_leave(engine);
+        int context = sluice_context_open(engine, client.session, 0, &fd);
+
+        close(fd);
+        int pd = sluice_pd_alloc(engine, client.session, (uint32_t)context);
+
+        CHECK(pd > 0);
+        struct sluice_command move = {.op = SLUICE_COMMAND_REREG_MR, .key = client.key, .pd = (uint32_t)pd,
+                                      .flags = IBV_REREG_MR_CHANGE_PD};
+
+        fake_stop_registering(1);
+        begin_command(&client, &move);
+        while (fake_registering() == 0)
+            sched_yield();
+        CHECK(sluice_context_close(engine, client.session, first) == 0);
+        /* Nobody waits for ever. */
+        CHECK(await_command(&client, &move) == EINVAL);
+        if (together)
+            CHECK(sluice_context_close(engine, client.session, (uint32_t)context) == 0);
+        uint32_t before = fake_objects();
+
+        fake_stop_registering(0);
+        if (!together) {
+            struct sluice_command region = {.op = SLUICE_COMMAND_REG_MR, .pd = (uint32_t)pd, .addr = (uintptr_t)client.memory,
+                                            .iova = (uintptr_t)client.memory, .length = 4096};
+
+            CHECK(try_command(&client, &region) == 0 && fake_objects() > before);
+        }
+        close_client(&client);
+    }
+    close_engine();
+}
+
 /* NICs give the same numbers and keys; a node has each number once, a device each key. */
 static void test_numbers_and_keys_of_two_nics(void)
 {
@@ -1127,6 +1173,7 @@ int main(int argc, char **argv)
     RUN(test_a_device_that_is_removed);
     RUN(test_each_device_has_its_nic);
     RUN(test_a_region_goes_back);
+    RUN(test_a_context_closes_under_a_registration);
     RUN(test_numbers_and_keys_of_two_nics);
     RUN(test_one_is_removed_and_the_other_goes_on);
     RUN(test_ceilings_are_the_nics_where_it_can_pace);
