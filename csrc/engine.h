@@ -173,7 +173,7 @@ struct sluice_engine_event {
     uint32_t kind;
     uint32_t session;
     uint32_t qp; /* handle: QP_DISCONNECTED */
-    uint32_t trunk; /* TRUNK_DISCONNECTED */
+    uint32_t trunk; /* TRUNK_DISCONNECTED; MEMBER: by which the sender's datagrams come, UINT32_MAX: it is of this node */
     uint32_t ah; /* handle: AH_UNRESOLVED */
     uint8_t gid[16]; /* which it was made for; MEMBER: the sender's */
     uint32_t tenant, peer; /* numbers: NEIGHBOUR; MEMBER: tenant */
@@ -269,8 +269,8 @@ int sluice_neighbour_admit(struct sluice_engine *engine, uint32_t tenant, uint32
  * SLUICE_EVENT_MEMBER was answered with yes. -ENOMEM.
  */
 int sluice_gate_close(struct sluice_engine *engine);
-/* The answer to SLUICE_EVENT_MEMBER, of a tenant as a whole; what waits for it goes on. -EINVAL: no such number; -ENOMEM. */
-int sluice_gate_admit(struct sluice_engine *engine, const uint8_t *sender, uint32_t tenant, int admitted);
+/* The answer to SLUICE_EVENT_MEMBER, its trunk as it was there (-1: of this node), of a tenant as a whole; what waits for it goes on. -EINVAL: no such number; -ENOMEM. */
+int sluice_gate_admit(struct sluice_engine *engine, const uint8_t *sender, int32_t trunk, uint32_t tenant, int admitted);
 /* The answers about a sender may be others by now, those about all where it is NULL: they are asked for again. */
 void sluice_gate_forget(struct sluice_engine *engine, const uint8_t *sender);
 /* -EBUSY while it has sessions (but for such as were closed), further devices, or contexts on this one. */

@@ -14,6 +14,7 @@ enum { SENDERS = 4096, BUCKETS = 1024 };
 
 struct sender {
     uint8_t gid[16];
+    int32_t trunk; /* by which its datagrams come; -1: it is of this node */
     struct list bucket;
     struct answers answers;
 };
@@ -30,14 +31,14 @@ static struct list *bucket_of(struct gate *gate, const uint8_t gid[16])
     return &gate->buckets[gid_hash(gid) % BUCKETS];
 }
 
-static struct sender *find(struct gate *gate, const uint8_t gid[16])
+static struct sender *find(struct gate *gate, const uint8_t gid[16], int32_t trunk)
 {
     struct list *bucket = bucket_of(gate, gid);
 
     for (struct list *link = bucket->next; link != bucket; link = link->next) {
         struct sender *sender = list_entry(link, struct sender, bucket);
 
-        if (memcmp(sender->gid, gid, sizeof(sender->gid)) == 0)
+        if (sender->trunk == trunk && memcmp(sender->gid, gid, sizeof(sender->gid)) == 0)
             return sender;
     }
     return NULL;
@@ -57,10 +58,10 @@ static void drop_all(struct gate *gate)
             drop(gate, list_entry(gate->buckets[i].next, struct sender, bucket));
 }
 
-struct sender *gate_find(struct sluice_engine *engine, const uint8_t gid[16])
+struct sender *gate_find(struct sluice_engine *engine, const uint8_t gid[16], int32_t trunk)
 {
     struct gate *gate = engine->gate;
-    struct sender *sender = gate ? find(gate, gid) : NULL;
+    struct sender *sender = gate ? find(gate, gid, trunk) : NULL;
 
     if (!gate || sender)
         return sender;
@@ -70,6 +71,7 @@ struct sender *gate_find(struct sluice_engine *engine, const uint8_t gid[16])
     if (!sender)
         return NULL;
     memcpy(sender->gid, gid, sizeof(sender->gid));
+    sender->trunk = trunk;
     list_init(&sender->bucket);
     list_append(bucket_of(gate, gid), &sender->bucket);
     gate->senders++;
@@ -88,7 +90,7 @@ enum answer gate_answer(struct sluice_engine *engine, const struct sender *sende
 
     if (answer == ANSWER_UNKNOWN && !gate->asked) {
         gate->asked = true;
-        engine_ask_member(engine, sender->gid, tenant->first->number);
+        engine_ask_member(engine, sender->gid, sender->trunk, tenant->first->number);
     }
     return answer;
 }
@@ -126,11 +128,11 @@ static void let_all_go(struct sluice_engine *engine)
     trunks_look_again(engine);
 }
 
-int gate_admit(struct sluice_engine *engine, const uint8_t gid[16], uint32_t tenant, bool admitted)
+int gate_admit(struct sluice_engine *engine, const uint8_t gid[16], int32_t trunk, uint32_t tenant, bool admitted)
 {
     if (!engine->gate || tenant >= SLUICE_MAX_TENANTS)
         return -EINVAL;
-    struct sender *sender = gate_find(engine, gid);
+    struct sender *sender = gate_find(engine, gid, trunk);
 
     if (sender)
         answers_put(&sender->answers, tenant, admitted);
@@ -140,12 +142,22 @@ int gate_admit(struct sluice_engine *engine, const uint8_t gid[16], uint32_t ten
 
 void gate_forget(struct sluice_engine *engine, const uint8_t gid[16])
 {
-    struct sender *sender = engine->gate && gid ? find(engine->gate, gid) : NULL;
-
-    if (sender)
-        drop(engine->gate, sender);
-    if (engine->gate && !gid)
+    if (!engine->gate)
+        return;
+    if (!gid) {
         drop_all(engine->gate);
+        return;
+    }
+    struct list *bucket = bucket_of(engine->gate, gid);
+
+    /* Whoever named it. */
+    for (struct list *link = bucket->next, *next; link != bucket; link = next) {
+        struct sender *sender = list_entry(link, struct sender, bucket);
+
+        next = link->next;
+        if (memcmp(sender->gid, gid, sizeof(sender->gid)) == 0)
+            drop(engine->gate, sender);
+    }
 }
 
 void gate_forget_tenant(struct sluice_engine *engine, uint32_t number)

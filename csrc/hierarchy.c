@@ -63,10 +63,10 @@ int sluice_gate_close(struct sluice_engine *engine)
     return result;
 }
 
-int sluice_gate_admit(struct sluice_engine *engine, const uint8_t *sender, uint32_t tenant, int admitted)
+int sluice_gate_admit(struct sluice_engine *engine, const uint8_t *sender, int32_t trunk, uint32_t tenant, int admitted)
 {
     worker_enter(engine);
-    int result = gate_admit(engine, sender, tenant, admitted);
+    int result = gate_admit(engine, sender, trunk, tenant, admitted);
 
     worker_leave(engine);
     return result;

@@ -275,8 +275,8 @@ void engine_tell_verb(struct session *session);
 void engine_tell_ah(struct ah *ah);
 /* May this tenant send datagrams to that one (neighbours.h)? */
 void engine_ask_neighbour(struct sluice_engine *engine, uint32_t from, uint32_t to);
-/* May this tenant hear what the sender with this GID sends to groups (gate.h)? */
-void engine_ask_member(struct sluice_engine *engine, const uint8_t sender[16], uint32_t tenant);
+/* May this tenant hear what the sender with this GID, of this node or by this trunk, sends to groups (gate.h)? */
+void engine_ask_member(struct sluice_engine *engine, const uint8_t sender[16], int32_t trunk, uint32_t tenant);
 /* A trunk's connection broke. */
 void engine_tell_trunk(struct sluice_engine *engine, uint32_t number);
 

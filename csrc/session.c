@@ -390,9 +390,9 @@ void engine_ask_neighbour(struct sluice_engine *engine, uint32_t from, uint32_t 
     tell(engine, &event);
 }
 
-void engine_ask_member(struct sluice_engine *engine, const uint8_t sender[16], uint32_t tenant)
+void engine_ask_member(struct sluice_engine *engine, const uint8_t sender[16], int32_t trunk, uint32_t tenant)
 {
-    struct sluice_engine_event event = {.kind = SLUICE_EVENT_MEMBER, .tenant = tenant};
+    struct sluice_engine_event event = {.kind = SLUICE_EVENT_MEMBER, .tenant = tenant, .trunk = (uint32_t)trunk};
 
     memcpy(event.gid, sender, sizeof(event.gid));
     tell(engine, &event);

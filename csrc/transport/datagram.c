@@ -293,7 +293,7 @@ static enum progress send_to_group(struct qp *qp, const struct ah *ah, const str
     struct sluice_engine *engine = qp->session->engine;
     struct datagram datagram = describe(qp);
     struct datagram_frame frame = make_frame(qp, ah, &datagram);
-    const struct sender *sender = gate_find(engine, ah->sgid);
+    const struct sender *sender = gate_find(engine, ah->sgid, -1);
     uint32_t copies;
 
     if (qp->message.wqe->remote_qpn != MULTICAST_QPN)
@@ -404,7 +404,7 @@ static bool group_arrived(struct inflow *inflow, const struct datagram_frame *fr
     uint8_t gid[16];
 
     sender_of(frame, gid);
-    const struct sender *sender = gate_find(engine, gid);
+    const struct sender *sender = gate_find(engine, gid, (int32_t)inflow->trunk->number);
 
     if (!is_judged(engine, sender, group))
         return false;

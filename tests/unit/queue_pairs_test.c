@@ -450,6 +450,7 @@ static void expect_question(const uint8_t sender[16], uint32_t tenant)
     while (!sluice_engine_next_event(engine, &event))
         sched_yield();
     CHECK(event.kind == SLUICE_EVENT_MEMBER && event.tenant == tenant && memcmp(event.gid, sender, 16) == 0);
+    CHECK(event.trunk == UINT32_MAX);
     CHECK(!sluice_engine_next_event(engine, &event));
 }
 
@@ -475,21 +476,21 @@ static void who_hears_whom_in_a_group_is_asked(void)
     CHECK(sluice_qp_attach(engine, c.session, two.handle, group) == 0);
     uint32_t ah = make_ah(&a, NULL, group);
 
-    CHECK(sluice_gate_admit(engine, sender, b.tenant, 1) == -EINVAL);
+    CHECK(sluice_gate_admit(engine, sender, -1, b.tenant, 1) == -EINVAL);
     sluice_gate_forget(engine, NULL);
     for (int i = 0; i < 2; i++) /* closing twice is closing once */
         CHECK(sluice_gate_close(engine) == 0);
-    CHECK(sluice_gate_admit(engine, sender, SLUICE_MAX_TENANTS, 1) == -EINVAL);
+    CHECK(sluice_gate_admit(engine, sender, -1, SLUICE_MAX_TENANTS, 1) == -EINVAL);
 
     /* One is asked for after the other, and nobody gets anything before all are known. */
     receive(&one, 1, 200);
     receive(&two, 1, 200);
     post(&from, datagram(1, ah, GROUP_QPN, QKEY), 100);
     expect_question(sender, b.tenant);
-    CHECK(sluice_gate_admit(engine, sender, b.tenant, 0) == 0);
+    CHECK(sluice_gate_admit(engine, sender, -1, b.tenant, 0) == 0);
     expect_question(sender, c.tenant);
     CHECK(load_acquire(&a.ring[a.polled % a.entries].turn) != a.polled / a.entries + 1);
-    CHECK(sluice_gate_admit(engine, sender, c.tenant, 1) == 0);
+    CHECK(sluice_gate_admit(engine, sender, -1, c.tenant, 1) == 0);
     expect(&a, 1, IBV_WC_SUCCESS);
     expect(&c, 1, IBV_WC_SUCCESS);
     /* The answers are kept: what comes to nobody is a drop of its sender's. */
@@ -504,9 +505,9 @@ static void who_hears_whom_in_a_group_is_asked(void)
         receive(&two, i, 200);
         post(&from, datagram(i, ah, GROUP_QPN, QKEY), 100);
         expect_question(sender, b.tenant);
-        CHECK(sluice_gate_admit(engine, sender, b.tenant, i == 3) == 0);
+        CHECK(sluice_gate_admit(engine, sender, -1, b.tenant, i == 3) == 0);
         expect_question(sender, c.tenant);
-        CHECK(sluice_gate_admit(engine, sender, c.tenant, 1) == 0);
+        CHECK(sluice_gate_admit(engine, sender, -1, c.tenant, 1) == 0);
         expect(&a, i, IBV_WC_SUCCESS);
         expect(&c, i, IBV_WC_SUCCESS);
     }
@@ -527,7 +528,7 @@ static void who_hears_whom_in_a_group_is_asked(void)
     post(&from, datagram(6, ah, GROUP_QPN, QKEY), 100);
     expect_question(sender, c.tenant);
     close_client(&a);
-    CHECK(sluice_gate_admit(engine, sender, c.tenant, 1) == 0);
+    CHECK(sluice_gate_admit(engine, sender, -1, c.tenant, 1) == 0);
     close_client(&b);
     close_client(&c);
     CHECK(sluice_tenant_remove(engine, c.tenant) == 0);

@@ -569,13 +569,17 @@ static void expect_arrived(uint32_t imm)
     CHECK(cqe.status == IBV_WC_SUCCESS && cqe.imm_data == imm);
 }
 
+/* The trunk whose node's router named the sender. */
+static int32_t asked_by;
+
 static void expect_question(const uint8_t source[4])
 {
     struct sluice_engine_event event;
 
     while (!sluice_engine_next_event(engine, &event))
         sched_yield();
-    CHECK(event.kind == SLUICE_EVENT_MEMBER && event.tenant == tenants[1]);
+    CHECK(event.kind == SLUICE_EVENT_MEMBER && event.tenant == tenants[1] && event.trunk < SLUICE_MAX_NODES);
+    asked_by = (int32_t)event.trunk;
     CHECK(event.gid[10] == 0xff && event.gid[11] == 0xff && memcmp(event.gid + 12, source, 4) == 0);
     CHECK(!sluice_engine_next_event(engine, &event));
 }
@@ -585,7 +589,7 @@ static void admit(const uint8_t source[4], bool admitted)
     uint8_t gid[16] = {[10] = 0xff, [11] = 0xff};
 
     memcpy(gid + 12, source, 4);
-    CHECK(sluice_gate_admit(engine, gid, tenants[1], admitted) == 0);
+    CHECK(sluice_gate_admit(engine, gid, asked_by, tenants[1], admitted) == 0);
 }
 
 /* The last of all: a gate stays. Whatever comes behind a datagram that waits for it waits too, and in order. */
@@ -606,6 +610,14 @@ static void a_group_is_asked_for(void)
     admit(one, true);
     expect_arrived(1);
     expect_question(other);
+    /* What is known of this node's own sender with that GID is nothing about who is named by another node's router. */
+    int32_t trunk = asked_by;
+
+    asked_by = -1;
+    admit(other, true);
+    asked_by = trunk;
+    expect_question(other);
+    CHECK(asked_by == trunk);
     admit(other, false);
     expect_arrived(3);
     /* More than there is room for waits at the sender; one at the end says that all that may come has come. */

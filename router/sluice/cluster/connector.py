@@ -117,6 +117,11 @@ class Connector:
             return None
         return self.trunks.to(place.node)
 
+    def is_from(self, source: IPv4Address, trunk: int) -> bool:
+        """Whether an address is of the node to which a trunk leads: a router speaks for its own tenants, whatever it says."""
+        place = self._directory.find(source)
+        return place is not None and place.node == self.trunks.node_of(trunk)
+
     def trunks_to_all(self) -> None:
         """Datagrams go to groups, and so to all nodes."""
         self.trunks.to_all()

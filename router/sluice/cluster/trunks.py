@@ -39,6 +39,10 @@ class Trunks:
             self._numbers[node] = self._engine.open_trunk()
         return self._numbers[node]
 
+    def node_of(self, trunk: int) -> str | None:
+        """The node to which a trunk leads."""
+        return next((node for node, number in self._numbers.items() if number == trunk), None)
+
     def to(self, node: str) -> int | None:
         """The trunk to a node; its connection is being made where there is none. None: there are too many."""
         try:

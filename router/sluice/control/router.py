@@ -202,7 +202,8 @@ class Router:
                         tenant.admit_neighbour(event.peer)
                 continue
             if isinstance(event, Member):
-                self._engine.admit_member(event.sender, event.tenant, self._hears(event.tenant, event.sender))
+                hears = self._hears(event.tenant, event.sender, event.trunk)
+                self._engine.admit_member(event.sender, event.tenant, hears, event.trunk)
                 continue
             for tenant in self.tenants.values():
                 session = tenant.sessions.get(event.session)
@@ -328,9 +329,12 @@ class Router:
         """What the gate said of who hears a sender, or all of them, may be wrong by now."""
         self._engine.forget_members(None if sender is None else gid_of(sender))
 
-    def _hears(self, tenant: int, sender: bytes) -> bool:
+    def _hears(self, tenant: int, sender: bytes, trunk: int | None) -> bool:
+        """trunk: by which the datagram has come, whose node's router says who sent it; None: from this node."""
         source, member = address_of(sender), self.directory.address_of_tenant(tenant)
-        return source is not None and member is not None and self.delivers(source, member)
+        if source is None or member is None or not self.delivers(source, member):
+            return False
+        return trunk is None or (self._connector is not None and self._connector.is_from(source, trunk))
 
     def find_tenant(self, name: str) -> Tenant:
         try:

@@ -111,10 +111,14 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Member:
-    """May a tenant (its number) hear what a sender (its GID) sends to groups? Engine.admit_member answers."""
+    """May a tenant (its number) hear what a sender (its GID) sends to groups? Engine.admit_member answers.
+
+    trunk: by which the sender's datagrams come; None: it is of this node.
+    """
 
     sender: bytes
     tenant: int
+    trunk: int | None
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,8 @@ class Engine:
             elif event.kind == lib.SLUICE_EVENT_NEIGHBOUR:
                 yield Neighbour(int(event.tenant), int(event.peer))
             elif event.kind == lib.SLUICE_EVENT_MEMBER:
-                yield Member(bytes(ffi.buffer(event.gid)), int(event.tenant))
+                trunk = None if event.trunk == 2**32 - 1 else int(event.trunk)
+                yield Member(bytes(ffi.buffer(event.gid)), int(event.tenant), trunk)
 
     def open_nic(self, device: int, name: str, port: int) -> None:
         """The RDMA NIC behind a device. OSError ELIBACC, ELIBBAD: no libibverbs, or an old one; EBUSY: there is one."""
@@ -231,9 +236,9 @@ class Engine:
         """From now on multicast datagrams come only to those that admit_member lets hear their sender."""
         checked(lib.sluice_gate_close(self._engine))
 
-    def admit_member(self, sender: bytes, tenant: int, admitted: bool) -> None:
-        """sender: a GID of 16 bytes, of any node."""
-        checked(lib.sluice_gate_admit(self._engine, sender, tenant, admitted))
+    def admit_member(self, sender: bytes, tenant: int, admitted: bool, trunk: int | None = None) -> None:
+        """sender: a GID of 16 bytes, of this node's (trunk None), or named by the router of a trunk's node."""
+        checked(lib.sluice_gate_admit(self._engine, sender, -1 if trunk is None else trunk, tenant, admitted))
 
     def forget_members(self, sender: bytes | None = None) -> None:
         """What was said of a sender, or of all, may be wrong by now."""
