@@ -118,7 +118,7 @@ class Connector:
         return self.trunks.to(place.node)
 
     def is_from(self, source: IPv4Address, trunk: int) -> bool:
-        """Whether an address is of the node to which a trunk leads: a router speaks for its own tenants, whatever it says."""
+        """Whether an address is of the node to which a trunk leads: a router speaks for its own tenants only."""
         place = self._directory.find(source)
         return place is not None and place.node == self.trunks.node_of(trunk)
 
