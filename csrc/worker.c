@@ -399,6 +399,7 @@ bool worker_called(const struct sluice_engine *engine)
  * asleep and be woken. One that waits for this core can't answer, and what only went out to
  * another node has no answer yet: then the look is a microsecond lost to whoever is next here. Of two on two
  * cores who write to each other, the one on the worker's has an answer at once, the other hasn't.
+ * Where none comes, engine->now is that now.
  */
 static bool answer_comes(struct sluice_engine *engine)
 {
@@ -414,9 +415,10 @@ static bool answer_comes(struct sluice_engine *engine)
     engine->delivered = false;
     if (rung(engine) || load_relaxed(&worker->wanted))
         return true;
+    engine->now = clock_now();
     if (*hope == 0 && ++worker->chances % HOPELESS)
         return false;
-    for (uint64_t start = clock_now(); clock_now() - start < ANSWER_NS;) {
+    for (uint64_t end = engine->now + ANSWER_NS; engine->now < end; engine->now = clock_now()) {
         if (rung(engine) || load_relaxed(&worker->wanted)) {
             *hope = HOPE;
             return true;
@@ -439,7 +441,7 @@ static bool awaits_command(struct sluice_engine *engine)
 
 /*
  * Sleeps until someone rings, a timer is due, or the control plane has changed
- * something. Returns for how long, in nanoseconds.
+ * something. Returns for how long, in nanoseconds: then engine->now is that now.
  */
 static uint64_t park(struct sluice_engine *engine)
 {
@@ -459,7 +461,7 @@ static uint64_t park(struct sluice_engine *engine)
     /* Pairs with the fence of whoever rings: he sees that we sleep, or we see that he rang. */
     full_fence();
     if (!rung(engine) && !load_relaxed(&worker->stopping) && !load_relaxed(&worker->wanted)) {
-        uint64_t start = clock_now();
+        uint64_t start = engine->now;
 
         engine->header->worker_parks++;
         if (engine->linger && worker->shunned < 0)
@@ -517,7 +519,7 @@ static void *work(void *argument)
     prctl(PR_SET_TIMERSLACK, 1);
     ask_for_short_slice(getpriority(PRIO_PROCESS, 0));
     pthread_mutex_lock(&worker->lock);
-    uint64_t counted = clock_now();
+    uint64_t counted = clock_now(), slept = 0;
 
     while (!load_relaxed(&worker->stopping)) {
         if (load_relaxed(&worker->wanted)) {
@@ -525,8 +527,9 @@ static void *work(void *argument)
             while (load_relaxed(&worker->wanted))
                 sched_yield();
             pthread_mutex_lock(&worker->lock);
+            slept = 0;
         }
-        uint64_t start = clock_now();
+        uint64_t start = slept ? engine->now : clock_now();
 
         engine->header->worker_loops++;
         engine->header->worker_busy_ns += start - counted;
@@ -536,16 +539,21 @@ static void *work(void *argument)
         look_around(engine);
         net_serve(engine);
         nic_serve(engine);
-        engine->now = clock_now();
-        bool more = serve(engine, engine->now - start);
+        bool more = false;
 
-        cq_notify_all(engine);
+        /* What comes now has its time counted from here on. */
+        if (devices_working(engine) || !list_empty(&engine->notify)) {
+            engine->now = clock_now();
+            more = serve(engine, engine->now - start);
+            cq_notify_all(engine);
+        }
+        slept = 0;
         if (more || nic_serve_sends(engine) || nic_lingers(engine) || !list_empty(&engine->watched) || !list_empty(&engine->net->ready))
             ask_for_cores(engine);
         else if (awaits_command(engine))
             sched_yield();
         else
-            counted += park(engine);
+            counted += slept = park(engine);
     }
     pthread_mutex_unlock(&worker->lock);
     return NULL;
