@@ -76,9 +76,9 @@ struct lane *account_lane(struct account *account, uint32_t direction, const str
     return NULL;
 }
 
-void account_charge(struct account *account, uint32_t direction, uint64_t bytes)
+void account_charge(struct account *account, uint32_t direction, uint64_t bytes, bool more)
 {
-    entity_charge_bytes(&account->entity, direction, bytes, account->engine->now);
+    entity_charge_bytes(&account->entity, direction, bytes, more, account->engine->now);
     for (; account; account = above(account))
         lane_charged(&account->lanes[direction]);
 }

@@ -13,8 +13,8 @@ void account_set_share(struct account *account, const struct sluice_share *share
 
 /* The lane before the ceiling that is in debt, from this account upwards; or of one in which others wait. */
 struct lane *account_lane(struct account *account, uint32_t direction, const struct claim *claim);
-/* Bytes that came from, or went to, the other end. */
-void account_charge(struct account *account, uint32_t direction, uint64_t bytes);
+/* Bytes that came from, or went to, the other end. more: which goes on with more. */
+void account_charge(struct account *account, uint32_t direction, uint64_t bytes, bool more);
 
 /* Returns the group's number or a negative errno. */
 int tenant_group_add(struct device *device, const struct sluice_share *share);

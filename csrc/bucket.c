@@ -3,8 +3,6 @@
 
 #include "clock.h"
 
-/* The delay that the default burst makes good, in all. */
-#define BUCKET_BURST_NS 20000000ull
 /*
  * A chunk lasts 250 us at a low rate, so that traffic is smooth. Where that is
  * more than a kind's smooth size this is enough, as long as it lasts 20 us.
@@ -45,14 +43,14 @@ static uint64_t ns_of(const struct bucket *bucket, uint64_t units)
 void bucket_set(struct bucket *bucket, enum bucket_kind kind, uint64_t rate, uint64_t burst, uint64_t now)
 {
     /* Debt at the old rate is forgiven: it is one chunk at most, and the new rate counts from now. */
-    *bucket = (struct bucket){.rate = rate, .tat = now, .chunk = kinds[kind].most};
+    *bucket = (struct bucket){.rate = rate, .tat = now, .taken = now, .chunk = kinds[kind].most};
     if (rate == 0)
         return;
 
     bucket->ns_per_unit = (uint64_t)(((unsigned __int128)(kinds[kind].unit * NS_PER_SECOND) << 32) / rate);
     bucket->chunk = chunk_of(kind, rate);
     if (burst == 0) {
-        bucket->lag_ns = BUCKET_BURST_NS;
+        bucket->lag_ns = BUCKET_REST_NS;
         bucket->peaked = true;
         return;
     }
@@ -64,7 +62,24 @@ void bucket_set(struct bucket *bucket, enum bucket_kind kind, uint64_t rate, uin
 
 uint64_t bucket_burst(const struct bucket *bucket)
 {
+    uint64_t lag_ns = bucket->peaked ? BUCKET_LAG_NS : bucket->lag_ns;
+
     if (bucket->rate == 0)
         return 0;
-    return bucket->chunk + (uint64_t)(((unsigned __int128)bucket->lag_ns << 32) / bucket->ns_per_unit);
+    return bucket->chunk + (uint64_t)(((unsigned __int128)lag_ns << 32) / bucket->ns_per_unit);
+}
+
+void bucket_forget(struct bucket *bucket, uint64_t now)
+{
+    uint64_t lag_ns = bucket->lag_ns;
+
+    if (bucket->peaked) {
+        uint64_t until = bucket->wanted ? now : bucket->taken, lagged = until > bucket->tat ? until - bucket->tat : 0;
+
+        lag_ns = lagged < lag_ns ? lag_ns : lagged < BUCKET_LAG_NS ? lagged : BUCKET_LAG_NS;
+    }
+    if (now > lag_ns && bucket->tat < now - lag_ns) {
+        bucket->tat = now - lag_ns;
+        bucket->tat_fraction = 0;
+    }
 }

@@ -17,7 +17,13 @@
  * bucket, the peak, spreads it: a unit takes 1/BUCKET_PEAK less time there than at
  * the rate. Every window that ends or begins while it is spread is off by what is
  * left of it: what was missed has to be made good in a small part of a second, the
- * whole lag in (BUCKET_PEAK - 1) times its length.
+ * lag in (BUCKET_PEAK - 1) times its length, and what there is beyond BUCKET_REST_NS
+ * in (BUCKET_PEAK_FAR - 1) times that.
+ *
+ * Nor may it be saved up: beyond BUCKET_REST_NS the lag is for who wanted more all the
+ * while. Time in which nothing was wanted adds to it up to there, as it can't be told
+ * from time in which the application's own processor was slow. What was missed before
+ * is still made good after it.
  *
  * No clock is read here: now is given, in nanoseconds.
  */
@@ -34,18 +40,23 @@ enum bucket_kind {
     BUCKET_TIME        /* rate in nanoseconds per second */
 };
 
-enum { BUCKET_BYTES_LEAST = 256, BUCKET_BYTES_MOST = 1 << 20, BUCKET_PEAK = 8 /* a power of two: it divides each turn's cost */ };
+enum { BUCKET_BYTES_LEAST = 256, BUCKET_BYTES_MOST = 1 << 20, BUCKET_PEAK = 8 /* a power of two: it divides each turn's cost */, BUCKET_PEAK_FAR = 4 };
 
+/* What is made good in all where no burst was asked for: of who wanted more all the while, and else. */
+#define BUCKET_LAG_NS 64000000ull
+#define BUCKET_REST_NS 20000000ull
 /* Delays up to this are made good at once. */
 #define BUCKET_PEAK_LAG_NS 2000000ull
 
 struct bucket {
     uint64_t rate;         /* per second; 0: without limit */
-    uint64_t lag_ns;       /* how far an idle bucket lags behind */
+    uint64_t lag_ns;       /* how far it lags behind; where it is peaked: after a rest */
     uint64_t ns_per_unit;  /* fixed point, 32 fractional bits */
     uint64_t tat;          /* ns */
     uint32_t tat_fraction; /* of a ns, 32 bits */
     uint64_t peak_tat;     /* ns; the same at the peak's rate; stays 0 where there is none */
+    uint64_t taken;        /* ns: when last; meaningful where it is peaked, as is the next */
+    bool wanted;           /* more was, after that */
     bool peaked;
     uint32_t chunk;        /* units at a stretch, so that a low rate stays smooth */
 };
@@ -67,28 +78,46 @@ static inline uint64_t bucket_at(const struct bucket *bucket)
     return bucket->tat > bucket->peak_tat ? bucket->tat : bucket->peak_tat;
 }
 
-/* The same as bucket_take, for a cost in nanoseconds with 32 fractional bits. */
-static inline void bucket_take_cost(struct bucket *bucket, unsigned __int128 cost, uint64_t now)
+/* Nothing is wanted any more, until it is taken from again. */
+static inline void bucket_rest(struct bucket *bucket, uint64_t now)
 {
-    if (now > bucket->lag_ns && bucket->tat < now - bucket->lag_ns) {
-        bucket->tat = now - bucket->lag_ns;
-        bucket->tat_fraction = 0;
+    bucket->taken = now;
+    bucket->wanted = false;
+}
+
+/* It lags behind by more than lag_ns: leaves what is made good. */
+void bucket_forget(struct bucket *bucket, uint64_t now);
+
+/* The same as bucket_take, for a cost in nanoseconds with 32 fractional bits. */
+static inline void bucket_take_cost(struct bucket *bucket, unsigned __int128 cost, bool more, uint64_t now)
+{
+    unsigned __int128 less = cost / BUCKET_PEAK;
+
+    if (__builtin_expect(now > bucket->lag_ns && bucket->tat < now - bucket->lag_ns, 0)) {
+        bucket_forget(bucket, now);
+        if (bucket->tat < now - bucket->lag_ns)
+            less = cost / BUCKET_PEAK_FAR;
     }
     if (bucket->peaked) {
         if (now > BUCKET_PEAK_LAG_NS && bucket->peak_tat < now - BUCKET_PEAK_LAG_NS)
             bucket->peak_tat = now - BUCKET_PEAK_LAG_NS;
-        bucket->peak_tat += (uint64_t)((cost - cost / BUCKET_PEAK) >> 32);
+        bucket->peak_tat += (uint64_t)((cost - less) >> 32);
+        bucket->taken = now;
+        bucket->wanted = more;
     }
     cost += bucket->tat_fraction;
     bucket->tat += (uint64_t)(cost >> 32);
     bucket->tat_fraction = (uint32_t)cost;
 }
 
-/* Takes units; call only when bucket_ready, for a chunk at most where the burst is to hold. */
-static inline void bucket_take(struct bucket *bucket, uint64_t units, uint64_t now)
+/*
+ * Takes units; call only when bucket_ready, for a chunk at most where the burst is to hold. more: who took them
+ * wants more, from now until it takes again.
+ */
+static inline void bucket_take(struct bucket *bucket, uint64_t units, bool more, uint64_t now)
 {
     if (bucket->rate)
-        bucket_take_cost(bucket, (unsigned __int128)bucket->ns_per_unit * units, now);
+        bucket_take_cost(bucket, (unsigned __int128)bucket->ns_per_unit * units, more, now);
 }
 
 #endif

@@ -25,6 +25,13 @@
 
 static void update(struct entity *entity, enum flow flow);
 
+static void set_wants(struct entity *entity, enum flow flow, bool wants)
+{
+    entity->wants[flow] = wants;
+    if (!wants && flow < DIRECTIONS)
+        bucket_rest(&entity->ceiling[flow], entity->shaper->now);
+}
+
 static uint64_t advance_now(struct shaper *shaper, uint64_t now)
 {
     if (now > shaper->now)
@@ -233,7 +240,7 @@ static void update(struct entity *entity, enum flow flow)
     struct entity *parent = entity->parent;
     bool wanted = parent->wants[flow];
 
-    parent->wants[flow] = parent->children[flow].least != NULL;
+    set_wants(parent, flow, parent->children[flow].least != NULL);
     if (parent->wants[flow] != wanted)
         update(parent, flow);
 }
@@ -317,7 +324,7 @@ void entity_set_work(struct entity *leaf, enum flow flow, bool has_work)
 {
     if (leaf->wants[flow] == has_work)
         return;
-    leaf->wants[flow] = has_work;
+    set_wants(leaf, flow, has_work);
     leaf->shaper->working += has_work ? 1 : -1u;
     update(leaf, flow);
 }
@@ -580,7 +587,7 @@ static void charge_floor(struct entity *entity, enum flow flow, uint64_t bytes, 
     bool served = heap_has(&floor->node);
 
     floor_leave(entity, flow);
-    bucket_take_cost(&floor->bucket, cost > time ? cost : time, entity->shaper->now);
+    bucket_take_cost(&floor->bucket, cost > time ? cost : time, false, entity->shaper->now);
     if (served)
         floor_enter(entity, flow);
 }
@@ -590,22 +597,29 @@ static void charge_leaf(struct entity *leaf, uint64_t operations, uint64_t ns)
 {
     uint64_t now = leaf->shaper->now;
 
-    bucket_take(&leaf->operations, operations, now);
-    bucket_take(&leaf->time, ns, now);
     if (leaf->operations.rate == 0 && leaf->time.rate == 0)
+        return;
+    bool more = entity_working(leaf) != 0;
+
+    bucket_take(&leaf->operations, operations, more, now);
+    bucket_take(&leaf->time, ns, more, now);
+    if (bucket_ready(&leaf->operations, now) && bucket_ready(&leaf->time, now))
         return;
     for (uint32_t flow = 0; flow < FLOWS; flow++)
         if (leaf->wants[flow])
             update(leaf, flow);
 }
 
-static void charge_ceilings(struct entity *entity, uint32_t direction, uint64_t bytes)
+/* more: others want more of them than is told by what it has to do itself. */
+static void charge_ceilings(struct entity *entity, uint32_t direction, uint64_t bytes, bool more)
 {
     for (; entity; entity = entity->parent) {
         if (entity->ceiling[direction].rate == 0)
             continue;
-        bucket_take(&entity->ceiling[direction], bytes, entity->shaper->now);
-        update(entity, direction);
+        bucket_take(&entity->ceiling[direction], bytes, more || entity->wants[direction], entity->shaper->now);
+        /* Else it is where it belongs: what is taken opens nothing. */
+        if (!bucket_ready(&entity->ceiling[direction], entity->shaper->now))
+            update(entity, direction);
     }
 }
 
@@ -628,13 +642,13 @@ void shaper_charge(struct shaper *shaper, const struct turn *turn, uint64_t byte
     if (turn->guaranteed)
         charge_floor(turn->guaranteed, flow, bytes, ns);
     if (flow == FLOW_CONTROL) {
-        bucket_take(&leaf->verbs, operations, shaper->now);
+        bucket_take(&leaf->verbs, operations, leaf->wants[flow], shaper->now);
         if (leaf->verbs.rate)
             update(leaf, flow);
         operations = 0;
     }
     if (flow < DIRECTIONS)
-        charge_ceilings(leaf, flow, bytes);
+        charge_ceilings(leaf, flow, bytes, false);
     charge_leaf(leaf, operations, ns);
 }
 
@@ -694,7 +708,7 @@ void entity_took(struct entity *leaf, uint32_t direction, uint64_t bytes, uint64
                        (uint64_t)((unsigned __int128)shaper->device->ceiling[direction].ns_per_unit * bytes >> 32));
 }
 
-void entity_charge_bytes(struct entity *entity, uint32_t direction, uint64_t bytes, uint64_t now)
+void entity_charge_bytes(struct entity *entity, uint32_t direction, uint64_t bytes, bool more, uint64_t now)
 {
     advance_now(entity->shaper, now);
     struct entity *due = entity_due(entity, direction, entity->shaper->now);
@@ -702,8 +716,8 @@ void entity_charge_bytes(struct entity *entity, uint32_t direction, uint64_t byt
     if (due && list_unlinked(&due->floor[direction].parked))
         charge_floor(due, direction, bytes, 0);
     else if (due)
-        bucket_take(&due->floor[direction].bucket, bytes, entity->shaper->now);
-    charge_ceilings(entity, direction, bytes);
+        bucket_take(&due->floor[direction].bucket, bytes, false, entity->shaper->now);
+    charge_ceilings(entity, direction, bytes, more);
 }
 
 bool entity_limited(const struct entity *entity, uint32_t direction)

@@ -170,8 +170,8 @@ struct entity *entity_due(struct entity *entity, uint32_t direction, uint64_t no
  */
 bool entity_takes(struct entity *leaf, uint32_t direction, uint64_t now);
 void entity_took(struct entity *leaf, uint32_t direction, uint64_t bytes, uint64_t now);
-/* A guarantee that is due pays for it as well. */
-void entity_charge_bytes(struct entity *entity, uint32_t direction, uint64_t bytes, uint64_t now);
+/* A guarantee that is due pays for it as well. more: whoever sent, or reads, goes on to (bucket.h). */
+void entity_charge_bytes(struct entity *entity, uint32_t direction, uint64_t bytes, bool more, uint64_t now);
 
 /* Whether any ceiling on the way up limits this direction, and the least chunk. */
 bool entity_limited(const struct entity *entity, uint32_t direction);

@@ -225,7 +225,7 @@ int64_t tenant_take_verb(struct tenant *tenant)
         return (int64_t)wait;
     }
     tenant->counters->verbs++;
-    bucket_take(verbs, 1, now);
+    bucket_take(verbs, 1, false, now);
     return 0;
 }
 

@@ -46,7 +46,7 @@ static void charge_peer(struct allowance *allowance)
 {
     for (uint32_t direction = 0; direction < DIRECTIONS; direction++) {
         if (allowance->peer_moved[direction] && allowance->peer->limited[direction] && !allowance->peer->shape.wire_only)
-            account_charge(&allowance->peer->account, direction, allowance->peer_moved[direction]);
+            account_charge(&allowance->peer->account, direction, allowance->peer_moved[direction], allowance->more);
         allowance->peer_moved[direction] = 0;
         allowance->admitted[direction] = false;
     }
@@ -152,6 +152,7 @@ static void send(struct tenant *tenant, struct allowance *allowance)
     if (allowance->flow < DIRECTIONS && qp->transport == &transport_tcp && qp_reads(qp))
         allowance->bytes = bytes_of_call(tenant, allowance);
     qp_send(qp, allowance);
+    allowance->more = qp->wait == QP_WAIT_RATE || (qp->wait == QP_WAIT_NOTHING && !list_unlinked(&qp->link));
 }
 
 static void attend(struct tenant *tenant, struct allowance *allowance)

@@ -22,6 +22,7 @@ struct allowance {
     struct tenant *peer;      /* who is at the other end; NULL: nobody, or not of this node */
     uint32_t peer_moved[DIRECTIONS]; /* of these bytes: by the peer's direction */
     bool admitted[DIRECTIONS]; /* the peer's ceilings were asked */
+    bool more;                /* the QP goes on to send, or waits to */
 };
 
 /* False: nobody may go now. engine->now is the end of the turn. */

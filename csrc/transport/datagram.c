@@ -180,7 +180,7 @@ static bool deliver_within_ceiling(const struct datagram *datagram, struct qp *t
         return false;
     if (limited) {
         entity_took(&tenant->account.entity, FLOW_INGRESS, datagram->length, tenant->engine->now);
-        account_charge(&tenant->account, FLOW_INGRESS, datagram->length);
+        account_charge(&tenant->account, FLOW_INGRESS, datagram->length, false);
     }
     return true;
 }
@@ -310,7 +310,7 @@ static enum progress send_to_group(struct qp *qp, const struct ah *ah, const str
         return progress;
     /* One is charged as the message itself. */
     if (copies > 1)
-        account_charge(&qp->tenant->account, FLOW_EGRESS, (copies - 1ull) * datagram.length);
+        account_charge(&qp->tenant->account, FLOW_EGRESS, (copies - 1ull) * datagram.length, false);
     return deliver_to_group(engine, &datagram, sender, ah->group, src) || copies ? sent(qp) : PROGRESS_DROPPED;
 }
 

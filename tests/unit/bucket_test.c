@@ -17,7 +17,7 @@ static uint64_t greedy(struct bucket *bucket, uint64_t *now, uint64_t length)
             *now = bucket_at(bucket) < end ? bucket_at(bucket) : end;
             continue;
         }
-        bucket_take(bucket, bucket->chunk, *now);
+        bucket_take(bucket, bucket->chunk, true, *now);
         bytes += bucket->chunk;
     }
     return bytes;
@@ -65,7 +65,7 @@ static void a_pause_earns_the_burst_and_no_more(void)
     uint64_t at_once = 0;
 
     while (bucket_ready(&bucket, now)) {
-        bucket_take(&bucket, bucket.chunk, now);
+        bucket_take(&bucket, bucket.chunk, true, now);
         at_once += bucket.chunk;
     }
     CHECK(at_once > 100000 - bucket.chunk && at_once <= 100000);
@@ -80,15 +80,56 @@ static void delay_is_made_good_without_a_burst(void)
     bucket_set(&bucket, BUCKET_BYTES, 1000000000, 0, now);
     uint64_t start = now, bytes = greedy(&bucket, &now, 100 * ms);
 
-    now += 20 * ms; /* the worker didn't run */
+    now += 64 * ms; /* the worker didn't run */
     uint64_t soon = greedy(&bucket, &now, 10 * ms);
 
-    CHECK(soon <= 1250000 * BUCKET_PEAK / (BUCKET_PEAK - 1) + 250000 + 2 * bucket.chunk);
+    CHECK(soon <= 1340000 * BUCKET_PEAK_FAR / (BUCKET_PEAK_FAR - 1) + 250000 + 2 * bucket.chunk);
+    soon += greedy(&bucket, &now, (BUCKET_PEAK_FAR - 1) * 44 * ms - 10 * ms);
+    /* The last of it more slowly. */
+    uint64_t last = greedy(&bucket, &now, 10 * ms);
+
+    CHECK(last <= 1250000 * BUCKET_PEAK / (BUCKET_PEAK - 1) + 250000 + 2 * bucket.chunk);
     /* All of it soon enough for a second to be exact. */
-    bytes += soon + greedy(&bucket, &now, (BUCKET_PEAK - 1) * 20 * ms - 10 * ms);
+    bytes += soon + last + greedy(&bucket, &now, (BUCKET_PEAK - 1) * 20 * ms - 10 * ms);
     uint64_t allowed = (now - start) / 8;
 
     CHECK(bytes <= allowed + bucket.chunk && bytes + 2 * bucket.chunk >= allowed);
+}
+
+/* Bytes beyond the rate, at 1 byte per ns, of who is greedy from now on. */
+static uint64_t made_good(struct bucket *bucket, uint64_t now)
+{
+    uint64_t length = NS_PER_SECOND;
+    uint64_t bytes = greedy(bucket, &now, length);
+
+    return bytes > length ? bytes - length : 0;
+}
+
+static void rest_saves_up_no_more_than_a_delay(void)
+{
+    struct bucket bucket;
+    uint64_t now = NS_PER_SECOND, ms = NS_PER_SECOND / 1000;
+
+    /* Little by little, as by who never wants as much as it may have. */
+    bucket_set(&bucket, BUCKET_BYTES, 8 * NS_PER_SECOND, 0, now);
+    for (int i = 0; i < 1000; i++, now += ms)
+        bucket_take(&bucket, 1, false, now);
+    uint64_t saved = made_good(&bucket, now);
+
+    CHECK(saved >= 19 * ms && saved <= 20 * ms + 2 * bucket.chunk);
+    /* What was missed while more was wanted is not lost by a rest, nor does one add to it. */
+    bucket_set(&bucket, BUCKET_BYTES, 8 * NS_PER_SECOND, 0, now);
+    bucket_take(&bucket, 1, true, now);
+    now += 50 * ms;
+    bucket_take(&bucket, 1, false, now);
+    now += 30 * ms;
+    saved = made_good(&bucket, now);
+    CHECK(saved >= 49 * ms && saved <= 50 * ms + 2 * bucket.chunk);
+    /* Nor is there more to it than the burst. */
+    bucket_set(&bucket, BUCKET_BYTES, 8 * NS_PER_SECOND, 0, now);
+    bucket_take(&bucket, 1, true, now);
+    saved = made_good(&bucket, now + DECADES);
+    CHECK(saved >= 63 * ms && saved <= bucket_burst(&bucket) + bucket.chunk);
 }
 
 static void low_rates_go_in_small_chunks(void)
@@ -135,7 +176,7 @@ static void a_change_counts_at_once(void)
     uint64_t now = NS_PER_SECOND;
 
     bucket_set(&bucket, BUCKET_BYTES, 1000, 0, now); /* a chunk takes two seconds */
-    bucket_take(&bucket, bucket.chunk, now);
+    bucket_take(&bucket, bucket.chunk, false, now);
     CHECK(!bucket_ready(&bucket, now + NS_PER_SECOND));
     bucket_set(&bucket, BUCKET_BYTES, 1000000000, 0, now);
     CHECK(bucket_ready(&bucket, now));
@@ -147,6 +188,7 @@ int main(void)
     RUN(exact_over_a_long_time);
     RUN(a_pause_earns_the_burst_and_no_more);
     RUN(delay_is_made_good_without_a_burst);
+    RUN(rest_saves_up_no_more_than_a_delay);
     RUN(low_rates_go_in_small_chunks);
     RUN(operations_and_time);
     RUN(a_change_counts_at_once);

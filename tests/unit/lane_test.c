@@ -47,7 +47,7 @@ static void let_go(struct claim *claim)
         return;
     claim->pass = NULL;
     served[waiter->tenant] += CHUNK;
-    bucket_take(&bucket, CHUNK, now);
+    bucket_take(&bucket, CHUNK, true, now);
     lane_charged(&lane);
     if (again)
         wait(waiter);
@@ -69,7 +69,7 @@ static void start(void)
             claim_init(&waiters[tenant][qp].claim);
         }
     }
-    bucket_take(&bucket, 20 * CHUNK, now);
+    bucket_take(&bucket, 20 * CHUNK, true, now);
 }
 
 static void run(uint64_t ns)

@@ -23,6 +23,7 @@ struct party {
     struct entity entity;
     uint64_t throttled_ns[SLUICE_LIMITS];
     struct window above[DIRECTIONS]; /* the ceiling */
+    struct window peak[DIRECTIONS];  /* as far above it as a bucket goes to make good a delay */
     struct window below[DIRECTIONS]; /* the guarantee */
     uint32_t message_bytes[DIRECTIONS], message_ns[DIRECTIONS];
     uint64_t bytes[DIRECTIONS], operations, engine_ns, last_turn, longest_wait;
@@ -72,6 +73,7 @@ static void watch(struct party *party, const struct sluice_share *share, uint64_
 {
     for (uint32_t direction = 0; direction < DIRECTIONS; direction++) {
         window_start(&party->above[direction], share ? share->max_bps[direction] : party->above[direction].rate, now);
+        window_start(&party->peak[direction], party->above[direction].rate * BUCKET_PEAK_FAR / (BUCKET_PEAK_FAR - 1), now);
         window_start(&party->below[direction], share ? share->min_bps[direction] : party->below[direction].rate, now);
         party->bytes[direction] = 0;
     }
@@ -204,6 +206,7 @@ static void take_turn(struct simulation *simulation, const struct turn *turn)
     }
     for (struct entity *entity = turn->leaf; entity; entity = entity->parent)
         window_add(&list_entry(entity, struct party, entity)->above[direction], bytes, simulation->now);
+    window_add(&tenant->peak[direction], bytes, simulation->now);
     ns += ns == 0;
     simulation->now += ns;
     simulation->turns++;
@@ -274,6 +277,11 @@ static uint64_t excess(const struct party *party, uint32_t direction)
 uint64_t simulation_excess(const struct simulation *simulation, int tenant, uint32_t direction)
 {
     return excess(&simulation->tenants[tenant], direction);
+}
+
+uint64_t simulation_peak_excess(const struct simulation *simulation, int tenant, uint32_t direction)
+{
+    return bytes_of(simulation->tenants[tenant].peak[direction].highest_rise);
 }
 
 uint64_t simulation_group_excess(const struct simulation *simulation, int group, uint32_t direction)

@@ -44,6 +44,8 @@ uint64_t simulation_engine_ns(const struct simulation *simulation, int tenant);
 uint64_t simulation_throttled_ns(const struct simulation *simulation, int tenant);
 /* The largest of bytes(s, t) - max * (t - s) over all windows: to be no more than simulation_burst. */
 uint64_t simulation_excess(const struct simulation *simulation, int tenant, uint32_t direction);
+/* The same of what makes good a delay, where no burst was asked for: bytes(s, t) - 4/3 * max * (t - s). */
+uint64_t simulation_peak_excess(const struct simulation *simulation, int tenant, uint32_t direction);
 uint64_t simulation_group_excess(const struct simulation *simulation, int group, uint32_t direction);
 uint64_t simulation_device_excess(const struct simulation *simulation, uint32_t direction);
 uint64_t simulation_burst(const struct simulation *simulation, int tenant, uint32_t direction);

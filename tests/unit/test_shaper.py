@@ -98,6 +98,51 @@ def test_never_above_the_ceiling_in_any_window(
             assert run.device_excess(direction) <= run.device_burst(direction) + 1
 
 
+@given(rates, sizes, st.lists(st.tuples(st.integers(0, 60 * MS), st.integers(MS, 20 * MS)), max_size=5), starts)
+@settings(deadline=None, max_examples=100)
+def test_what_the_machine_missed_is_made_good(
+    rate: int, size: int, stalls: list[tuple[int, int]], start: int
+) -> None:
+    """Up to 64 ms in all, for who wanted more all the while, and never at more than 4/3 of the rate."""
+    with simulation(200 * GBPS, False, start) as run:
+        run.tenant(-1, share(most=rate), 0, 0)
+        run.demand(0, 0, size, 0)
+        chunk = run.burst(0, 0) - rate * 64 * MS // (8 * SECOND)
+        run.run(20 * MS)
+        missed = length = 0
+        run.reset()
+        for stall, stretch in stalls:
+            if missed + stall > 60 * MS:
+                break
+            run.step(stall)
+            run.run(stretch)
+            missed += stall
+            length += stall + stretch
+        run.run(300 * MS)
+        length += 300 * MS
+        allowed = rate * length // (8 * SECOND)
+        assert allowed - 2 * chunk - 2 <= run.bytes(0, 0) <= allowed + 2 * chunk + 2
+        assert run.excess(0, 0) <= run.burst(0, 0) + 1
+        assert run.peak_excess(0, 0) <= rate * 8 * MS // (3 * 8 * SECOND) + chunk + 2
+
+
+@given(rates, sizes, st.lists(st.tuples(st.integers(0, 300 * MS), st.integers(0, MS)), max_size=8), starts)
+@settings(deadline=None, max_examples=100)
+def test_who_rests_saves_up_no_more_than_a_short_delay(
+    rate: int, size: int, rests: list[tuple[int, int]], start: int
+) -> None:
+    with simulation(200 * GBPS, False, start) as run:
+        run.tenant(-1, share(most=rate), 0, 0)
+        run.reset()
+        for rest, stretch in rests:
+            run.demand(0, 0, 0, 0)
+            run.run(rest)
+            run.demand(0, 0, size, 0)
+            run.run(stretch)
+        run.run(20 * MS)
+        assert run.excess(0, 0) <= run.burst(0, 0) - rate * 44 * MS // (8 * SECOND) + 1
+
+
 @given(tenants, starts, st.booleans())
 @settings(deadline=None, max_examples=150)
 def test_work_conserving_and_nobody_starves(
