@@ -398,6 +398,73 @@ static void send_locally(struct client *client, struct client *to, const struct 
     print("local", kind, list, times * list, &out, NULL);
 }
 
+/*
+ * A crowd: tenants that each write 8 bytes to themselves again and again, in turns, without limits and with one of every kind
+ * that is never met.
+ */
+enum { CROWD = 10, CROWD_LIST = 128 };
+
+static uint64_t count_messages(const uint32_t *tenants)
+{
+    uint64_t sum = 0;
+
+    for (uint32_t i = 0; i < CROWD; i++)
+        sum += engine->tenants[tenants[i]]->counters->tx_messages;
+    return sum;
+}
+
+static void crowd(struct client *clients, const uint32_t *tenants, const struct sluice_shape *shape, const char *what)
+{
+    struct kind kind = {"WRITE 8 B", IBV_WR_RDMA_WRITE, 8};
+    struct tally counted = {0}, before = {0};
+    uint64_t messages = 0;
+
+    for (uint32_t i = 0; i < CROWD; i++)
+        CHECK(sluice_tenant_shape(engine, tenants[i], shape) == 0);
+    snprintf(orders->what, sizeof(orders->what), "%d tenants, %s", CROWD, what);
+    for (uint32_t time = 0; time <= TIMES; time++) {
+        for (uint32_t i = 0; i < CROWD; i++)
+            await_rest(&clients[i]);
+        stop_before_doorbells();
+        for (uint32_t i = 0; i < CROWD; i++) {
+            for (uint32_t n = 0; n < CROWD_LIST; n++) {
+                struct sluice_wqe *wqe = slot(&clients[i]);
+
+                post_write(&clients[i], &clients[i], 0, kind.bytes);
+                wqe->flags = n + 1 < CROWD_LIST ? 0 : SLUICE_WQE_SIGNALED;
+            }
+            publish(&clients[i]);
+        }
+        uint64_t start = count_messages(tenants);
+
+        step_until_cqe(&clients[0], 1, time ? &counted : &before);
+        messages += time ? count_messages(tenants) - start : 0;
+        for (uint32_t i = 0; i < CROWD; i++)
+            take(&clients[i], 1);
+    }
+    printf("%-6s %-12s %-12s %10.1f\n", "local", kind.name, what, (double)counted.engine / (double)messages);
+    fflush(stdout);
+}
+
+static void count_limits(void)
+{
+    struct sluice_shape none = {0}, all = {
+        .share = {.min_bps = {1000000, 1000000}, .max_bps = {10000000000000, 10000000000000}, .weight = 200},
+        .max_operations = 1000000000, .max_engine_ns = 900000000};
+    static struct client clients[CROWD];
+    uint32_t tenants[CROWD];
+
+    send_entries = CROWD_LIST;
+    for (uint32_t i = 0; i < CROWD; i++) {
+        tenants[i] = tenant = (uint32_t)sluice_tenant_add(engine, 0, -1, &none);
+        open_client(&clients[i]);
+        connect(&clients[i], clients[i].qp_num, SLUICE_TRANSPORT_LOCAL);
+    }
+    printf("%d tenants that write to themselves at a time\n", CROWD);
+    crowd(clients, tenants, &none, "no limits");
+    crowd(clients, tenants, &all, "all limits");
+}
+
 static int find_library(struct dl_phdr_info *info, size_t size, void *argument)
 {
     (void)size;
@@ -468,6 +535,7 @@ static void be_counted(void)
         for (uint32_t i = 0; i < SENDS; i++)
             send_locally(&one, &other, &sends[i], list);
     }
+    count_limits();
     stop_before_doorbells();
     give(ORDER_END);
     exit(0);

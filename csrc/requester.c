@@ -469,9 +469,17 @@ static enum progress carry_out(struct qp *qp, uint32_t budget, uint32_t *status)
     return PROGRESS_FAILED;
 }
 
+/* Mostly they were asked by a message before it in this turn. */
+static bool is_admitted(struct allowance *allowance, struct qp *qp, uint32_t direction)
+{
+    return (qp->peer && qp->peer->tenant == allowance->peer && allowance->admitted[direction]) ||
+           turn_admits(allowance, qp, direction);
+}
+
 static void send_messages(struct qp *qp, struct allowance *allowance)
 {
     uint32_t next_look = TURN_PIECE;
+    int right = -1; /* the last message, which was a READ (1) or not (0), belongs to this turn, and so do all like it */
 
     for (; allowance->tries < allowance->messages && allowance->moved < allowance->bytes; allowance->tries++) {
         if (allowance->moved >= next_look) {
@@ -481,15 +489,18 @@ static void send_messages(struct qp *qp, struct allowance *allowance)
         }
         if (!qp->message.active && !qp_next_message(qp))
             return;
-        if (turn_flow(qp) != allowance->flow) {
+        bool reads = qp->message.wqe->opcode == IBV_WR_RDMA_READ;
+        uint32_t peer_direction = reads ? FLOW_EGRESS : FLOW_INGRESS;
+
+        if (reads != right && turn_flow(qp) != allowance->flow) {
             qp_activate(qp);
             return;
         }
-        if (!turn_admits(allowance, qp))
+        right = reads;
+        if (!is_admitted(allowance, qp, peer_direction))
             return;
         uint32_t status = IBV_WC_SUCCESS;
         uint32_t before = qp->message.moved;
-        uint32_t peer_direction = qp_reads(qp) ? FLOW_EGRESS : FLOW_INGRESS;
         enum progress progress = carry_out(qp, allowance->bytes - allowance->moved, &status);
         /* A message that lost its receiver on the way has begun again. */
         uint32_t bytes = progress == PROGRESS_NEXT ? 0 : qp->message.moved - (qp->message.moved < before ? 0 : before);

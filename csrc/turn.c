@@ -52,10 +52,9 @@ static void charge_peer(struct allowance *allowance)
     }
 }
 
-bool turn_admits(struct allowance *allowance, struct qp *qp)
+bool turn_admits(struct allowance *allowance, struct qp *qp, uint32_t direction)
 {
     struct tenant *peer = destination(qp);
-    uint32_t direction = qp_reads(qp) ? FLOW_EGRESS : FLOW_INGRESS;
 
     if (peer != allowance->peer) {
         /* Datagrams go to one tenant after the other. */
@@ -63,8 +62,12 @@ bool turn_admits(struct allowance *allowance, struct qp *qp)
             charge_peer(allowance);
         allowance->peer = peer;
     }
-    if (!peer || !peer->limited[direction] || allowance->admitted[direction] || peer->shape.wire_only)
+    if (!peer || allowance->admitted[direction])
         return true;
+    if (!peer->limited[direction] || peer->shape.wire_only) {
+        allowance->admitted[direction] = true;
+        return true;
+    }
     struct lane *lane = account_lane(&peer->account, direction, &qp->claim);
 
     if (lane) {

@@ -21,7 +21,7 @@ struct allowance {
     uint32_t moved;           /* bytes */
     struct tenant *peer;      /* who is at the other end; NULL: nobody, or not of this node */
     uint32_t peer_moved[DIRECTIONS]; /* of these bytes: by the peer's direction */
-    bool admitted[DIRECTIONS]; /* the peer's ceilings were asked */
+    bool admitted[DIRECTIONS]; /* the peer's ceilings were asked, or it has none */
     bool more;                /* the QP goes on to send, or waits to */
 };
 
@@ -31,9 +31,9 @@ bool turn_take(struct sluice_engine *engine);
 /* Where the QP's next message belongs: its tenant's flow. */
 enum flow turn_flow(const struct qp *qp);
 /*
- * Whether the ceilings at the other end let the QP's message go on. False: the QP
+ * Whether the ceilings at the other end, of its direction, let the QP's message go on. False: the QP
  * waits for them, and is active again when they do.
  */
-bool turn_admits(struct allowance *allowance, struct qp *qp);
+bool turn_admits(struct allowance *allowance, struct qp *qp, uint32_t direction);
 
 #endif
