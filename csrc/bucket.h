@@ -58,6 +58,7 @@ struct bucket {
     uint64_t taken;        /* ns: when last; meaningful where it is peaked, as is the next */
     bool wanted;           /* more was, after that */
     bool peaked;
+    uint32_t peak_fraction;
     uint32_t chunk;        /* units at a stretch, so that a low rate stays smooth */
 };
 
@@ -91,17 +92,19 @@ void bucket_forget(struct bucket *bucket, uint64_t now);
 /* The same as bucket_take, for a cost in nanoseconds with 32 fractional bits. */
 static inline void bucket_take_cost(struct bucket *bucket, unsigned __int128 cost, bool more, uint64_t now)
 {
-    unsigned __int128 less = cost / BUCKET_PEAK;
+    unsigned __int128 spread = cost - cost / BUCKET_PEAK;
 
     if (__builtin_expect(now > bucket->lag_ns && bucket->tat < now - bucket->lag_ns, 0)) {
         bucket_forget(bucket, now);
         if (bucket->tat < now - bucket->lag_ns)
-            less = cost / BUCKET_PEAK_FAR;
+            spread = cost - cost / BUCKET_PEAK_FAR;
     }
     if (bucket->peaked) {
         if (now > BUCKET_PEAK_LAG_NS && bucket->peak_tat < now - BUCKET_PEAK_LAG_NS)
             bucket->peak_tat = now - BUCKET_PEAK_LAG_NS;
-        bucket->peak_tat += (uint64_t)((cost - less) >> 32);
+        spread += bucket->peak_fraction;
+        bucket->peak_tat += (uint64_t)(spread >> 32);
+        bucket->peak_fraction = (uint32_t)spread;
         bucket->taken = now;
         bucket->wanted = more;
     }
