@@ -399,8 +399,8 @@ static void send_locally(struct client *client, struct client *to, const struct 
 }
 
 /*
- * A crowd: tenants that each write 8 bytes to themselves again and again, in turns, without limits and with one of every kind
- * that is never met.
+ * A crowd: tenants that each write 8 bytes to themselves again and again, in turns, without limits and with those of isolation/isolation.py,
+ * which are never met.
  */
 enum { CROWD = 10, CROWD_LIST = 128 };
 
@@ -450,7 +450,7 @@ static void count_limits(void)
 {
     struct sluice_shape none = {0}, all = {
         .share = {.min_bps = {1000000, 1000000}, .max_bps = {10000000000000, 10000000000000}, .weight = 200},
-        .max_operations = 1000000000, .max_engine_ns = 900000000};
+        .max_operations = 1000000000};
     static struct client clients[CROWD];
     uint32_t tenants[CROWD];
 
