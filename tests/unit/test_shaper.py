@@ -100,9 +100,7 @@ def test_never_above_the_ceiling_in_any_window(
 
 @given(rates, sizes, st.lists(st.tuples(st.integers(0, 60 * MS), st.integers(MS, 20 * MS)), max_size=5), starts)
 @settings(deadline=None, max_examples=100)
-def test_what_the_machine_missed_is_made_good(
-    rate: int, size: int, stalls: list[tuple[int, int]], start: int
-) -> None:
+def test_what_the_machine_missed_is_made_good(rate: int, size: int, stalls: list[tuple[int, int]], start: int) -> None:
     """Up to 64 ms in all, for who wanted more all the while, and never at more than 4/3 of the rate."""
     with simulation(200 * GBPS, False, start) as run:
         run.tenant(-1, share(most=rate), 0, 0)
