@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "holdings.h"
 #include "multicast.h"
 #include "nic.h"
 #include "session.h"
@@ -73,10 +74,14 @@ int ah_create(struct session *session, const struct sluice_create_ah_request *re
 
     if (!pd)
         return -EINVAL;
+    if (!holding_take(session->tenant, HOLDING_AHS))
+        return -ENOMEM;
     struct ah *ah = calloc(1, sizeof(*ah));
 
-    if (!ah)
+    if (!ah) {
+        holding_give(session->tenant, HOLDING_AHS);
         return -ENOMEM;
+    }
     ah->pd = pd;
     ah->transport = transport;
     ah->attr = request->attr;
@@ -98,6 +103,7 @@ int ah_create(struct session *session, const struct sluice_create_ah_request *re
         ah_set_peer(ah, peer_tenant);
     }
     if (error) {
+        holding_give(session->tenant, HOLDING_AHS);
         free(ah);
         return error;
     }
@@ -141,6 +147,7 @@ static void ah_free(struct session *session, struct ah *ah)
     ah->pd->users--;
     session->ah_count--;
     session->ahs[ah->handle] = NULL;
+    holding_give(session->tenant, HOLDING_AHS);
     free(ah);
 }
 

@@ -9,6 +9,7 @@
 #include "atomic.h"
 #include "clock.h"
 #include "context.h"
+#include "holdings.h"
 #include "qp.h"
 #include "session.h"
 #include "srq.h"
@@ -70,10 +71,14 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
             return -EINVAL;
     }
 
+    if (!holding_take(context->tenant, HOLDING_CQS))
+        return -ENOMEM;
     struct cq *cq = calloc(1, sizeof(*cq));
 
-    if (!cq)
+    if (!cq) {
+        holding_give(context->tenant, HOLDING_CQS);
         return -ENOMEM;
+    }
     /* Apart, so that the ring can be exchanged while the consumer's words stay where they are. */
     int64_t offset = session_take_part(session, sizeof(struct sluice_cq_shared));
     int64_t ring = offset < 0 ? offset : session_take_part(session, ring_size(entries));
@@ -81,6 +86,7 @@ int cq_create(struct session *session, const struct sluice_create_cq_request *re
     if (ring < 0) {
         if (offset >= 0)
             session_give_part(session, (uint64_t)offset, sizeof(struct sluice_cq_shared));
+        holding_give(context->tenant, HOLDING_CQS);
         free(cq);
         return (int)ring;
     }
@@ -217,6 +223,7 @@ void cq_free(struct cq *cq)
     cq->session->cqs[cq->handle] = NULL;
     cq->session->cq_count--;
     cq->context->cqs--;
+    holding_give(cq->context->tenant, HOLDING_CQS);
     free(cq);
 }
 

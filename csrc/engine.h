@@ -24,7 +24,8 @@ enum sluice_engine_limits {
     SLUICE_MAX_NODES = 4096, /* others that this one ever had to do with */
     SLUICE_MAX_SESSIONS = 16384,
     SLUICE_MAX_GROUPS = 1024,
-    SLUICE_MAX_QPS = 262144 /* of the node */
+    SLUICE_MAX_QPS = 262144, /* of the node */
+    SLUICE_TENANT_MRS = 262144 /* regions and windows that a tenant may have: a quarter of the node's keys */
 };
 
 /* Of what goes between two nodes' engines. The control planes compare them before they connect anything. */
@@ -55,6 +56,7 @@ enum sluice_limit {
     SLUICE_LIMIT_CQS,
     SLUICE_LIMIT_FILES,   /* the router's open files that its objects are: EMFILE */
     SLUICE_LIMIT_WINDOWS, /* of the engine onto its memory (window.h): an access error */
+    SLUICE_LIMIT_OBJECTS, /* PDs, SRQs and AHs: a fair share of what the router keeps (holdings.h) */
     SLUICE_LIMITS
 };
 
@@ -116,8 +118,8 @@ struct sluice_tenant_counters {
     uint64_t atomics;       /* atomic operations it asked for */
     uint64_t completions;   /* CQEs written to it */
     uint64_t errors;        /* of these, with a status other than success and flush */
-    uint64_t throttled_ns[12]; /* by enum sluice_limit: time in which work waited for it */
-    uint64_t refused[12];   /* by enum sluice_limit: verbs that failed for it */
+    uint64_t throttled_ns[13]; /* by enum sluice_limit: time in which work waited for it */
+    uint64_t refused[13];   /* by enum sluice_limit: verbs that failed for it */
     uint64_t last_refused;  /* enum sluice_limit of the latest, plus 1; 0: none yet */
     uint64_t engine_ns;     /* of the engine's time that its work took */
     uint64_t verbs;         /* control verbs that the engine carried out for it */
@@ -135,7 +137,7 @@ struct sluice_tenant_counters {
 };
 
 struct sluice_group_counters {
-    uint64_t throttled_ns[12]; /* by enum sluice_limit */
+    uint64_t throttled_ns[13]; /* by enum sluice_limit */
     uint64_t tenants;       /* now */
     uint64_t min_bps[2];    /* beyond its tenants' */
     uint64_t max_bps[2];

@@ -6,6 +6,7 @@
 
 #include "context.h"
 #include "ending.h"
+#include "holdings.h"
 #include "memory.h"
 #include "mw.h"
 #include "nic.h"
@@ -44,15 +45,17 @@ static bool within_limits(struct tenant *tenant, uint32_t more, uint64_t bytes)
 struct mr *mr_take(struct pd *pd, enum mr_kind kind)
 {
     struct sluice_engine *engine = pd->session->engine;
+    struct tenant *tenant = pd->context->tenant;
     uint32_t index;
 
+    /* There is one for whoever may have one more. */
+    if (!holding_take(tenant, HOLDING_KEYS))
+        return NULL;
     if (engine->mr_free) {
         index = engine->mr_free;
         engine->mr_free = engine->mrs[index].next_free;
-    } else if (engine->mr_used < MR_MAX) {
-        index = engine->mr_used++;
     } else {
-        return NULL;
+        index = engine->mr_used++;
     }
     struct mr *mr = &engine->mrs[index];
     uint32_t variants = 1u << MR_VARIANT_BITS;
@@ -66,10 +69,10 @@ struct mr *mr_take(struct pd *pd, enum mr_kind kind)
     list_append(kind == MR_REGION ? &pd->session->mrs : &pd->session->mws, &mr->link);
     pd->users++;
     if (kind == MR_REGION) {
-        pd->context->tenant->counters->mrs++;
+        tenant->counters->mrs++;
         pd->session->mr_count++;
     } else {
-        pd->context->tenant->counters->mws++;
+        tenant->counters->mws++;
         pd->session->mw_count++;
     }
     return mr;
@@ -271,6 +274,7 @@ void mr_free(struct sluice_engine *engine, struct mr *mr)
         registration_abandon(mr->pd->session);
     ending_loses(mr->pd->session, mr);
     nic_dereg_mr(mr);
+    holding_give(mr->pd->context->tenant, HOLDING_KEYS);
     mr->pd->users--;
     list_remove(&mr->link);
     mr->last_key = mr->key;

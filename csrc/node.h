@@ -80,6 +80,9 @@ struct chore {
     uint32_t (*run)(struct chore *chore, uint32_t bytes);
 };
 
+/* holdings.h */
+enum holding { HOLDING_QPS, HOLDING_KEYS, HOLDING_CQS, HOLDING_PDS, HOLDING_SRQS, HOLDING_AHS, HOLDINGS };
+
 /* What a NIC is told to pace a QP by; all 0: nothing. */
 struct pace {
     uint64_t rate;  /* bits per second */
@@ -113,6 +116,7 @@ struct tenant {
     bool ending; /* removed, while its sessions end */
     struct list in_ending; /* in engine->ending */
     uint32_t windows;     /* of its arenas and files: window.h */
+    uint32_t holds[HOLDINGS]; /* of the first: on all its devices */
     uint32_t files;       /* open files of the router: tenant_take_files */
     struct list xrcds;
     uint32_t xrcd_opens, xrc_srqs;
@@ -239,6 +243,7 @@ struct sluice_engine {
     struct list *groups;      /* GROUP_BUCKETS; see multicast.h */
     struct gate *gate;        /* gate.h; NULL: what is sent to groups comes to all of their members */
     uint64_t incarnations;    /* of tenants, so far */
+    uint32_t held[HOLDINGS];  /* by all tenants */
 
     struct mr *mrs;           /* MR_MAX, by index, windows too; see mr.h */
     uint32_t mr_free;         /* first of the list of free entries */

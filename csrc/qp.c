@@ -9,6 +9,7 @@
 #include "atomic.h"
 #include "context.h"
 #include "fence.h"
+#include "holdings.h"
 #include "multicast.h"
 #include "nic.h"
 #include "mw.h"
@@ -275,9 +276,13 @@ int qp_create(struct session *session, const struct sluice_create_qp_request *re
 
     if (!error && !tenant_may_have(qp->tenant, SLUICE_LIMIT_QPS, qp->tenant->counters->qps, 1, qp->tenant->shape.max_qps))
         error = -ENOMEM;
+    if (!error && !holding_take(qp->tenant, HOLDING_QPS))
+        error = -ENOMEM;
     if (!error) {
         lay_out(qp, &request->cap);
         error = take_resources(qp, request);
+        if (error)
+            holding_give(qp->tenant, HOLDING_QPS);
     }
     if (error) {
         free(qp);
@@ -319,6 +324,7 @@ void qp_free(struct qp *qp)
     parcels_drop(qp);
     give_number(qp);
     use_objects(qp, -1);
+    holding_give(qp->tenant, HOLDING_QPS);
     qp->counters->qp_num = 0;
     if (qp->size) {
         qp->session->qps[qp->handle] = NULL;

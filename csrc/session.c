@@ -16,6 +16,7 @@
 #include "ending.h"
 #include "fence.h"
 #include "futex.h"
+#include "holdings.h"
 #include "memory.h"
 #include "mr.h"
 #include "multicast.h"
@@ -403,15 +404,23 @@ void engine_ask_member(struct sluice_engine *engine, const uint8_t sender[16], i
 int pd_alloc(struct session *session, uint32_t context)
 {
     struct context *of = context_find(session, context);
-    struct pd *pd = of && session->pd_count < SLUICE_SESSION_PDS ? calloc(1, sizeof(*pd)) : NULL;
 
-    if (!pd)
-        return of ? -ENOMEM : -EINVAL;
+    if (!of)
+        return -EINVAL;
+    if (session->pd_count == SLUICE_SESSION_PDS || !holding_take(of->tenant, HOLDING_PDS))
+        return -ENOMEM;
+    struct pd *pd = calloc(1, sizeof(*pd));
+
+    if (!pd) {
+        holding_give(of->tenant, HOLDING_PDS);
+        return -ENOMEM;
+    }
     pd->session = session;
     pd->context = of;
     int error = nic_alloc_pd(pd);
 
     if (error) {
+        holding_give(of->tenant, HOLDING_PDS);
         free(pd);
         return error;
     }
@@ -437,6 +446,7 @@ int pd_free(struct pd *pd)
     nic_dealloc_pd(pd);
     list_remove(&pd->link);
     pd->session->pd_count--;
+    holding_give(pd->context->tenant, HOLDING_PDS);
     free(pd);
     return 0;
 }

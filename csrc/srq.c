@@ -9,6 +9,7 @@
 #include "atomic.h"
 #include "context.h"
 #include "cq.h"
+#include "holdings.h"
 #include "nic_srq.h"
 #include "qp.h"
 #include "session.h"
@@ -90,6 +91,7 @@ int srq_create(struct session *session, const struct sluice_create_srq_request *
 {
     struct srq *srq = calloc(1, sizeof(*srq));
     int64_t offset = 0;
+    bool held = false;
 
     if (!srq)
         return -ENOMEM;
@@ -98,6 +100,10 @@ int srq_create(struct session *session, const struct sluice_create_srq_request *
     list_init(&srq->waiting);
     int error = find_objects(srq, request);
 
+    if (!error && !holding_take(session->tenant, HOLDING_SRQS))
+        error = -ENOMEM;
+    else if (!error)
+        held = true;
     if (!error) {
         srq->max_sge = request->max_sge;
         srq->limit = request->limit;
@@ -108,6 +114,8 @@ int srq_create(struct session *session, const struct sluice_create_srq_request *
         error = offset < 0 ? (int)offset : 0;
     }
     if (error) {
+        if (held)
+            holding_give(session->tenant, HOLDING_SRQS);
         free(srq);
         return error;
     }
@@ -117,6 +125,7 @@ int srq_create(struct session *session, const struct sluice_create_srq_request *
         session->srqs[srq->handle] = NULL;
     if (error) {
         session_give_part(session, srq->offset, srq->size);
+        holding_give(session->tenant, HOLDING_SRQS);
         free(srq);
         return error;
     }
@@ -165,6 +174,7 @@ void srq_free(struct srq *srq)
     free(srq->returned);
     session->srqs[srq->handle] = NULL;
     session_give_part(session, srq->offset, srq->size);
+    holding_give(session->tenant, HOLDING_SRQS);
     free(srq);
 }
 

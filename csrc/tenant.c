@@ -261,12 +261,17 @@ void tenant_has_grant(struct tenant *tenant)
     tenant_waits_less(tenant);
 }
 
+void tenant_refused(struct tenant *tenant, enum sluice_limit limit)
+{
+    tenant->counters->refused[limit]++;
+    tenant->counters->last_refused = limit + 1;
+}
+
 bool tenant_may_have(struct tenant *tenant, enum sluice_limit limit, uint64_t has, uint64_t more, uint64_t max)
 {
     if (max == 0 || more == 0 || (has <= max && more <= max - has))
         return true;
-    tenant->counters->refused[limit]++;
-    tenant->counters->last_refused = limit + 1;
+    tenant_refused(tenant, limit);
     return false;
 }
 

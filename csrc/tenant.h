@@ -64,6 +64,8 @@ void tenant_has_grant(struct tenant *tenant);
 
 /* Whether the tenant may have one more object (or bytes) of which it has so many. Counts a refusal. */
 bool tenant_may_have(struct tenant *tenant, enum sluice_limit limit, uint64_t has, uint64_t more, uint64_t max);
+/* Counts one of whatever else. */
+void tenant_refused(struct tenant *tenant, enum sluice_limit limit);
 
 /*
  * The router's open files that a tenant's objects are: sessions, contexts, channels, files that it passed, connections of its

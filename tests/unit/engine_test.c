@@ -15,6 +15,7 @@
 #include "atomic.h"
 #include "check.h"
 #include "client.h"
+#include "holdings.h"
 #include "worker.h"
 
 static void rings_lose_nothing(void)
@@ -517,6 +518,117 @@ static void as_many_queues_as_are_reported(void)
         sched_yield();
 }
 
+/* ---- what a node has once -------------------------------------------------- */
+
+/* As many as it gets. */
+static uint32_t take_all(uint32_t number, enum holding what)
+{
+    uint32_t count = 0;
+
+    worker_enter(engine);
+    while (holding_take(engine->tenants[number], what))
+        count++;
+    worker_leave(engine);
+    return count;
+}
+
+static void give_all(uint32_t number, enum holding what, uint32_t count)
+{
+    worker_enter(engine);
+    while (count--)
+        holding_give(engine->tenants[number], what);
+    worker_leave(engine);
+}
+
+/* One has a quarter; those that agree leave a share for whoever comes then. */
+static void numbers_are_shared_out(void)
+{
+    enum { GREEDY = 6 };
+    struct sluice_shape none = {0};
+    struct sluice_create_qp_reply reply;
+    uint32_t tenants[GREEDY + 1], has[GREEDY + 1], own = tenant, sum = 0;
+    struct client a, b;
+
+    for (uint32_t i = 0; i <= GREEDY; i++)
+        tenants[i] = (uint32_t)sluice_tenant_add(engine, 0, -1, &none);
+    for (uint32_t i = 0; i < GREEDY; i++) {
+        has[i] = take_all(tenants[i], HOLDING_QPS);
+        sum += has[i];
+        CHECK(has[i] <= SLUICE_MAX_QPS / 4 && sum < SLUICE_MAX_QPS);
+        CHECK(engine->tenants[tenants[i]]->counters->last_refused == SLUICE_LIMIT_QPS + 1);
+    }
+    CHECK(has[0] == SLUICE_MAX_QPS / 4);
+    /* Who comes last has a share, a real one has what is left of its own, and who has enough has no more. */
+    has[GREEDY] = take_all(tenants[GREEDY], HOLDING_QPS);
+    CHECK(has[GREEDY] >= SLUICE_MAX_QPS / 32);
+    give_all(tenants[GREEDY], HOLDING_QPS, has[GREEDY]);
+    tenant = tenants[GREEDY];
+    open_client(&b);
+    give_all(tenants[0], HOLDING_QPS, 1);
+    tenant = tenants[0];
+    has[0]--;
+    struct sluice_session_files files;
+    int session = sluice_session_open(engine, tenant, &files), fd;
+
+    close(files.segment);
+    close(files.arena);
+    int context = sluice_context_open(engine, (uint32_t)session, 0, &fd);
+
+    close(fd);
+    int pd = sluice_pd_alloc(engine, (uint32_t)session, (uint32_t)context);
+    struct sluice_create_cq_request cq_request = {.cqe = 1, .context = (uint32_t)context};
+    struct sluice_create_cq_reply cq;
+
+    CHECK(sluice_cq_create(engine, (uint32_t)session, &cq_request, &cq) == 0);
+    struct sluice_create_qp_request request = {
+        .pd = (uint32_t)pd, .send_cq = cq.handle, .recv_cq = cq.handle, .qp_type = IBV_QPT_RC, .cap = {.max_send_wr = 1}};
+
+    CHECK(sluice_qp_create(engine, (uint32_t)session, &request, &reply) == -ENOMEM);
+    /* All that has gone may be had again. */
+    for (uint32_t i = 0; i < GREEDY; i++)
+        give_all(tenants[i], HOLDING_QPS, has[i]);
+    CHECK(sluice_qp_create(engine, (uint32_t)session, &request, &reply) == 0);
+    CHECK(sluice_session_close(engine, (uint32_t)session) == 0);
+    close_client(&b);
+    tenant = own;
+    for (uint32_t i = 0; i <= GREEDY; i++)
+        CHECK(sluice_tenant_remove(engine, tenants[i]) == 0);
+    open_client(&a);
+    close_client(&a);
+    for (uint32_t what = 0; what < HOLDINGS; what++) {
+        worker_enter(engine);
+        while (engine->held[what]) { /* what other tests had much of ends in turns */
+            worker_leave(engine);
+            sched_yield();
+            worker_enter(engine);
+        }
+        worker_leave(engine);
+    }
+}
+
+/* A process has as many AHs as are reported, a tenant's processes together a quarter of all. */
+static void address_handles_have_an_end(void)
+{
+    enum { PROCESSES = 5 };
+    static const uint8_t gid[16] = {[10] = 0xff, [11] = 0xff, [12] = 10, [15] = 1};
+    struct client clients[PROCESSES];
+    uint32_t count = 0;
+
+    for (int i = 0; i < PROCESSES; i++) {
+        open_client(&clients[i]);
+        struct sluice_create_ah_request request = {.pd = clients[i].pd, .attr = {.port_num = 1}};
+        int result;
+
+        memcpy(request.attr.dgid, gid, sizeof(gid));
+        while ((result = sluice_ah_create(engine, clients[i].session, &request, gid, -1)) > 0)
+            count++;
+        CHECK(result == -ENOMEM && count == (i < PROCESSES - 1 ? (i + 1u) * (SLUICE_SESSION_AHS - 1) : 4 * SLUICE_SESSION_AHS));
+    }
+    CHECK(engine->tenants[tenant]->counters->last_refused == SLUICE_LIMIT_OBJECTS + 1);
+    for (int i = 0; i < PROCESSES; i++)
+        close_client(&clients[i]);
+}
+
 int main(void)
 {
     struct sluice_shape none = {0};
@@ -536,6 +648,8 @@ int main(void)
     RUN(a_context_with_much_ends_in_turns);
     RUN(a_tenant_is_removed_while_its_sessions_end);
     RUN(as_many_queues_as_are_reported);
+    RUN(address_handles_have_an_end);
+    RUN(numbers_are_shared_out);
     RUN(who_moves_much_gives_way);
 #ifndef __SANITIZE_THREAD__
     RUN(random_bytes_everywhere);

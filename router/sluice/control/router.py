@@ -46,7 +46,10 @@ from sluice.policy.policy import GroupPolicy, Policy, PolicyError, check_name
 log = logging.getLogger(__name__)
 
 
-LIMITS = ["egress", "ingress", "ops", "verbs", "engine", "peer", "mrs", "mr-bytes", "qps", "cqs", "files", "windows"]
+LIMITS = [
+    *("egress", "ingress", "ops", "verbs", "engine", "peer"),
+    *("mrs", "mr-bytes", "qps", "cqs", "files", "windows", "objects"),
+]
 """Names of enum sluice_limit: what throttled_ns, refused and last_refused of the counters are indexed by."""
 
 

@@ -84,7 +84,7 @@ class VirtualDevice:
         reply.max_inline = lib.SLUICE_MAX_INLINE
         reply.max_cq = lib.SLUICE_SESSION_CQS - 1
         reply.max_cqe = lib.SLUICE_MAX_CQE
-        reply.max_mr = 1 << 20
+        reply.max_mr = lib.SLUICE_TENANT_MRS
         reply.max_pd = lib.SLUICE_SESSION_PDS
         reply.max_qp_rd_atom = 128
         reply.max_srq = lib.SLUICE_SESSION_SRQS - 1
