@@ -19,6 +19,9 @@ struct nic_qp;
 struct transport;
 struct xrcd;
 
+/* WRs of each queue that are flushed at a time, before others have had their turns. */
+enum { FLUSHED_AT_ONCE = 256 };
+
 /* Why a QP with work isn't in its tenant's active list. */
 enum qp_wait {
     QP_WAIT_NOTHING, /* active, or no work */

@@ -147,13 +147,17 @@ void qp_flush_sends(struct qp *qp)
     if (queue->entries == 0)
         return;
     /* What is there now: who goes on posting meanwhile would keep the worker here for ever. */
-    for (uint32_t left = queue_waiting(session, queue); left && !session->broken; left--) {
+    uint32_t left = queue_waiting(session, queue);
+    /* Not in SQE: from there the application goes on to RTS, where what is left would be sent. */
+    bool more = left > FLUSHED_AT_ONCE && qp->state == IBV_QPS_ERR;
+
+    for (left = more ? FLUSHED_AT_ONCE : left; left && !session->broken; left--) {
         qp->message.wqe = (struct sluice_wqe *)qp->message.bytes;
         copy_once(qp->message.bytes, queue_slot(queue), sizeof(struct sluice_wqe));
         qp->message.total = 0;
         qp_complete_send(qp, IBV_WC_WR_FLUSH_ERR);
     }
-    if (!session->broken && !queue_arm(session, queue) && !session->broken)
+    if (!session->broken && (more || !queue_arm(session, queue)) && !session->broken)
         session_ring_again(session, qp->handle);
 }
 
@@ -528,12 +532,17 @@ void qp_ring(struct qp *qp)
     /* What failed is not all back yet: it comes first. */
     if (qp->state == IBV_QPS_ERR && (qp->transport || qp->fence))
         return;
-    if (qp->state == IBV_QPS_ERR || qp->state == IBV_QPS_SQE)
+    if (qp->state == IBV_QPS_ERR || qp->state == IBV_QPS_SQE) {
+        uint64_t start = clock_now();
+
         qp_flush_sends(qp);
-    if (qp->state == IBV_QPS_ERR) {
-        qp_flush_receives(qp);
-        return;
+        if (qp->state == IBV_QPS_ERR)
+            qp_flush_receives(qp);
+        /* Outside of turns: who posts to what failed pays for it all the same. */
+        tenant_charge_time(qp->tenant, clock_now() - start);
     }
+    if (qp->state == IBV_QPS_ERR)
+        return;
     if (qp->state == IBV_QPS_RTS && qp->sq.entries && qp->wait == QP_WAIT_NOTHING && list_unlinked(&qp->link))
         qp_activate(qp);
     if (qp->transport)

@@ -71,7 +71,10 @@ void qp_flush_receives(struct qp *qp)
     if (queue->entries == 0)
         return;
     /* As sends are (qp_flush_sends). */
-    for (uint32_t left = queue_waiting(session, queue); left && !session->broken; left--) {
+    uint32_t left = queue_waiting(session, queue);
+    bool more = left > FLUSHED_AT_ONCE;
+
+    for (left = more ? FLUSHED_AT_ONCE : left; left && !session->broken; left--) {
         const struct sluice_recv_wqe *slot = (const struct sluice_recv_wqe *)queue_slot(queue);
 
         qp->receive.wr_id = slot->wr_id;
@@ -81,6 +84,6 @@ void qp_flush_receives(struct qp *qp)
         queue->head++;
         qp_complete_receive(qp, IBV_WC_WR_FLUSH_ERR, IBV_WC_RECV, 0, 0, 0, false);
     }
-    if (!session->broken && !queue_arm(session, queue) && !session->broken)
+    if (!session->broken && (more || !queue_arm(session, queue)) && !session->broken)
         session_ring_again(session, qp->handle);
 }

@@ -277,6 +277,9 @@ void session_queue_command(struct session *session)
     tenant_add_task(session->tenant, &session->command);
 }
 
+/* QPs that ring at once, and what it takes to look at more of them, each in a cache line of its own. */
+enum { RUNG_FREE = 8, RUNG_NS = 50 };
+
 static void poll_srqs(struct session *session)
 {
     struct sluice_segment *head = segment_head(&session->segment);
@@ -298,6 +301,7 @@ static void poll_srqs(struct session *session)
 void session_poll(struct session *session)
 {
     struct sluice_segment *head = segment_head(&session->segment);
+    uint32_t rung = 0;
 
     /* The tenant's turn comes for it: a storm of commands is no faster than one's share of the engine. */
     if (load_relaxed(&head->command_rung) && exchange(&head->command_rung, 0) && list_unlinked(&session->command.link))
@@ -311,6 +315,7 @@ void session_poll(struct session *session)
             uint32_t word = i * 64 + (uint32_t)__builtin_ctzll(summary);
             uint64_t bits = exchange(&head->words[word], 0);
 
+            rung += (uint32_t)__builtin_popcountll(bits);
             for (; bits; bits &= bits - 1) {
                 struct qp *qp = session->qps[word * 64 + (uint32_t)__builtin_ctzll(bits)];
 
@@ -321,6 +326,9 @@ void session_poll(struct session *session)
             }
         }
     }
+    /* Who rings for many, whether they have anything or not, is looked at at his own expense. */
+    if (rung > RUNG_FREE)
+        tenant_charge_time(session->tenant, (uint64_t)rung * RUNG_NS);
 }
 
 /* ---- the end of a session that misbehaves ------------------------------ */

@@ -518,6 +518,39 @@ static void as_many_queues_as_are_reported(void)
         sched_yield();
 }
 
+/* Many WRs of a QP that failed are flushed some at a time, in order and at their tenant's expense. */
+static void a_long_flush_is_in_order(void)
+{
+    enum { POSTED = 5000 };
+    uint32_t before = send_entries;
+    struct client a;
+
+    send_entries = 8192;
+    open_client(&a);
+    send_entries = before;
+    struct sluice_resize_cq_request request = {.handle = a.cq_handle, .cqe = 2 * POSTED};
+    struct sluice_resize_cq_reply reply;
+
+    CHECK(sluice_cq_resize(engine, a.session, &request, &reply) == 0);
+    a.ring = (struct sluice_cqe *)((uint8_t *)a.segment + reply.ring);
+    a.cq_entries = reply.cqe;
+    move(&a, IBV_QPS_ERR, 0);
+    const uint64_t charged = engine->tenants[tenant]->counters->engine_ns;
+
+    for (uint32_t i = 0; i < POSTED; i++)
+        post_write(&a, &a, i, 8);
+    publish(&a);
+    for (uint32_t i = 0; i < POSTED; i++) {
+        struct sluice_cqe cqe = wait_cqe(&a);
+
+        CHECK(cqe.status == IBV_WC_WR_FLUSH_ERR && cqe.wr_id == i);
+    }
+    worker_enter(engine);
+    CHECK(engine->tenants[tenant]->counters->engine_ns > charged);
+    worker_leave(engine);
+    close_client(&a);
+}
+
 /* ---- what a node has once -------------------------------------------------- */
 
 /* As many as it gets. */
@@ -648,6 +681,7 @@ int main(void)
     RUN(a_context_with_much_ends_in_turns);
     RUN(a_tenant_is_removed_while_its_sessions_end);
     RUN(as_many_queues_as_are_reported);
+    RUN(a_long_flush_is_in_order);
     RUN(address_handles_have_an_end);
     RUN(numbers_are_shared_out);
     RUN(who_moves_much_gives_way);
