@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The directory, and the counters' types."""
 
+import socket
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import pytest
 from sluice.cluster.directory import AddressError, Directory
+from sluice.device.socket_file import let_all_connect
 from sluice.device.virtual import VirtualDevice
 from sluice.engine import ffi
 from sluice.engine.counters import QP, TENANT
@@ -27,3 +30,18 @@ def test_counters_have_the_layout_of_the_header_file() -> None:
     assert ffi.sizeof("struct sluice_tenant_counters") == TENANT.itemsize
     assert ffi.sizeof("struct sluice_qp_counters") == QP.itemsize
     assert TENANT.names is not None and "tx_bytes" in TENANT.names
+
+
+def test_a_link_in_a_sockets_place_leads_nowhere(tmp_path: Path) -> None:
+    """A container that may write to its tenant's directory makes nothing of the host's everybody's."""
+    secret, link = tmp_path / "secret", tmp_path / "control"
+    secret.touch(0o600)
+    link.symlink_to(secret)
+    with pytest.raises(OSError, match="no socket"):
+        let_all_connect(link)
+    assert secret.stat().st_mode & 0o777 == 0o600
+    link.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(link))
+        let_all_connect(link)
+    assert link.stat().st_mode & 0o777 == 0o666

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import zmq
 
+from sluice.device.socket_file import let_all_connect
+
 SO_PASSRIGHTS = 83
 """Linux 6.16, asm-generic/socket.h: off, who passes descriptors along gets EPERM, on what is accepted too."""
 MAX_REQUEST = 4096
@@ -28,7 +30,7 @@ class ControlSocket:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(path))
             # Containers run as any user; the directory is what keeps strangers out.
-            path.chmod(0o666)
+            let_all_connect(path)
             self._own: zmq.Context[zmq.Socket[bytes]] | None = None
             try:
                 # Before it listens: from then on it is on what is accepted as it is here.

@@ -26,6 +26,7 @@ from sluice.control.look import Later
 from sluice.control.session import Session
 from sluice.control.verbs import ProtocolError, Verbs, hello_token, refusal, same_token
 from sluice.device.node import NodeDevice
+from sluice.device.socket_file import let_all_connect
 from sluice.device.sysfs import Sysfs
 from sluice.device.virtual import VirtualDevice, device_name
 from sluice.engine import Engine, lib
@@ -205,7 +206,7 @@ class Tenant:
         self._listener.listen(128)
         self._listener.setblocking(False)
         # Containers run as any user; the directory is what keeps strangers out.
-        (self.path / "descriptors").chmod(0o666)
+        let_all_connect(self.path / "descriptors")
         self._control_socket = ControlSocket(self.path / "control", context)
         self._control = self._control_socket.socket
         loop = asyncio.get_running_loop()

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sluice import __version__
+from sluice.device.socket_file import let_all_connect
 from sluice.device.virtual import VirtualDevice
 
 CHARACTER_MAJOR, CHARACTER_MINOR = 231, 192
@@ -175,7 +176,7 @@ class Sysfs:
             listener.bind(str(path))
             listener.listen(128)
             listener.setblocking(False)
-            path.chmod(0o666)
+            let_all_connect(path)
             asyncio.get_running_loop().add_reader(listener.fileno(), self._answer, listener, tenant)
 
     def _answer(self, listener: socket.socket, tenant: int) -> None:
