@@ -53,6 +53,9 @@ LIMITS = [
 """Names of enum sluice_limit: what throttled_ns, refused and last_refused of the counters are indexed by."""
 
 
+ASK_AGAIN_SECONDS = 1.0
+"""How long a sender to groups is unheard whom another router named, and whom the directory doesn't know at its node."""
+
 NIC_SECONDS = 1.0
 """How often to see whether a device was removed, or is back."""
 
@@ -139,6 +142,8 @@ class Router:
         self.tenants: dict[str, Tenant] = {}
         self.started = time.time()
         asyncio.get_running_loop().add_reader(self._engine.event_fd(), self._on_engine_event)
+        self._misplaced: set[IP] = set()
+        self._misplaced_timer: asyncio.TimerHandle | None = None
         self._nic_watch: asyncio.TimerHandle | None = None
         for device in self.devices:
             if device.nic is not None:
@@ -337,7 +342,19 @@ class Router:
         source, member = address_of(sender), self.directory.address_of_tenant(tenant)
         if source is None or member is None or not self.delivers(source, member):
             return False
-        return trunk is None or (self._connector is not None and self._connector.is_from(source, trunk))
+        if trunk is None or (self._connector is not None and self._connector.is_from(source, trunk)):
+            return True
+        # The directory may know it there by then.
+        self._misplaced.add(source)
+        if self._misplaced_timer is None:
+            self._misplaced_timer = asyncio.get_running_loop().call_later(ASK_AGAIN_SECONDS, self._forget_misplaced)
+        return False
+
+    def _forget_misplaced(self) -> None:
+        self._misplaced_timer = None
+        for source in self._misplaced:
+            self.forget_members(source)
+        self._misplaced.clear()
 
     def find_tenant(self, name: str) -> Tenant:
         try:
@@ -509,6 +526,8 @@ class Router:
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._engine.event_fd())
+        if self._misplaced_timer is not None:
+            self._misplaced_timer.cancel()
         if self._nic_watch is not None:
             self._nic_watch.cancel()
         for device in self.devices:
