@@ -23,7 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MEMORY = 1 << 20, DEPTH = 64, WINDOW = 16, RECEIVES = 2 * WINDOW, ROUNDS = 400, REGIONS = 21 };
+enum { MEMORY = 1 << 20, DEPTH = 64, WINDOW = 16, RECEIVES = 2 * WINDOW, ROUNDS = 400, REGIONS = 21, MESSAGES = 16000 };
 
 #define MUST(condition)                                                          \
     do {                                                                         \
@@ -319,7 +319,7 @@ static void measure(bool client)
             meet();
         }
     if (client)
-        printf("rate %.1f\n", 4000 * 1e3 / ask(IBV_WR_RDMA_WRITE, 8, 4000, DEPTH));
+        printf("rate %.1f\n", MESSAGES * 1e3 / ask(IBV_WR_RDMA_WRITE, 8, MESSAGES, DEPTH));
     meet();
     if (client) {
         register_memory(4096);
