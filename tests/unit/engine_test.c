@@ -535,8 +535,10 @@ static void a_long_flush_is_in_order(void)
     a.ring = (struct sluice_cqe *)((uint8_t *)a.segment + reply.ring);
     a.cq_entries = reply.cqe;
     move(&a, IBV_QPS_ERR, 0);
+    worker_enter(engine);
     const uint64_t charged = engine->tenants[tenant]->counters->engine_ns;
 
+    worker_leave(engine);
     for (uint32_t i = 0; i < POSTED; i++)
         post_write(&a, &a, i, 8);
     publish(&a);

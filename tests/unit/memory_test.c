@@ -60,6 +60,15 @@ static void an_old_key_never_fits(void)
 }
 
 /* Whatever is asked for, what is counted comes out even. */
+static bool has_keys(void)
+{
+    worker_enter(engine);
+    bool has = counters()->mrs || counters()->mws || counters()->mr_bytes;
+
+    worker_leave(engine);
+    return has;
+}
+
 static void nonsense_is_refused(void)
 {
     struct client a;
@@ -92,7 +101,9 @@ static void nonsense_is_refused(void)
     }
     CHECK(counters()->mrs + counters()->mws <= 100000);
     close_client(&a);
-    CHECK(counters()->mrs == 0 && counters()->mws == 0 && counters()->mr_bytes == 0);
+    /* They may be many, which end in turns. */
+    while (has_keys())
+        sched_yield();
 }
 
 static void post_bind(struct client *client, uint32_t key, uint32_t lkey, uint64_t addr, uint64_t length,
