@@ -59,7 +59,6 @@ static void an_old_key_never_fits(void)
     CHECK(counters()->mrs == 0 && counters()->mws == 0 && counters()->mr_bytes == 0);
 }
 
-/* Whatever is asked for, what is counted comes out even. */
 static bool has_keys(void)
 {
     worker_enter(engine);
@@ -69,6 +68,7 @@ static bool has_keys(void)
     return has;
 }
 
+/* Whatever is asked for, what is counted comes out even. */
 static void nonsense_is_refused(void)
 {
     struct client a;
