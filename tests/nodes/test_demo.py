@@ -42,6 +42,8 @@ def test_a_demo_that_is_interrupted_leaves_nothing(end: signal.Signals) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         bufsize=0,
+        # Who runs the tests in the background may have it ignored, which is inherited.
+        preexec_fn=lambda: signal.signal(end, signal.SIG_DFL),
     )
     assert demo.stdout is not None
     text = b""

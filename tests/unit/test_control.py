@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory, and the counters' types."""
+"""The directory, the counters' types, and what commands ask a router."""
 
 import socket
+import subprocess
+import sys
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 from sluice.cluster.directory import AddressError, Directory
 from sluice.device.socket_file import let_all_connect
 from sluice.device.virtual import VirtualDevice
@@ -45,3 +48,30 @@ def test_a_link_in_a_sockets_place_leads_nowhere(tmp_path: Path) -> None:
         listener.bind(str(link))
         let_all_connect(link)
     assert link.stat().st_mode & 0o777 == 0o666
+
+
+INTERRUPTED = """
+import socket, sys
+from pathlib import Path
+import zmq
+from sluice.control.operator import ask
+
+place = Path(sys.argv[1])
+door = socket.socket(socket.AF_UNIX)
+door.bind(str(place / "admin"))
+door.listen()
+made = []
+
+def half_made(context, kind):
+    # As a signal's handler raises: the socket is there, and the context doesn't know it.
+    made.append(zmq.Socket(context, kind))
+    raise SystemExit(7)
+
+zmq.Context.socket = half_made
+ask(place, "ping")
+"""
+
+
+def test_a_signal_in_the_middle_of_a_question_ends_it(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(tmp_path)], timeout=PATIENCE, check=False)
+    assert done.returncode == 7
