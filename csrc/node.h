@@ -205,8 +205,8 @@ struct session {
 };
 
 /*
- * A session breaks once, has one verb under way, and asks one question at a time, as a tenant and the gate do; a QP and a trunk have one connection at
- * a time: more can't wait.
+ * A session breaks once, has one verb under way, and asks one question at a time, as a tenant and the gate do; a QP and a
+ * trunk have one connection at a time: more can't wait.
  */
 enum { ENGINE_EVENTS = 3 * SLUICE_MAX_SESSIONS + SLUICE_MAX_QPS + SLUICE_MAX_NODES + SLUICE_MAX_TENANTS + 1 };
 

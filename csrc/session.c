@@ -188,11 +188,10 @@ static uint32_t clean(struct chore *chore, uint32_t bytes)
     struct session *session = list_entry(chore, struct session, cleaning);
 
     (void)bytes;
-    if (segment_clean(&session->segment)) {
+    if (segment_clean(&session->segment))
         tenant_add_task(session->tenant, chore);
-    } else {
+    else
         session_goes_on(session);
-    }
     return 0;
 }
 

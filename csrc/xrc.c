@@ -80,7 +80,7 @@ bool xrcd_is_open_in(const struct xrcd *xrcd, struct session *session)
     return false;
 }
 
-static void close_opened(struct opened_xrcd *opened)
+void xrcd_end(struct opened_xrcd *opened)
 {
     struct xrcd *xrcd = opened->xrcd;
 
@@ -102,13 +102,8 @@ int xrcd_close(struct session *session, uint32_t handle)
         return -EINVAL;
     if (opened->users)
         return -EBUSY;
-    close_opened(opened);
+    xrcd_end(opened);
     return 0;
-}
-
-void xrcd_end(struct opened_xrcd *opened)
-{
-    close_opened(opened);
 }
 
 void xrcd_forget_srq(struct xrcd *xrcd, struct srq *srq)

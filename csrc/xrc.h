@@ -51,7 +51,7 @@ struct opened_xrcd *xrcd_find(struct session *session, uint32_t handle);
 /* Whether the session has it open. */
 bool xrcd_is_open_in(const struct xrcd *xrcd, struct session *session);
 
-/* Its session or context ends: closes it. */
+/* Closes it, whoever uses it: its session or context ends. */
 void xrcd_end(struct opened_xrcd *opened);
 
 /* The SRQ is about to go: receives that were taken from it are dropped. */

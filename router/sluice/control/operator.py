@@ -104,11 +104,9 @@ def ask(state_dir: Path, op: str, timeout: float = 5.0, **fields: object) -> Any
             # It may have died meanwhile.
             raise _silent(state_dir, _knock(state_dir) or pid, timeout)
         answer = json.loads(client.recv())
-    except (KeyboardInterrupt, SystemExit):
-        # A signal may leave a socket half made, of which the context doesn't know: to destroy it would be to wait for
-        # that one for ever. Both go when nobody has them any more, the socket first.
-        raise
-    except BaseException:
+    except Exception:
+        # Not what a signal raises: it may leave a socket half made, of which the context doesn't know, and for which
+        # destroying it would wait for ever. Both go when nobody has them any more, the socket first.
         context.destroy(linger=0)
         raise
     context.destroy(linger=0)

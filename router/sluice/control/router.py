@@ -47,8 +47,19 @@ log = logging.getLogger(__name__)
 
 
 LIMITS = [
-    *("egress", "ingress", "ops", "verbs", "engine", "peer"),
-    *("mrs", "mr-bytes", "qps", "cqs", "files", "windows", "objects"),
+    "egress",
+    "ingress",
+    "ops",
+    "verbs",
+    "engine",
+    "peer",
+    "mrs",
+    "mr-bytes",
+    "qps",
+    "cqs",
+    "files",
+    "windows",
+    "objects",
 ]
 """Names of enum sluice_limit: what throttled_ns, refused and last_refused of the counters are indexed by."""
 
