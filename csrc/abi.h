@@ -644,7 +644,8 @@ struct sluice_engine_page {
     uint32_t parked;
     uint32_t abi_version;
     uint32_t pins; /* 1: there is a NIC, for which registered memory is pinned: it must have been touched */
-    uint32_t reserved[13];
+    uint32_t core; /* on which it went to sleep last, and one; 0: not known */
+    uint32_t reserved[12];
 };
 
 /* ---- segment: one per session ------------------------------------------ */

@@ -490,8 +490,17 @@ bool session_gives_way(void)
     return session.head && load_relaxed(&session.head->give_way);
 }
 
+/* On which core the caller is, and one. */
+static uint32_t current_core(void)
+{
+    return (uint32_t)(sched_getcpu() + 1);
+}
+
 static void wake_engine(void)
 {
+    /* Longer than it takes the engine from its word to its sleep, or from a wake-up to its first look. */
+    enum { TURNS = 64 };
+
     /* Pairs with the fence in the engine's park(): it sees what was written, or we see that it sleeps. */
     full_fence();
     /*
@@ -504,14 +513,21 @@ static void wake_engine(void)
             return;
         if (turn % 16 == 0 && session_lost())
             return;
-        sched_yield();
+        /*
+         * It may be waiting for this very core. Where it is on another one there is nothing to give way to, and who does
+         * has lost its core to whoever wants it, for a tick of some milliseconds.
+         */
+        if (turn >= TURNS || load_relaxed(&session.page->core) == current_core())
+            sched_yield();
+        else
+            spin_hint();
     }
 }
 
 /* The router's worker stays away from there while cores are scarce (csrc/worker.c). */
 static void say_core(void)
 {
-    uint32_t core = (uint32_t)(sched_getcpu() + 1);
+    uint32_t core = current_core();
 
     if (__atomic_load_n(&session.head->core, __ATOMIC_RELAXED) != core)
         __atomic_store_n(&session.head->core, core, __ATOMIC_RELAXED);
