@@ -38,7 +38,7 @@ help:
 	@echo "make setup  set up: system packages, virtual environment, $(BIN)/sluice"
 	@echo "make lint   ruff, mypy --strict"
 	@echo "make bench  the benchmarks, beside their peers (about 2 minutes)"
-	@echo "make bench-isolation  the victim under attack, rates, shares (about 6 minutes)"
+	@echo "make bench-isolation  the victim under attack, rates, shares (about 9 minutes)"
 	@echo "make bench-tcp  two nodes beside iperf3 and UCX over the same wire (about three minutes)"
 	@echo "make bench-incast  three nodes: what an incast leaves of a guarantee (about two minutes)"
 	@echo "make images  the container images, in build/images"
