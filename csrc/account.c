@@ -8,10 +8,16 @@
 #include "device.h"
 #include "qp.h"
 #include "tenant.h"
+#include "turn.h"
+
+static struct qp *of_claim(const struct claim *claim)
+{
+    return (struct qp *)((char *)claim - offsetof(struct qp, claim));
+}
 
 static void let_go(struct claim *claim)
 {
-    struct qp *qp = (struct qp *)((char *)claim - offsetof(struct qp, claim));
+    struct qp *qp = of_claim(claim);
 
     tenant_waits_less(qp->tenant);
     qp_activate(qp);
@@ -27,6 +33,30 @@ static uint64_t ingress_now(const struct lane *lane)
     return list_entry(lane, struct account, lanes[FLOW_INGRESS])->engine->now;
 }
 
+/*
+ * What is guaranteed below the lane's account: to a tenant or group before their device's or group's ceiling. What a
+ * sender is guaranteed binds its device, not the other end's tenant or group.
+ */
+static uint64_t due_at(const struct claim *claim, const struct account *account, enum lane_side side, uint32_t direction)
+{
+    const struct qp *qp = of_claim(claim);
+    const struct tenant *tenant = side == LANE_RECEIVER ? turn_destination(qp) : qp->tenant;
+
+    if (!tenant || (side == LANE_SENDER && account != &tenant->account.device->account))
+        return LANE_NEVER;
+    return entity_due_at(&tenant->account.entity, &account->entity, side == LANE_RECEIVER ? direction : !direction);
+}
+
+static uint64_t egress_due_at(const struct claim *claim, enum lane_side side)
+{
+    return due_at(claim, list_entry(claim->lane, struct account, lanes[FLOW_EGRESS]), side, FLOW_EGRESS);
+}
+
+static uint64_t ingress_due_at(const struct claim *claim, enum lane_side side)
+{
+    return due_at(claim, list_entry(claim->lane, struct account, lanes[FLOW_INGRESS]), side, FLOW_INGRESS);
+}
+
 int account_init(struct account *account, struct device *device, uint64_t *throttled_ns)
 {
     struct sluice_engine *engine = device->engine;
@@ -38,8 +68,8 @@ int account_init(struct account *account, struct device *device, uint64_t *throt
         return error;
     account->engine = engine;
     account->device = device;
-    error = lane_init(&account->lanes[0], &engine->timers, &entity->ceiling[0], let_go, egress_now);
-    if (!error && (error = lane_init(&account->lanes[1], &engine->timers, &entity->ceiling[1], let_go, ingress_now)))
+    error = lane_init(&account->lanes[0], &engine->timers, &entity->ceiling[0], let_go, egress_now, egress_due_at);
+    if (!error && (error = lane_init(&account->lanes[1], &engine->timers, &entity->ceiling[1], let_go, ingress_now, ingress_due_at)))
         lane_free(&account->lanes[0]);
     if (error)
         entity_free(entity);

@@ -3,8 +3,11 @@
  * The queue before the other end's ceiling: QPs of any tenant whose next bytes
  * would go to (or be read from) somebody whose bucket is in debt. Incast waits
  * here, each tenant in its own line, so that one with many QPs gets no more than
- * one with a single QP; tenants are let go by weight. Who waits holds nothing: the
- * sender's other QPs go on, and so do all other tenants.
+ * one with a single QP. Who waits holds nothing: the sender's other QPs go on, and
+ * so do all other tenants.
+ *
+ * Guarantees come first, as in shaper.h: the receiver's that is due longest, as the
+ * ceiling is its side's; then the sender's. The rest goes by the senders' weights.
  *
  * One is let go at a time, and another LANE_PATIENCE_NS later where the first has
  * not taken what the bucket earned: so a thousand that wait cost no more than one,
@@ -20,16 +23,27 @@
 
 #define LANE_PATIENCE_NS 20000ull
 
+/* Whose guarantee a claim may go by. */
+enum lane_side { LANE_RECEIVER, LANE_SENDER, LANE_SIDES };
+
+/* What lane_due_at says of a side without a guarantee. */
+#define LANE_NEVER UINT64_MAX
+
 struct claim;
+
+/* When (ns) a guarantee is due by which a claim that waits may go; up to now: it is. */
+typedef uint64_t lane_due_at(const struct claim *claim, enum lane_side side);
 
 struct lane {
     struct heap heads;   /* the first claim of each tenant that waits */
+    struct heap guaranteed[LANE_SIDES]; /* those of them with a guarantee, by when it was due last they were asked */
     uint64_t clock;      /* virtual time: key of the last one let go */
     struct timer timer;
     struct timers *timers;
     const struct bucket *bucket;
     void (*let_go)(struct claim *claim);
     uint64_t (*now)(const struct lane *lane);
+    lane_due_at *due_at;
 };
 
 /* A QP's place in a lane. */
@@ -37,6 +51,7 @@ struct claim {
     struct lane *lane;     /* waits there */
     struct lane *pass;     /* was let go from there and may pass it once */
     struct heap_node node; /* set for the first of its tenant's line */
+    struct heap_node guaranteed[LANE_SIDES];
     struct list line;      /* ring of the tenant's claims here */
     struct list tenant;    /* of a first one: in the list of its tenant's firsts */
     uint32_t weight;
@@ -44,7 +59,7 @@ struct claim {
 
 /* -ENOMEM. */
 int lane_init(struct lane *lane, struct timers *timers, const struct bucket *bucket,
-              void (*let_go)(struct claim *claim), uint64_t (*now)(const struct lane *lane));
+              void (*let_go)(struct claim *claim), uint64_t (*now)(const struct lane *lane), lane_due_at *due_at);
 void lane_free(struct lane *lane);
 
 void claim_init(struct claim *claim);

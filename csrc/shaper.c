@@ -675,6 +675,19 @@ struct entity *entity_due(struct entity *entity, uint32_t direction, uint64_t no
     return NULL;
 }
 
+uint64_t entity_due_at(const struct entity *entity, const struct entity *top, uint32_t direction)
+{
+    uint64_t earliest = UINT64_MAX;
+
+    for (; entity && entity != top; entity = entity->parent) {
+        const struct bucket *floor = &entity->floor[direction].bucket;
+
+        if (floor->rate && floor->tat < earliest)
+            earliest = floor->tat;
+    }
+    return earliest;
+}
+
 bool entity_takes(struct entity *leaf, uint32_t direction, uint64_t now)
 {
     struct shaper *shaper = leaf->shaper;

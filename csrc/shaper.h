@@ -164,6 +164,8 @@ void entity_charge_time(struct entity *leaf, uint64_t ns, uint64_t now);
 struct entity *entity_closed(struct entity *entity, uint32_t direction, uint64_t now);
 /* Whose guarantee is due on the way up: the nearest one's, or NULL. */
 struct entity *entity_due(struct entity *entity, uint32_t direction, uint64_t now);
+/* Since or from when (ns) a guarantee on the way up is due, before top; UINT64_MAX: there is none. */
+uint64_t entity_due_at(const struct entity *entity, const struct entity *top, uint32_t direction);
 /*
  * What comes unasked, and is lost where it isn't taken at once, in a direction that is a wire: whether the leaf may take
  * it now, before those who wait for a turn. What it took of the wire is also charged by entity_charge_bytes.

@@ -24,8 +24,7 @@ enum flow turn_flow(const struct qp *qp)
     return tenant->told_apart && qp_reads(qp) ? FLOW_INGRESS : FLOW_EGRESS;
 }
 
-/* Who is at the other end of the message at hand. NULL: nobody, several, or not of this node. */
-static struct tenant *destination(const struct qp *qp)
+struct tenant *turn_destination(const struct qp *qp)
 {
     if (qp->peer)
         return qp->peer->tenant;
@@ -54,7 +53,7 @@ static void charge_peer(struct allowance *allowance)
 
 bool turn_admits(struct allowance *allowance, struct qp *qp, uint32_t direction)
 {
-    struct tenant *peer = destination(qp);
+    struct tenant *peer = turn_destination(qp);
 
     if (peer != allowance->peer) {
         /* Datagrams go to one tenant after the other. */

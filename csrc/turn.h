@@ -30,6 +30,8 @@ bool turn_take(struct sluice_engine *engine);
 
 /* Where the QP's next message belongs: its tenant's flow. */
 enum flow turn_flow(const struct qp *qp);
+/* Who is at the other end of the message at hand. NULL: nobody, several, or not of this node. */
+struct tenant *turn_destination(const struct qp *qp);
 /*
  * Whether the ceilings at the other end, of its direction, let the QP's message go on. False: the QP
  * waits for them, and is active again when they do.

@@ -129,3 +129,45 @@ def test_objects_beyond_a_limit_are_refused_and_told(router: RunningRouter) -> N
     assert status["limits"][last] == "qps" and counters["refused"][last] > 0
     server.kill()
     server.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[RunningRouter]:
+    """A router whose device is a wire of 2 Gbit/s."""
+    running = RunningRouter("--capacity", "2Gbps")
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize("to", ["steady", "sink"])
+def test_a_guarantee_on_a_full_device(narrow: RunningRouter, to: str) -> None:
+    """Bytes within a node are on the wire twice, and the guarantee comes before weight both times."""
+    for name, policy in (("steady", {"min": "1500Mbps"}), ("greedy", {"min": "100Mbps", "weight": "10000"})):
+        if name not in narrow.ask("status")["tenants"]:
+            narrow.ask("tenant-add", name=name, policy=policy)
+    children = []
+    for sender, receiver in (("greedy", "greedy"), ("steady", to)):
+        port = next_port()
+        argv = endless("ib_write_bw", port, "-s", "65536")
+        server = narrow.run(receiver, *argv)
+        wait_until(partial(listening, port), "the server")
+        children += [server, narrow.run(sender, *argv, "127.0.0.1")]
+        wait_until(partial(sent, narrow, sender), "traffic")
+
+    def shared() -> bool:
+        """Three quarters are guaranteed; by weight it would be a hundredth."""
+        before = [sent(narrow, name) for name in ("steady", "greedy")]
+        wait_until(lambda: sum(sent(narrow, name) for name in ("steady", "greedy")) > sum(before) + 10**8, "traffic")
+        steady, greedy = (sent(narrow, name) - was for name, was in zip(("steady", "greedy"), before, strict=True))
+        return steady > 2 * greedy
+
+    wait_until(shared, "the guarantee")
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.wait(PATIENCE)
+
+
+def sent(router: RunningRouter, tenant: str) -> int:
+    known = router.ask("status")["tenants"]
+    return int(known[tenant]["counters"]["tx_bytes"]) if tenant in known else 0

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Who waits for the ceiling at the other end: in turn by tenant, by weight, and without holding anybody up. */
+/* Who waits for the ceiling at the other end: in turn by tenant, by guarantees and weight, and without holding anybody up. */
 #include "lane.h"
 
 #include <stddef.h>
@@ -21,6 +21,7 @@ static struct timers timers;
 static struct lane lane;
 static struct list firsts[TENANTS];
 static uint32_t weights[TENANTS];
+static struct bucket floors[TENANTS][LANE_SIDES]; /* of each tenant's sending, and of whom it sends to */
 static struct waiter waiters[TENANTS][QPS];
 static uint64_t served[TENANTS], let_go_count;
 static bool again; /* who was served waits again */
@@ -29,6 +30,19 @@ static uint64_t lane_now(const struct lane *of)
 {
     (void)of;
     return now;
+}
+
+static uint64_t due_at(const struct claim *claim, enum lane_side side)
+{
+    const struct waiter *waiter = (const struct waiter *)((const char *)claim - offsetof(struct waiter, claim));
+    const struct bucket *floor = &floors[waiter->tenant][side];
+
+    return floor->rate ? floor->tat : LANE_NEVER;
+}
+
+static void guarantee(int tenant, enum lane_side side, uint64_t bytes_per_second)
+{
+    bucket_set(&floors[tenant][side], BUCKET_BYTES, bytes_per_second * 8, 10 * CHUNK, now);
 }
 
 static void wait(struct waiter *waiter)
@@ -46,6 +60,9 @@ static void let_go(struct claim *claim)
     if (waiter->stuck)
         return;
     claim->pass = NULL;
+    for (uint32_t side = 0; side < LANE_SIDES; side++)
+        if (bucket_ready(&floors[waiter->tenant][side], now))
+            bucket_take(&floors[waiter->tenant][side], CHUNK, true, now);
     served[waiter->tenant] += CHUNK;
     bucket_take(&bucket, CHUNK, true, now);
     lane_charged(&lane);
@@ -57,13 +74,15 @@ static void start(void)
 {
     now = NS_PER_SECOND;
     bucket_set(&bucket, BUCKET_BYTES, 80000000, 10 * CHUNK, now); /* 10 bytes a us */
-    CHECK(lane_init(&lane, &timers, &bucket, let_go, lane_now) == 0);
+    CHECK(lane_init(&lane, &timers, &bucket, let_go, lane_now, due_at) == 0);
     let_go_count = 0;
     again = true;
     for (int tenant = 0; tenant < TENANTS; tenant++) {
         list_init(&firsts[tenant]);
         weights[tenant] = 100;
         served[tenant] = 0;
+        for (uint32_t side = 0; side < LANE_SIDES; side++)
+            guarantee(tenant, side, 0);
         for (int qp = 0; qp < QPS; qp++) {
             waiters[tenant][qp] = (struct waiter){.tenant = tenant};
             claim_init(&waiters[tenant][qp].claim);
@@ -112,6 +131,42 @@ static void weights_count(void)
     wait(&waiters[1][1]);
     run(NS_PER_SECOND);
     CHECK(near(served[0], 2500000) && near(served[1], 7500000));
+    finish();
+}
+
+/* A guarantee at either end comes before the greatest weight, however many QPs that has; the rest is shared by weight. */
+static void guarantee_comes_first(enum lane_side side)
+{
+    start();
+    weights[0] = 10000;
+    guarantee(1, side, 6000000);
+    for (int qp = 0; qp < QPS; qp++)
+        wait(&waiters[0][qp]);
+    wait(&waiters[1][0]);
+    wait(&waiters[2][0]);
+    run(NS_PER_SECOND);
+    CHECK(near(served[1], 6000000 + 4000000 / 102) && near(served[0], 4000000ull * 100 / 102));
+    CHECK(served[2] * 102 > 4000000 * 9 / 10);
+    finish();
+}
+
+static void guarantees_come_first(void)
+{
+    guarantee_comes_first(LANE_RECEIVER);
+    guarantee_comes_first(LANE_SENDER);
+}
+
+/* Whatever senders are promised elsewhere, what is promised at the ceiling's side is kept. */
+static void receivers_come_before_senders(void)
+{
+    start();
+    guarantee(0, LANE_SENDER, 9000000);
+    guarantee(1, LANE_RECEIVER, 6000000);
+    wait(&waiters[0][0]);
+    wait(&waiters[1][0]);
+    wait(&waiters[2][0]);
+    run(NS_PER_SECOND);
+    CHECK(near(served[0], 4000000) && near(served[1], 6000000));
     finish();
 }
 
@@ -166,6 +221,8 @@ int main(void)
 {
     RUN(many_qps_get_no_more_than_one);
     RUN(weights_count);
+    RUN(guarantees_come_first);
+    RUN(receivers_come_before_senders);
     RUN(who_is_stuck_holds_up_nobody);
     RUN(newcomers_queue_behind);
     RUN(leaving_from_anywhere);
