@@ -730,6 +730,44 @@ def test_limits(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
         os.close(fd)
 
 
+def test_events_that_nobody_reads_are_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sluice.control.cm.identifier.MAX_UNREAD", 10)
+    monkeypatch.setattr("sluice.control.cm.identifier.MAX_EVENTS", 25)
+    end, other = node.end(), node.end()
+    nowhere = at("203.0.113.9", 1)
+
+    def refused(ask: Callable[[], None]) -> bool:
+        try:
+            ask()
+        except OSError as error:
+            assert error.errno == errno.ENOMEM
+            return True
+        return False
+
+    def written(identifier: Identifier) -> Callable[[], None]:
+        return lambda: identifier.write_event(EventType.USER, 0, 1)
+
+    def asked(identifier: Identifier) -> Callable[[], None]:
+        return lambda: identifier.resolve_address(None, nowhere)
+
+    first, second, third = end.create(), end.create(), end.create()
+    assert [refused(asked(first)) for _ in range(12)] == [False] * 10 + [True] * 2
+    assert refused(written(first))
+    channel, fd = end.owner.create_channel()
+    first.move_to(end.owner.channel(channel))
+    assert refused(written(first))
+    assert [refused(written(second)) for _ in range(11)] == [False] * 10 + [True]
+    assert [refused(written(third)) for _ in range(6)] == [False] * 5 + [True]
+    assert not refused(asked(other.create()))
+    # Read, or gone with their id, they make room.
+    end.event()
+    assert [refused(asked(third)) for _ in range(2)] == [False, True]
+    end.owner.remove(first)
+    assert node.cm.events_of_tenant[end.owner.party.tenant] == 15
+    assert [refused(asked(third)) for _ in range(5)] == [False] * 4 + [True]
+    os.close(fd)
+
+
 def test_nothing_is_left(node: Node, clock: Clock) -> None:
     client, server = node.end(), node.end()
     connect(client, server, listen(server))
@@ -740,6 +778,7 @@ def test_nothing_is_left(node: Node, clock: Clock) -> None:
     clock.advance(100)
     assert not node.cm._ends and not node.cm._requested and not node.cm._timers and not node.cm.ports._taken
     assert not +node.cm.ids_of_tenant and not +node.cm.channels_of_tenant
+    assert not any(node.cm.events_of_tenant.values())
 
 
 # ---- datagrams ---------------------------------------------------------------

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from sluice.control.cm.owner import Owner
 
 MAX_BACKLOG = 1024
-MAX_WRITTEN = 1024
+MAX_UNREAD = 1024
+"""Events of one id that wait, beyond which it can't make more of them; what moves with it takes its time."""
+MAX_EVENTS = 65536
+"""The same of all ids of one tenant."""
 PSN_BITS = 24
 JOIN_FULL_MEMBER, JOIN_SEND_ONLY = 0, 1
 
@@ -157,20 +160,33 @@ class Identifier:
         if not self.accepted:
             return
         number = self.channel.put(Queued(self, event, child, membership))
+        self._cm.events_of_tenant[self._owner.party.tenant] += 1
         self._waiting.add(number)
         if child is not None:
             self._undelivered.add(number)
         if membership is not None:
             membership.waiting.add(number)
 
+    def _need_room(self) -> None:
+        """Before an event that an id may have again and again. OSError ENOMEM."""
+        waiting = self._cm.events_of_tenant[self._owner.party.tenant]
+        if len(self._waiting) >= MAX_UNREAD or waiting >= MAX_EVENTS:
+            raise OSError(errno.ENOMEM, f"{len(self._waiting)} events of the id wait, {waiting} of its tenant")
+
+    def _take_back(self, numbers: set[int]) -> list[Queued]:
+        """Those that still wait come to nobody's notice."""
+        taken = self.channel.take_back(numbers)
+        self._cm.events_of_tenant[self._owner.party.tenant] -= len(taken)
+        return taken
+
     def write_event(self, kind: EventType, status: int, arg: int) -> None:
         """ENOMEM: nobody reads them."""
-        if len(self.channel) >= MAX_WRITTEN:
-            raise OSError(errno.ENOMEM, f"{MAX_WRITTEN} events wait in the channel")
+        self._need_room()
         self.emit(Event(kind, status, Parameters(private_data=arg.to_bytes(8, sys.byteorder))))
 
     def delivered(self, number: int, queued: Queued) -> None:
         """The application has it."""
+        self._cm.events_of_tenant[self._owner.party.tenant] -= 1
         self._waiting.discard(number)
         self._undelivered.discard(number)
         self.reported += 1
@@ -180,7 +196,7 @@ class Identifier:
 
     def move_to(self, channel: "Channel[Queued]") -> None:
         """Events that still wait go along."""
-        moved = self.channel.take_back(self._waiting)
+        moved = self._take_back(self._waiting)
         self.channel = channel
         self._waiting.clear()
         self._undelivered.clear()
@@ -216,11 +232,13 @@ class Identifier:
         self.state = State.ADDR_BOUND
 
     def resolve_address(self, source: SocketAddress | None, destination: SocketAddress) -> None:
-        """The answer is an event; EINVAL: not in this state, or the families differ."""
+        """The answer is an event; EINVAL: not in this state, or the families differ. ENOMEM: nobody reads them."""
         if self.state not in (State.IDLE, State.ADDR_BOUND):
             raise _invalid("resolved already")
         if source is not None and source.family != destination.family:
             raise _invalid("two families")
+        # Where nobody is there, it may be asked again.
+        self._need_room()
         if self.state is State.IDLE:
             if source is None or (source.is_any and not source.port):
                 # Nobody connects to this port, so it needs to be free among the tenant's own only.
@@ -426,14 +444,14 @@ class Identifier:
 
     def leave(self, membership: Membership) -> None:
         del self.memberships[membership.handle]
-        self.channel.take_back(membership.waiting)
+        self._take_back(membership.waiting)
         self._waiting -= membership.waiting
 
     # ---- the end ------------------------------------------------------------
 
     def destroy(self) -> None:
         """The peer is told; events that wait are dropped, and with them the ids of unseen requests."""
-        for queued in self.channel.take_back(self._waiting):
+        for queued in self._take_back(self._waiting):
             if queued.child is not None:
                 self._owner.remove(queued.child)
         self._waiting.clear()

@@ -102,6 +102,8 @@ class CommunicationManager:
         self.ports: Ports[Identifier] = Ports()
         self.ids_of_tenant: Counter[int] = Counter()
         self.channels_of_tenant: Counter[int] = Counter()
+        self.events_of_tenant: Counter[int] = Counter()
+        """Those that wait in channels."""
         self._clock = clock
         self._link = link
         self._ends: dict[int, End] = {}
