@@ -5,7 +5,7 @@ import errno
 import os
 import select
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address
@@ -589,6 +589,19 @@ def test_reuse_of_addresses(node: Node) -> None:
     identifiers[0].listen(0)
 
 
+def test_who_shares_a_port_is_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sluice.control.cm.port_space.MAX_SHARERS", 3)
+    a, b = node.end(), node.end(FixedRealm(2))
+    made = [a.create() for _ in range(3)]
+    for identifier in made:
+        identifier.set_option(OPTION_REUSEADDR, 1)
+        identifier.bind(at("127.0.0.1", 7000))
+    assert bind_error(a, "127.0.0.1", 7000, reuse=True) == errno.EADDRINUSE
+    assert bind_error(a, "127.0.0.1", 7001, reuse=True) == bind_error(b, "127.0.0.1", 7000) == 0
+    a.owner.remove(made[1])
+    assert bind_error(a, "127.0.0.1", 7000, reuse=True) == 0
+
+
 def test_ephemeral_ports_differ(node: Node) -> None:
     a = node.end()
     ports = set()
@@ -779,6 +792,40 @@ def test_nothing_is_left(node: Node, clock: Clock) -> None:
     assert not node.cm._ends and not node.cm._requested and not node.cm._timers and not node.cm.ports._taken
     assert not +node.cm.ids_of_tenant and not +node.cm.channels_of_tenant
     assert not any(node.cm.events_of_tenant.values())
+
+
+@pytest.mark.parametrize("what", ["session", "channel"])
+def test_many_ids_end_in_turns(node: Node, clock: Clock, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sluice.control.cm.owner.SLICE", 4)
+    client, server = node.end(), node.end()
+    active, _ = connect(client, server, listen(server))
+    for _ in range(10):
+        server.create()
+    seen: list[int] = []
+
+    def end_all() -> None:
+        node.ends.remove(server)
+        server.close() if what == "session" else server.owner.destroy_channel(server.channel)
+        clock.call_soon(lambda: seen.append(server.owner.count()[0]))
+
+    # Who asks meanwhile is answered.
+    asks = resolve(client, "127.0.0.1")
+    asks.connect(Parameters())
+    end_all()
+    assert server.owner.count()[0] == 8
+    if what == "channel":
+        with pytest.raises(OSError):
+            server.create()
+    assert client.event().event.type == EventType.DISCONNECTED
+    assert client.events() == [(EventType.REJECTED, 8)]
+    assert seen and server.owner.count()[0] == 0
+    assert not +node.cm.ids_of_tenant - Counter({client.owner.party.tenant: 2})
+    assert node.cm.channels_of_tenant[server.owner.party.tenant] == 0
+    if what == "channel":
+        # The pipe has no other end any more.
+        assert os.read(server._fd, 1) == b""
+        server.close()
+    active.destroy()
 
 
 # ---- datagrams ---------------------------------------------------------------

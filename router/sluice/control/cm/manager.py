@@ -141,6 +141,10 @@ class CommunicationManager:
             return Flow(own, peer)
         return Flow(peer, own, connection.port) if connection.asked else Flow(own, peer, connection.port)
 
+    def later(self, callback: Callable[..., Any], *args: Any) -> None:
+        """In another turn of the event loop."""
+        self._clock.call_soon(callback, *args)
+
     def schedule(self, end: End, seconds: float, callback: Callable[[], None]) -> None:
         """One timer for each end; it holds until `cancel`."""
 

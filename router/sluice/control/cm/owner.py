@@ -2,6 +2,7 @@
 """What one session has of rdma_cm: its event channels, ids and multicast memberships, by handle."""
 
 import errno
+from collections.abc import Callable
 
 from sluice.control.cm.address import SocketAddress
 from sluice.control.cm.channel import Channel
@@ -15,6 +16,8 @@ MAX_CHANNELS = 4096
 """Of one tenant; each is an open file of the router."""
 MAX_MEMBERSHIPS = 64
 """Of one id."""
+SLICE = 256
+"""Ids that end in one turn of the event loop, and who waits for them unseen (identifier.MAX_BACKLOG)."""
 QP_TYPES = (2, 3, 4, 9, 10)
 """RC, UC, UD, XRC_SEND, XRC_RECV (enum ibv_qp_type)."""
 
@@ -33,6 +36,7 @@ class Owner:
         self._ids: dict[int, Identifier] = {}
         self._channels: dict[int, Channel[Queued]] = {}
         self._memberships: dict[int, Membership] = {}
+        self._closing = False
 
     def _handle(self) -> int:
         self._next += 1
@@ -57,11 +61,12 @@ class Owner:
             raise _missing() from None
 
     def destroy_channel(self, handle: int) -> None:
+        """And the ids that are on it."""
         channel = self.channel(handle)
-        for identifier in [one for one in self._ids.values() if one.channel is channel]:
-            if identifier.handle in self._ids:
-                self.remove(identifier)
         del self._channels[handle]
+        self._remove_all(channel, lambda: self._close_channel(channel))
+
+    def _close_channel(self, channel: Channel[Queued]) -> None:
         self.cm.channels_of_tenant[self.party.tenant] -= 1
         channel.close()
 
@@ -90,7 +95,7 @@ class Owner:
 
     def add_child(self, listener: Identifier) -> Identifier | None:
         """The id of a request; None: no room."""
-        if not self._room():
+        if self._closing or not self._room():
             return None
         return self._add(Identifier(self, self._handle(), 0, listener.channel, listener.port_space, listener.qp_type))
 
@@ -111,6 +116,18 @@ class Owner:
         del self._ids[identifier.handle]
         self.cm.ids_of_tenant[self.party.tenant] -= 1
         identifier.destroy()
+
+    def _remove_all(self, channel: Channel[Queued] | None, then: Callable[[], None]) -> None:
+        """The ids of a channel, or all: of many some at once, and the others in turns that others come between."""
+        left = len(self._ids) - SLICE
+        for identifier in [one for one in self._ids.values() if channel in (None, one.channel)]:
+            if len(self._ids) <= left:
+                self.cm.later(self._remove_all, channel, then)
+                return
+            # With a listener go those whom nobody has seen.
+            if identifier.handle in self._ids:
+                self.remove(identifier)
+        then()
 
     def listening(self) -> list[str]:
         """What it listens on, as address:port."""
@@ -145,8 +162,10 @@ class Owner:
 
     def close(self) -> None:
         """The session has ended: the other ends see disconnects."""
-        for identifier in list(self._ids.values()):
-            if identifier.handle in self._ids:
-                self.remove(identifier)
-        for handle in list(self._channels):
-            self.destroy_channel(handle)
+        self._closing = True
+        self._remove_all(None, self._close_channels)
+
+    def _close_channels(self) -> None:
+        for channel in self._channels.values():
+            self._close_channel(channel)
+        self._channels.clear()

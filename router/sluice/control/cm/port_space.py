@@ -5,7 +5,7 @@ import errno
 import os
 import random
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -17,6 +17,8 @@ Owner = TypeVar("Owner")
 
 EPHEMERAL = range(32768, 61000)
 """Linux' default of net.ipv4.ip_local_port_range."""
+MAX_SHARERS = 256
+"""Of one port in one space, by reuse or by addresses: each that comes looks at those that are there."""
 
 
 @dataclass(eq=False)
@@ -52,12 +54,16 @@ class Ports(Generic[Owner]):
     """All ports of a node, by scope and port space."""
 
     def __init__(self) -> None:
-        self._taken: dict[tuple[Scope, int], dict[int, list[Binding[Owner]]]] = {}
+        # Each a set that keeps its order: who listens first answers.
+        self._taken: dict[tuple[Scope, int], dict[int, dict[Binding[Owner], None]]] = {}
         self._random = random.SystemRandom()
+
+    def _at(self, space: tuple[Scope, int], port: int) -> Collection[Binding[Owner]]:
+        return self._taken.get(space, {}).get(port, ())
 
     def _others(self, binding: Binding[Owner], port: int) -> Iterable[Binding[Owner]]:
         for space in binding.spaces:
-            for other in self._taken.get(space, {}).get(port, ()):
+            for other in self._at(space, port):
                 if other is not binding:
                     yield other
 
@@ -70,9 +76,12 @@ class Ports(Generic[Owner]):
             if error:
                 binding.spaces = []
                 raise OSError(error, os.strerror(error))
+        if any(len(self._at(space, port)) >= MAX_SHARERS for space in binding.spaces):
+            binding.spaces = []
+            raise OSError(errno.EADDRINUSE, f"{MAX_SHARERS} share port {port}")
         binding.address = binding.address.with_port(port)
         for space in binding.spaces:
-            self._taken.setdefault(space, {}).setdefault(port, []).append(binding)
+            self._taken.setdefault(space, {}).setdefault(port, {})[binding] = None
 
     def _free_port(self, binding: Binding[Owner]) -> int:
         start = self._random.randrange(len(EPHEMERAL))
@@ -94,7 +103,7 @@ class Ports(Generic[Owner]):
         port = binding.address.port
         for space in binding.spaces:
             ports = self._taken[space]
-            ports[port].remove(binding)
+            del ports[port][binding]
             if not ports[port]:
                 del ports[port]
             if not ports:
@@ -103,7 +112,7 @@ class Ports(Generic[Owner]):
 
     def listener(self, scope: Scope, port_space: int, ip: IP, port: int) -> Owner | None:
         """Who listens there: who bound this very address before who bound any."""
-        there = [one for one in self._taken.get((scope, port_space), {}).get(port, ()) if one.listening]
+        there = [one for one in self._at((scope, port_space), port) if one.listening]
         for one in there:
             if one.address.plain == ip:
                 return one.owner
