@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The communication manager without sockets: states, ports, events, two nodes."""
 
+import asyncio
 import errno
 import os
 import select
@@ -9,11 +10,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sluice.cluster.directory import Directory, Source
 from sluice.cluster.directory import Place as DirectoryPlace
+from sluice.cluster.links import Links
 from sluice.cluster.messages import decode, encode
 from sluice.control.cm.address import SocketAddress, gid_of
 from sluice.control.cm.channel import Channel
@@ -29,7 +31,7 @@ from sluice.control.cm.identifier import (
     Identifier,
     Queued,
 )
-from sluice.control.cm.link import fits
+from sluice.control.cm.link import MAX_ON_THE_WAY, Link, fits
 from sluice.control.cm.manager import CommunicationManager, Timeouts
 from sluice.control.cm.message import (
     ConnectReply,
@@ -953,6 +955,64 @@ def test_messages_travel_between_nodes(message: Message) -> None:
 )
 def test_what_no_communication_manager_sends_is_refused(message: Message) -> None:
     assert not fits(message)
+
+
+class Wire:
+    """Links of which each carries when a test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[str, asyncio.Future[None]]] = []
+        self.arrived: Counter[str] = Counter()
+        self.most = 0
+
+    async def request(self, node: str, _message: Message, _timeout: float) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append((node, future))
+        self.most = max(self.most, Counter(node for node, _ in self.waiting)[node])
+        await future
+        self.arrived[node] += 1
+
+    def carry(self, node: str) -> None:
+        for waiting in [one for one in self.waiting if one[0] == node]:
+            self.waiting.remove(waiting)
+            waiting[1].set_result(None)
+
+
+class Undelivered:
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    def undelivered(self, message: Message) -> None:
+        self.messages.append(message)
+
+
+def test_thousands_of_messages_to_a_node_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        wire, lost = Wire(), Undelivered()
+        link = Link(cast(Links, wire), Directory("one"))
+        link._cm = cast(CommunicationManager, lost)
+        for number in range(3000):
+            link.send("two", DisconnectRequest(number, 1))
+        link.send("three", DisconnectRequest(1, 1))
+        while wire.arrived["two"] < 3000:
+            await asyncio.sleep(0)
+            wire.carry("two")
+        assert wire.most == MAX_ON_THE_WAY and not lost.messages
+        # Another node's are on their way meanwhile.
+        assert [node for node, _ in wire.waiting] == ["three"]
+
+        # Who doesn't answer keeps none for ever.
+        monkeypatch.setattr("sluice.control.cm.link.PATIENCE", 0.01)
+        for number in range(1000):
+            link.send("four", DisconnectRequest(number, 1))
+        while len(lost.messages) < 1000:
+            await asyncio.sleep(0.001)
+        wire.carry("three")
+        while link._tasks:
+            await asyncio.sleep(0)
+        assert wire.arrived["three"] == 1
+
+    asyncio.run(run())
 
 
 def test_between_two_nodes(clock: Clock) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import errno
 import logging
 import socket
+from collections import defaultdict
 from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import Any, get_args
@@ -33,6 +34,10 @@ ANSWER_SECONDS = 2.0
 """Until a message that has no answer is sent again."""
 PAUSE = 0.5
 TRIES = 5
+PATIENCE = TRIES * (ANSWER_SECONDS + PAUSE)
+"""Until a message is given up, whether it was on its way or waited for others."""
+MAX_ON_THE_WAY = 256
+"""Messages to one node at a time, of the requests that may wait for its answers (cluster.links.MAX_PENDING)."""
 NEWS = (0.02, 0.1, 0.5)
 """Seconds between looks for a tenant that is younger than what is known of its node."""
 
@@ -90,6 +95,7 @@ class Link:
         self._links = links
         self._directory = directory
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ways: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_ON_THE_WAY))
         self._cm: CommunicationManager | None = None
 
     def attach(self, cm: CommunicationManager) -> None:
@@ -104,17 +110,28 @@ class Link:
         task.add_done_callback(self._tasks.discard)
 
     async def _deliver(self, node: str, message: Message) -> None:
+        """Thousands at once wait for each other: a tenant may end as many connections."""
+        try:
+            async with asyncio.timeout(PATIENCE), self._ways[node]:
+                arrived = await self._try(node, message)
+        except TimeoutError:
+            arrived = False
+        if not arrived:
+            assert self._cm is not None
+            self._cm.undelivered(message)
+
+    async def _try(self, node: str, message: Message) -> bool:
+        """Whether it arrived."""
         for _ in range(TRIES):
             try:
                 await self._links.request(node, message, ANSWER_SECONDS)
-                return
+                return True
             except PeerRefused as error:
                 log.warning("node %s refused a message of rdma_cm: %s", node, error)
-                break
+                return False
             except PeerUnreachable:
                 await asyncio.sleep(PAUSE)
-        assert self._cm is not None
-        self._cm.undelivered(message)
+        return False
 
     def _on_message(self, node: str, message: Message) -> Any:
         assert self._cm is not None
