@@ -328,6 +328,34 @@ def test_requests_and_refusals(tmp_path: Path) -> None:
     with_pair(tmp_path, test)
 
 
+def test_a_handler_that_fails_refuses_one_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(pair: Pair) -> None:
+        alpha, beta = pair.sides["alpha"][1], pair.sides["beta"][1]
+
+        def fail(_node: str, body: Question) -> Question:
+            if body.number % 2:
+                raise ValueError(f"number {body.number}")
+            return body
+
+        async def fail_later(node: str, body: Question) -> Question:
+            await asyncio.sleep(0)
+            return fail(node, body)
+
+        for handler in (fail, fail_later):
+            beta.handle(Question, handler)
+            questions = (alpha.request("beta", Question(i, "x")) for i in range(10))
+            answers = await asyncio.gather(*questions, return_exceptions=True)
+            for i, answer in enumerate(answers):
+                if i % 2:
+                    assert isinstance(answer, PeerRefused) and answer.errno == errno.EIO
+                else:
+                    assert answer == Question(i, "x")
+            assert "node alpha: its Question has failed" in caplog.text and "ValueError: number 9" in caplog.text
+            caplog.clear()
+
+    with_pair(tmp_path, test)
+
+
 def test_tenants_are_told_and_forgotten(tmp_path: Path) -> None:
     async def test(pair: Pair) -> None:
         (here, _), (there, _) = pair.sides["alpha"], pair.sides["beta"]

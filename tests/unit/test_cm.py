@@ -944,6 +944,8 @@ def test_messages_travel_between_nodes(message: Message) -> None:
         replace(FIRST, psn=1 << 24),
         replace(FIRST, source=replace(FIRST.source, port=65536)),
         replace(FIRST, source=replace(FIRST.source, family=socket.AF_INET)),
+        replace(FIRST, source=replace(FIRST.source, ip=ip_address("fe80::1%" + 5000 * "1"))),
+        replace(FIRST, service=replace(FIRST.service, destination=at("fe80::1%eth0", 1))),
         replace(FIRST, parameters=Parameters(qp_num=1 << 24)),
         replace(FIRST, parameters=Parameters(private_data=bytes(57))),
         replace(FIRST, parameters=Parameters(initiator_depth=256)),
@@ -951,7 +953,7 @@ def test_messages_travel_between_nodes(message: Message) -> None:
         Reject(0, 5, 8, bytes(149)),
         LookupReply(1, 2, -1, FIRST.gid, Parameters()),
     ],
-    ids=str,
+    ids=lambda message: str(message)[:200],
 )
 def test_what_no_communication_manager_sends_is_refused(message: Message) -> None:
     assert not fits(message)

@@ -213,7 +213,7 @@ class Links:
     def handle(self, kind: type[Any], handler: Handler) -> None:
         """handler(node, message) answers messages of this kind: a message, or an awaitable of one.
 
-        OSError raised by it becomes the answer Refused.
+        OSError raised by it becomes the answer Refused; any other exception too (EIO), and is logged.
         """
         self._handlers[kind] = handler
 
@@ -443,8 +443,8 @@ class Links:
             return
         try:
             answer = handler(node, body)
-        except OSError as error:
-            answer = _refusal(error)
+        except Exception as error:
+            answer = _refusal(node, body, error)
         if isinstance(answer, Refused):
             self._note_refusal(peer, answer)
         if not inspect.isawaitable(answer):
@@ -453,14 +453,16 @@ class Links:
             answer.close()  # type: ignore[attr-defined]
             self._reply(identity, frames[0], Refused(errno.EAGAIN, f"{MAX_PENDING} requests are being worked on"))
         else:
-            self._start(self._answer_later(peer, identity, frames[0], answer))
+            self._start(self._answer_later(peer, identity, frames[0], body, answer))
 
-    async def _answer_later(self, peer: Peer, identity: bytes, number: bytes, answer: Awaitable[Any]) -> None:
+    async def _answer_later(
+        self, peer: Peer, identity: bytes, number: bytes, request: Any, answer: Awaitable[Any]
+    ) -> None:
         peer.working += 1
         try:
             body = await answer
-        except OSError as error:
-            body = _refusal(error)
+        except Exception as error:
+            body = _refusal(peer.node.name, request, error)
         finally:
             peer.working -= 1
         self._reply(identity, number, body)
@@ -507,5 +509,9 @@ def own_node(file: Members, name: str, key: KeyPair) -> Node:
     return node
 
 
-def _refusal(error: OSError) -> Refused:
-    return Refused(error.errno or errno.EIO, str(error.strerror or error))
+def _refusal(node: str, request: Any, error: Exception) -> Refused:
+    """A mistake in one handler is its message's affair: those behind it are answered."""
+    if isinstance(error, OSError):
+        return Refused(error.errno or errno.EIO, str(error.strerror or error))
+    log.error("node %s: its %s has failed", node, type(request).__name__, exc_info=error)
+    return Refused(errno.EIO, f"{type(request).__name__} has failed: the log of the router says why")

@@ -58,8 +58,10 @@ def _parameters_fit(parameters: Parameters, room: int) -> bool:
 
 
 def _addresses_fit(addresses: Iterable[SocketAddress]) -> bool:
+    """The interface is a number beside the address: what IPv6Address takes as its own may be any text."""
     return all(
-        address.family == (socket.AF_INET if isinstance(address.ip, IPv4Address) else socket.AF_INET6)
+        (isinstance(address.ip, IPv4Address) or address.ip.scope_id is None)
+        and address.family == (socket.AF_INET if isinstance(address.ip, IPv4Address) else socket.AF_INET6)
         and 0 <= address.port < 1 << 16
         and 0 <= address.scope_id < 1 << 32
         for address in addresses
