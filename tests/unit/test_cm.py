@@ -47,6 +47,7 @@ from sluice.control.cm.owner import Owner
 from sluice.control.cm.parameters import REJECT_DATA, REPLY_DATA, REQUEST_DATA, Parameters
 from sluice.control.cm.place import ClusterLocator, Party, Scope
 from sluice.control.cm.qp_attributes import fill_qp_attributes
+from sluice.control.cm.realm import PeerRealm
 from sluice.control.connections import Flow, Gate, OpenGate
 from sluice.control.qp_state import Attr, State
 from sluice.device.host import IP
@@ -555,6 +556,14 @@ def test_namespaces_have_ports_of_their_own(node: Node) -> None:
     active.connect(Parameters())
     assert b.event().about is second
     assert bind_error(a, "192.0.2.1", 1) == errno.EADDRNOTAVAIL
+
+
+def test_a_session_that_has_ended_is_nowhere() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        realm = PeerRealm(ours, 1, HOST)
+        ours.close()
+        assert not realm.has(IPv4Address("192.0.2.1"))
 
 
 def test_a_namespace_reaches_the_hosts_address(node: Node) -> None:

@@ -405,6 +405,38 @@ def test_a_host_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_bench(monkeypatch, test)
 
 
+@pytest.mark.parametrize("verb", ["accept", "reject", "disconnect"])
+def test_nothing_is_left_of_what_librdmacm_refuses(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    async def test(bench: Bench) -> None:
+        def refuse(*_arguments: Any) -> None:
+            raise OSError(errno.EINVAL, "refused")
+
+        await listen(bench)
+        (listening,) = bench.host.ids
+        number = bench.host.create()
+        bench.host.put(number, rdmacm.CONNECT_REQUEST, 0, NOTHING, listening)
+        child = (await bench.event()).child
+        assert child is not None
+        if verb == "disconnect":
+            child.accept(2, Parameters())
+            bench.host.put(number, rdmacm.ESTABLISHED)
+            assert (await bench.event()).event.type is EventType.ESTABLISHED
+        monkeypatch.setattr(bench.host, verb, refuse, raising=False)
+        if verb == "accept":
+            child.accept(2, Parameters())
+            assert (await bench.event()).event.type is EventType.UNREACHABLE
+        elif verb == "reject":
+            child.reject(28, b"")
+        else:
+            child.disconnect()
+            assert (await bench.event()).event.type is EventType.DISCONNECTED
+        while number in bench.host.ids:
+            await asyncio.sleep(0)
+        assert not bench.outside._by_id and not bench.outside._by_number and not bench.outside._by_end
+
+    on_a_bench(monkeypatch, test)
+
+
 def test_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(bench: Bench) -> None:
         identifier = await listen(bench)

@@ -273,28 +273,36 @@ class Outside:
         call = self._by_number.get(message.to) or self._by_end.get(message.sender)
         if call is None or self._host is None:
             return
+        try:
+            self._say_in(call, self._host, message)
+        except OSError:
+            # The tenant's end hears that it is lost, and has nothing more to say.
+            self._forget(call)
+            raise
+
+    def _say_in(self, call: Call, host: RdmaCm, message: Message) -> None:
         match message:
             case ConnectReply():
                 call.end = message.sender
                 self._by_end[call.end] = call
-                self._host.accept(call.id, _to_host(message.parameters))
+                host.accept(call.id, _to_host(message.parameters))
             case LookupReply():
                 if message.status == LookupStatus.SUCCESS:
-                    self._host.accept(call.id, _to_host(message.parameters))
+                    host.accept(call.id, _to_host(message.parameters))
                 else:
-                    self._host.reject(call.id, message.parameters.private_data)
+                    host.reject(call.id, message.parameters.private_data)
                 self._forget(call)
             case ReadyToUse():
-                self._host.establish(call.id)
+                host.establish(call.id)
             case Reject():
                 if call.request is None:
-                    self._host.reject(call.id, message.private_data)
+                    host.reject(call.id, message.private_data)
                 self._forget(call)
             case DisconnectRequest():
                 call.leaving = True
-                self._host.disconnect(call.id)
+                host.disconnect(call.id)
             case DisconnectReply():
-                self._host.disconnect(call.id)
+                host.disconnect(call.id)
                 self._forget(call)
 
     def _request(self, request: ConnectRequest | LookupRequest) -> None:

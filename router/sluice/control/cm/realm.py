@@ -85,6 +85,6 @@ class PeerRealm:
             if isinstance(ip, IPv4Address):
                 return ip in _interface_addresses(self._connection)
             return self.key == self._host.key and self._host.has(ip)
-        except OSError:
-            # The session has ended, and its socket with it.
+        except (OSError, ValueError):
+            # The session has ended, and its socket with it: closed, it has no descriptor.
             return False
