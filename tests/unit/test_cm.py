@@ -735,6 +735,15 @@ def test_a_channel_outlives_a_full_pipe() -> None:
     os.close(channel.read_fd)
 
 
+def refused_a_channel(end: End, fds: list[int]) -> bool:
+    try:
+        fds.append(end.owner.create_channel()[1])
+    except OSError as error:
+        assert error.errno == errno.EMFILE
+        return True
+    return False
+
+
 def test_limits(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sluice.control.cm.owner.MAX_IDS", 50)
     end, other = node.end(), node.end()
@@ -750,6 +759,9 @@ def test_limits(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError) as failure:
         end.owner.create_channel()
     assert failure.value.errno == errno.EMFILE
+    # Files are shared with all tenants.
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (47, 1 << 20))
+    assert [refused_a_channel(other, fds) for _ in range(3)] == [False, True, True]
     for fd in fds:
         os.close(fd)
 

@@ -2,6 +2,7 @@
 """What one session has of rdma_cm: its event channels, ids and multicast memberships, by handle."""
 
 import errno
+import resource
 from collections.abc import Callable
 
 from sluice.control.cm.address import SocketAddress
@@ -13,7 +14,7 @@ from sluice.control.cm.place import Party
 MAX_IDS = 16384
 """Of one tenant; memberships count as ids."""
 MAX_CHANNELS = 4096
-"""Of one tenant; each is an open file of the router."""
+"""Of one tenant; each is an open file of the router, of which a tenant has a sixteenth at most."""
 MAX_MEMBERSHIPS = 64
 """Of one id."""
 SLICE = 256
@@ -24,6 +25,11 @@ QP_TYPES = (2, 3, 4, 9, 10)
 
 def _missing() -> OSError:
     return OSError(errno.EINVAL, "no such handle")
+
+
+def _most_channels() -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CHANNELS if limit == resource.RLIM_INFINITY else min(MAX_CHANNELS, limit // 16)
 
 
 class Owner:
@@ -46,8 +52,9 @@ class Owner:
 
     def create_channel(self) -> tuple[int, int]:
         """Its handle, and the read end of its pipe, which is the caller's to close. EMFILE: too many."""
-        if self.cm.channels_of_tenant[self.party.tenant] >= MAX_CHANNELS:
-            raise OSError(errno.EMFILE, f"a tenant has at most {MAX_CHANNELS} event channels")
+        most = _most_channels()
+        if self.cm.channels_of_tenant[self.party.tenant] >= most:
+            raise OSError(errno.EMFILE, f"a tenant has at most {most} event channels")
         channel: Channel[Queued] = Channel()
         handle = self._handle()
         self._channels[handle] = channel
