@@ -97,7 +97,7 @@ enum sluice_op {
     SLUICE_OP_OPEN_XRCD,
     SLUICE_OP_CLOSE_XRCD,
     SLUICE_OP_OPEN_QP,
-    SLUICE_OP_OPEN_CONTEXT, /* the answer comes with a descriptor: its async event pipe, read end */
+    SLUICE_OP_OPEN_CONTEXT, /* the answer comes with a descriptor: its end of the async event channel */
     SLUICE_OP_CLOSE_CONTEXT, /* destroys what was made in it */
     SLUICE_OP_LIST_DEVICES,
     SLUICE_OP_RESIZE_CQ = 32,
@@ -478,7 +478,7 @@ struct sluice_qp_reply {
 /* ---- control channel: rdma_cm ------------------------------------------- */
 
 /*
- * An event channel is a pipe that holds one byte for each event that waits in the
+ * An event channel is a socket that holds one byte for each event that waits in the
  * router; whoever has read a byte asks for the event (GET_EVENT: EAGAIN where another
  * thread was faster, or the event's id was destroyed meanwhile). Destroying
  * a channel destroys the ids that are on it.
@@ -599,11 +599,14 @@ struct sluice_cm_write_event_request {
     uint64_t arg;
 };
 
-/* DESTROY_ID, MIGRATE_ID, LEAVE: how many events GET_EVENT has given out; the shim waits until all are acknowledged. */
+/*
+ * DESTROY_ID, MIGRATE_ID, LEAVE: how many events GET_EVENT has given out; the shim waits until all are acknowledged.
+ * surplus: bytes in the (old) channel whose events are no more, as far as the shim finds them there.
+ */
 struct sluice_cm_events_reply {
     struct sluice_header header;
     uint32_t events;
-    uint32_t reserved;
+    uint32_t surplus;
 };
 
 /* BIND, QUERY, LISTEN. */
@@ -852,13 +855,13 @@ struct sluice_cq_shared {
     uint32_t reserved1[14];
 };
 
-/* What the router writes to a completion channel's pipe. */
+/* What the router sends to a completion channel. */
 struct sluice_comp_event {
     uint32_t cq; /* handle */
     uint32_t reserved;
 };
 
-/* What the router writes to a context's async event pipe. */
+/* What the router sends of async events of a context. */
 struct sluice_async_event {
     uint32_t event_type; /* enum ibv_event_type */
     uint32_t element;    /* the QP's number, the CQ's or SRQ's handle, or the port's number */

@@ -2,7 +2,7 @@
 /*
  * Loads and stores of words that another process, or another thread, writes at
  * the same time. Every ordering that the data path relies on is one of these
- * five; the comment at each use says what it pairs with.
+ * six; the comment at each use says what it pairs with.
  */
 #ifndef SLUICE_ATOMIC_H
 #define SLUICE_ATOMIC_H
@@ -20,6 +20,9 @@
 #define store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
 
 #define exchange(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
+/* Only where it is still that: an rvalue of the word's type. */
+#define replace(p, that, v)                                                                                         \
+    ((void)__atomic_compare_exchange_n((p), &(__typeof__(that)){that}, (v), 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 
 /*
  * A full fence: an earlier store is visible before a later load happens. Both

@@ -3,10 +3,30 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "session.h"
 #include "tenant.h"
+
+enum { LATE = 8192 };
+
+static void send_late(struct event_channel *events)
+{
+    struct context *context = list_entry(events, struct context, events);
+
+    while (context->late_count && event_channel_send(events, &context->late[context->late_first], sizeof(context->late[0]))) {
+        context->late_first = (context->late_first + 1) % LATE;
+        context->late_count--;
+    }
+}
+
+static void keep(struct context *context, const struct sluice_async_event *event)
+{
+    if (!context->late)
+        context->late = calloc(LATE, sizeof(*context->late));
+    if (!context->late || context->late_count == LATE)
+        return;
+    context->late[(context->late_first + context->late_count++) % LATE] = *event;
+}
 
 int context_open(struct session *session, uint32_t device, int *read_fd)
 {
@@ -19,7 +39,7 @@ int context_open(struct session *session, uint32_t device, int *read_fd)
     if (!tenant_take_files(session->tenant, 1))
         return -EMFILE;
     struct context *context = calloc(1, sizeof(*context));
-    int error = context ? pipe_open(read_fd, &context->fd) : -ENOMEM;
+    int error = context ? event_channel_open(&context->events, session->engine, send_late, read_fd) : -ENOMEM;
 
     if (error) {
         tenant_give_files(session->tenant, 1);
@@ -41,7 +61,7 @@ struct context *context_find(struct session *session, uint32_t handle)
     for (struct list *link = session->contexts.next; link != &session->contexts; link = link->next) {
         struct context *context = list_entry(link, struct context, link);
 
-        if (context->handle == handle && context->fd >= 0)
+        if (context->handle == handle && context->events.fd >= 0)
             return context;
     }
     return NULL;
@@ -49,11 +69,13 @@ struct context *context_find(struct session *session, uint32_t handle)
 
 void context_shut(struct context *context)
 {
-    if (context->fd < 0)
+    if (context->events.fd < 0)
         return;
-    close(context->fd);
+    event_channel_close(&context->events);
     tenant_give_files(context->session->tenant, 1);
-    context->fd = -1;
+    free(context->late);
+    context->late = NULL;
+    context->late_count = 0;
 }
 
 void context_free(struct context *context)
@@ -67,10 +89,13 @@ void context_free(struct context *context)
     free(context);
 }
 
-void context_event(const struct context *context, uint32_t event_type, uint32_t element)
+void context_event(struct context *context, uint32_t event_type, uint32_t element)
 {
     struct sluice_async_event event = {.event_type = event_type, .element = element};
 
-    if (context->fd >= 0 && write(context->fd, &event, sizeof(event)) < 0)
-        return; /* the application has left 8,000 events unread */
+    if (context->events.fd < 0)
+        return;
+    /* In their order. */
+    if (context->late_count || !event_channel_send(&context->events, &event, sizeof(event)))
+        keep(context, &event);
 }

@@ -15,7 +15,10 @@ struct context {
     uint32_t handle;
     struct session *session;
     struct tenant *tenant; /* on the context's device */
-    int fd; /* write end of the pipe; -1: closed, but something that others use is still its own */
+    struct event_channel events; /* closed: something that others use is still its own */
+    /* Events that found no room there: a ring, made for the first of them. */
+    struct sluice_async_event *late;
+    uint32_t late_first, late_count;
     uint32_t cqs; /* made in it */
     struct list link;
 };
@@ -29,7 +32,7 @@ void context_free(struct context *context);
 /* One that is open, or NULL. */
 struct context *context_find(struct session *session, uint32_t handle);
 
-/* Async event to the application; lost only where it has left 8,000 unread. */
-void context_event(const struct context *context, uint32_t event_type, uint32_t element);
+/* Async event to the application; lost only where it has left 8,000 unread, or there is no memory for them. */
+void context_event(struct context *context, uint32_t event_type, uint32_t element);
 
 #endif

@@ -311,13 +311,17 @@ void cq_notify_all(struct sluice_engine *engine)
         /* Polled already when it armed: it asked for what comes after. */
         if (load_relaxed(&cq->shared->armed_at) == cq->produced)
             continue;
-        store_relaxed(&cq->shared->arm, SLUICE_CQ_UNARMED);
-        cq->solicited = false;
         struct sluice_comp_event event = {.cq = cq->handle};
 
-        /* The pipe holds 8,000 events; a tenant that leaves them all unread loses its own. */
-        if (write(cq->channel->fd, &event, sizeof(event)) < 0)
-            cq->lost_events++;
+        /* First: who is told may arm at once. */
+        store_relaxed(&cq->shared->arm, SLUICE_CQ_UNARMED);
+        if (event_channel_send(&cq->channel->events, &event, sizeof(event))) {
+            cq->solicited = false;
+        } else {
+            /* Armed as before, unless it was armed meanwhile: it is told when there is room. */
+            replace(&cq->shared->arm, (uint32_t)SLUICE_CQ_UNARMED, arm);
+            list_append(&cq->channel->late, &cq->notify);
+        }
         /* Telling costs as much as many messages, and is its own tenant's expense. */
         uint64_t start = engine->now;
 

@@ -15,7 +15,6 @@ struct cq {
     bool ignore_overrun;
     bool overrun;      /* lost a CQE: dead, as IBTA 11.6.3.1 has it */
     bool solicited;    /* a CQE since the last notification was solicited or an error */
-    uint64_t lost_events;
     uint64_t offset, ring_offset; /* in the segment */
     struct sluice_cq_shared *shared;
     struct sluice_cqe *ring;

@@ -22,6 +22,7 @@
 #include "abi.h"
 #include "counters.h"
 #include "engine.h"
+#include "event_channel.h"
 #include "lane.h"
 #include "list.h"
 #include "shaper.h"
@@ -145,7 +146,8 @@ struct pd {
 
 struct channel {
     uint32_t handle;
-    int fd; /* write end */
+    struct event_channel events;
+    struct list late; /* CQs that are to be told of and found no room */
     uint32_t users;
     struct list link;
 };
@@ -284,11 +286,5 @@ void engine_ask_neighbour(struct sluice_engine *engine, uint32_t from, uint32_t 
 void engine_ask_member(struct sluice_engine *engine, const uint8_t sender[16], int32_t trunk, uint32_t tenant);
 /* A trunk's connection broke. */
 void engine_tell_trunk(struct sluice_engine *engine, uint32_t number);
-
-/*
- * A pipe whose two ends are separate open files, so that the engine's end is
- * non-blocking whatever the application does with its own. Returns 0 or a negative errno.
- */
-int pipe_open(int *read_fd, int *write_fd);
 
 #endif

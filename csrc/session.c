@@ -27,24 +27,6 @@
 #include "tenant.h"
 #include "worker.h"
 
-int pipe_open(int *read_fd, int *write_fd)
-{
-    int fds[2];
-
-    if (pipe2(fds, O_CLOEXEC))
-        return -errno;
-    if (fcntl(fds[1], F_SETFL, O_NONBLOCK)) {
-        int error = -errno;
-
-        close(fds[0]);
-        close(fds[1]);
-        return error;
-    }
-    *read_fd = fds[0];
-    *write_fd = fds[1];
-    return 0;
-}
-
 static int take_number(struct sluice_engine *engine, struct session *session)
 {
     for (uint32_t number = 0; number < SLUICE_MAX_SESSIONS; number++) {
@@ -465,12 +447,20 @@ int pd_dealloc(struct session *session, uint32_t handle)
     return pd ? pd_free(pd) : -EINVAL;
 }
 
+/* Its CQs that found none are looked at again, as if they had got CQEs just now. */
+static void channel_has_room(struct event_channel *events)
+{
+    struct channel *channel = list_entry(events, struct channel, events);
+
+    list_splice(&events->engine->notify, &channel->late);
+}
+
 int channel_create(struct session *session, int *read_fd)
 {
     if (!tenant_take_files(session->tenant, 1))
         return -EMFILE;
     struct channel *channel = calloc(1, sizeof(*channel));
-    int error = channel ? pipe_open(read_fd, &channel->fd) : -ENOMEM;
+    int error = channel ? event_channel_open(&channel->events, session->engine, channel_has_room, read_fd) : -ENOMEM;
 
     if (error) {
         tenant_give_files(session->tenant, 1);
@@ -478,6 +468,7 @@ int channel_create(struct session *session, int *read_fd)
         return error;
     }
     channel->handle = session->next_handle++;
+    list_init(&channel->late);
     list_init(&channel->link);
     list_append(&session->channels, &channel->link);
     return (int)channel->handle;
@@ -493,7 +484,7 @@ int channel_destroy(struct session *session, uint32_t handle)
         if (channel->users)
             return -EBUSY;
         list_remove(&channel->link);
-        close(channel->fd);
+        event_channel_close(&channel->events);
         tenant_give_files(session->tenant, 1);
         free(channel);
         return 0;

@@ -89,7 +89,7 @@ int sluice_session_async_event(struct sluice_engine *engine, uint32_t number, ui
     if (!session)
         return -EINVAL;
     for (struct list *link = session->contexts.next; link != &session->contexts; link = link->next) {
-        const struct context *context = list_entry(link, struct context, link);
+        struct context *context = list_entry(link, struct context, link);
 
         if (context->tenant->account.device->number == device)
             context_event(context, event_type, element);

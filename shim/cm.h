@@ -89,6 +89,8 @@ int cm_create_id(struct rdma_event_channel *channel, struct rdma_cm_id **id, voi
                  enum ibv_qp_type qp_type);
 /* Waits until the application has acknowledged so many events about it. */
 void cm_id_wait(struct cm_id *id, const uint32_t *acked, uint32_t events);
+/* Takes bytes out of a channel whose events are no more, as many as are there. */
+void cm_channel_drain(const struct rdma_event_channel *channel, uint32_t surplus);
 
 /* Takes over what the router knows of the two ends. 0, or -1 with errno: no device, no memory. */
 int cm_set_route(struct cm_id *id, const struct sluice_cm_route *route);

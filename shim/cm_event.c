@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Event channels: man rdma_create_event_channel, rdma_get_cm_event, rdma_ack_cm_event. A
- * channel's descriptor is a pipe with one byte for each event that waits in the router,
+ * channel's descriptor is a socket with one byte for each event that waits in the router,
  * so poll, epoll and O_NONBLOCK work on it.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "cm.h"
@@ -55,7 +56,7 @@ static void forget_channel(struct cm_channel *channel)
 
 /*
  * A thread that waits on the channel goes on waiting, as it does in the kernel: programs destroy
- * their channel on the way out under a thread that they never join. So its pipe stays. A thread
+ * their channel on the way out under a thread that they never join. So its socket stays. A thread
  * that comes a moment too late waits as well.
  */
 EXPORT void rdma_destroy_event_channel(struct rdma_event_channel *public)
@@ -73,6 +74,19 @@ EXPORT void rdma_destroy_event_channel(struct rdma_event_channel *public)
 }
 
 /* ---- reading ----------------------------------------------------------- */
+
+/* A reader that has taken one of them is told that there is no event, and waits on. */
+void cm_channel_drain(const struct rdma_event_channel *channel, uint32_t surplus)
+{
+    char bytes[64];
+    ssize_t got;
+
+    for (; surplus; surplus -= (uint32_t)got) {
+        got = recv(channel->fd, bytes, surplus < sizeof(bytes) ? surplus : sizeof(bytes), MSG_DONTWAIT);
+        if (got <= 0)
+            return;
+    }
+}
 
 /* A reader counts until its question is answered: the channel is the router's as long. */
 static void begin_reading(struct cm_channel *channel)
@@ -174,7 +188,8 @@ static int on_request(struct cm_event *event, const struct sluice_cm_event_reply
         struct sluice_handle_request request = {.handle = handle};
         struct sluice_cm_events_reply reply;
 
-        session_call(SLUICE_OP_CM_DESTROY_ID, &request, sizeof(request), &reply, sizeof(reply));
+        if (session_call(SLUICE_OP_CM_DESTROY_ID, &request, sizeof(request), &reply, sizeof(reply)) == 0)
+            cm_channel_drain(listener->id.channel, reply.surplus);
         return -1;
     }
     id->handle = from->handle;

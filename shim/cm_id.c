@@ -110,29 +110,22 @@ void cm_id_wait(struct cm_id *id, const uint32_t *acked, uint32_t events)
     pthread_mutex_unlock(&id->lock);
 }
 
-static int ask_for_events(uint16_t op, uint32_t handle, uint32_t *events)
-{
-    struct sluice_handle_request request = {.handle = handle};
-    struct sluice_cm_events_reply reply = {0};
-    int error = session_call(op, &request, sizeof(request), &reply, sizeof(reply));
-
-    *events = reply.events;
-    return error;
-}
-
 EXPORT int rdma_destroy_id(struct rdma_cm_id *public)
 {
     struct cm_id *id = to_cm_id(public);
-    uint32_t events;
-    int error = ask_for_events(SLUICE_OP_CM_DESTROY_ID, id->handle, &events);
+    struct sluice_handle_request request = {.handle = id->handle};
+    struct sluice_cm_events_reply reply = {0};
+    int error = session_call(SLUICE_OP_CM_DESTROY_ID, &request, sizeof(request), &reply, sizeof(reply));
 
     /* Without a router there is nothing to wait for, and the application's memory is still to be freed. */
     if (error && error != EIO)
         return cm_result(error);
+    if (!error)
+        cm_channel_drain(public->channel, reply.surplus);
     if (public->event)
         rdma_ack_cm_event(public->event);
     if (!error)
-        cm_id_wait(id, &id->events_acked, events);
+        cm_id_wait(id, &id->events_acked, reply.events);
     while (id->groups) {
         struct cm_group *group = id->groups;
 
@@ -164,6 +157,7 @@ EXPORT int rdma_migrate_id(struct rdma_cm_id *public, struct rdma_event_channel 
             rdma_destroy_event_channel(channel);
         return cm_result(error);
     }
+    cm_channel_drain(public->channel, reply.surplus);
     if (id->synchronous) {
         if (public->event) {
             rdma_ack_cm_event(public->event);

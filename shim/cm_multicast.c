@@ -96,8 +96,10 @@ EXPORT int rdma_leave_multicast(struct rdma_cm_id *public, struct sockaddr *addr
     struct sluice_handle_request request = {.handle = group->handle};
     int error = session_call(SLUICE_OP_CM_LEAVE, &request, sizeof(request), &reply, sizeof(reply));
 
-    if (!error)
+    if (!error) {
+        cm_channel_drain(public->channel, reply.surplus);
         cm_id_wait(id, &group->events_acked, reply.events);
+    }
     free(group);
     return cm_result(error);
 }

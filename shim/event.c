@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Completion channels and async events: man ibv_get_cq_event, ibv_get_async_event.
- * Both are pipes that the router writes to, so poll, epoll and O_NONBLOCK work as
+ * Both are sockets that the router sends to, so poll, epoll and O_NONBLOCK work as
  * on the real descriptors.
  */
 #include <errno.h>
@@ -54,7 +54,7 @@ void events_fork_child(void)
     pthread_cond_init(&events_changed, NULL);
 }
 
-/* Events are smaller than PIPE_BUF and written whole, so they are read whole. */
+/* Each is a packet: sent whole and read whole. */
 static int read_event(int fd, void *event, size_t size)
 {
     ssize_t got = read(fd, event, size);

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from conftest import RunningRouter, listening, next_port, output_of, wait_until
 
 Program = Callable[[str], Path]
@@ -31,6 +32,18 @@ def test_errors(router: RunningRouter, program: Program) -> None:
 
 def test_events_and_threads(router: RunningRouter, program: Program) -> None:
     output_of(router.run("a", program("events")))
+
+
+def test_who_holds_its_channel_holds_nobody(router: RunningRouter, program: Program) -> None:
+    """It reads an event into memory that is never made; the router has another one for it."""
+    holder = router.run("c", program("held"))
+    assert holder.stdout is not None
+    said = holder.stdout.readline()
+    if said == "no userfaultfd\n":
+        pytest.skip("userfaultfd can't be had")
+    assert said == "held\n"
+    output_of(router.run("a", program("events")))
+    output_of(holder)
 
 
 def test_without_isolation(router: RunningRouter, program: Program) -> None:

@@ -124,6 +124,11 @@ class End:
         return self.owner.create_id(self._uids, self.channel, port_space, qp_type)
 
     def readable(self) -> bool:
+        """Bytes whose events are no more are taken out first, as the shim does it."""
+        surplus = self.owner.channel(self.channel).take_surplus()
+        if surplus:
+            with socket.socket(fileno=os.dup(self._fd)) as end:
+                assert len(end.recv(surplus, socket.MSG_DONTWAIT)) == surplus
         return bool(select.select([self._fd], [], [], 0)[0])
 
     def event(self) -> Queued:
@@ -716,7 +721,7 @@ def test_destroying_drops_events(node: Node) -> None:
     assert failure.value.errno == errno.EAGAIN
 
 
-def test_a_channel_outlives_a_full_pipe() -> None:
+def test_a_channel_outlives_a_full_socket() -> None:
     channel: Channel[int] = Channel()
     count = 70000
     for number in range(count):
@@ -729,6 +734,10 @@ def test_a_channel_outlives_a_full_pipe() -> None:
     assert channel.get() is None and not select.select([channel.read_fd], [], [], 0)[0]
     numbers = [channel.put(number) for number in range(count)]
     assert len(channel.take_back(numbers)) == count
+    surplus = channel.take_surplus()
+    assert 0 < surplus < count
+    while surplus:
+        surplus -= len(os.read(channel.read_fd, surplus))
     assert not select.select([channel.read_fd], [], [], 0)[0]
     channel.close()
     assert os.read(channel.read_fd, 1) == b""
@@ -742,6 +751,21 @@ def refused_a_channel(end: End, fds: list[int]) -> bool:
         assert error.errno == errno.EMFILE
         return True
     return False
+
+
+def test_surplus_of_a_channel() -> None:
+    """Bytes of events that are no more serve the next ones; who reads one meanwhile finds no event."""
+    channel: Channel[int] = Channel()
+    first, second = channel.put(1), channel.put(2)
+    assert channel.take_back([first, second]) == [1, 2]
+    assert os.read(channel.read_fd, 1) == b"\0" and channel.get() is None
+    channel.put(3)
+    assert channel.take_surplus() == 0
+    assert os.read(channel.read_fd, 9) == b"\0"
+    found = channel.get()
+    assert found is not None and found[1] == 3
+    channel.close()
+    os.close(channel.read_fd)
 
 
 def test_limits(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,7 +290,7 @@ class Engine:
         checked(lib.sluice_session_close(self._engine, session))
 
     def open_context(self, session: int, device: int = 0) -> tuple[int, int]:
-        """The handle, and the read end of its async event pipe, which is the caller's to close.
+        """The handle, and the end of its async event channel that is read, which is the caller's to close.
 
         OSError ENODEV: the tenant hasn't this device.
         """
@@ -315,7 +315,7 @@ class Engine:
         checked(lib.sluice_pd_dealloc(self._engine, session, handle))
 
     def create_channel(self, session: int) -> tuple[int, int]:
-        """The handle, and the read end of the channel's pipe, which is the caller's to close."""
+        """The handle, and the end of the channel that is read, which is the caller's to close."""
         fd = ffi.new("int *")
         handle = checked(lib.sluice_channel_create(self._engine, session, fd))
         return handle, int(fd[0])

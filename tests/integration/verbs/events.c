@@ -181,11 +181,51 @@ static void test_threads(void)
     end_close(&b);
 }
 
+/* More than fit into the channel at once: none is lost, and each CQ is told of once. */
+static void test_many(void)
+{
+    enum { MANY = 400 };
+    static struct end ends[MANY];
+    static bool told[MANY];
+    struct ibv_comp_channel *channel = ibv_create_comp_channel(context);
+    struct ibv_qp_attr error = {.qp_state = IBV_QPS_ERR};
+    struct ibv_pd *pd = ibv_alloc_pd(context);
+
+    CHECK(channel && pd, "channel");
+    for (int i = 0; i < MANY; i++) {
+        ends[i] = (struct end){.context = context, .pd = pd, .cq = ibv_create_cq(context, 1, &told[i], channel, 0)};
+        CHECK(ends[i].cq, "ibv_create_cq");
+        qp_open(&ends[i], 0);
+        CHECK(!ibv_modify_qp(ends[i].qp, &error, IBV_QP_STATE) && !ibv_req_notify_cq(ends[i].cq, 0), "ERR");
+    }
+    for (int i = 0; i < MANY; i++) {
+        struct ibv_recv_wr *bad, recv = {0};
+
+        CHECK(!ibv_post_recv(ends[i].qp, &recv, &bad), "post");
+    }
+    for (int i = 0; i < MANY; i++)
+        CHECK(wait_completion(ends[i].cq).status == IBV_WC_WR_FLUSH_ERR, "flushed");
+    for (int i = 0; i < MANY; i++) {
+        struct ibv_cq *which;
+        void *mark;
+
+        CHECK(readable(channel->fd, 10000), "event %d of %d", i, MANY);
+        CHECK(!ibv_get_cq_event(channel, &which, &mark) && !*(bool *)mark, "an event twice");
+        *(bool *)mark = true;
+        ibv_ack_cq_events(which, 1);
+    }
+    CHECK(!readable(channel->fd, 0), "an event too many");
+    for (int i = 0; i < MANY; i++)
+        CHECK(!ibv_destroy_qp(ends[i].qp) && !ibv_destroy_cq(ends[i].cq), "end");
+    CHECK(!ibv_destroy_comp_channel(channel) && !ibv_dealloc_pd(pd), "end");
+}
+
 int main(void)
 {
     context = open_device();
     memory = aligned_alloc(4096, SIZE);
     test_channel();
+    test_many();
     test_threads();
     CHECK(!ibv_close_device(context), "ibv_close_device");
     printf("events and threads as they should\n");

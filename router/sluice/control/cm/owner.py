@@ -51,7 +51,7 @@ class Owner:
     # ---- channels -----------------------------------------------------------
 
     def create_channel(self) -> tuple[int, int]:
-        """Its handle, and the read end of its pipe, which is the caller's to close. EMFILE: too many."""
+        """Its handle, and the end of it that is read, which is the caller's to close. EMFILE: too many."""
         most = _most_channels()
         if self.cm.channels_of_tenant[self.party.tenant] >= most:
             raise OSError(errno.EMFILE, f"a tenant has at most {most} event channels")

@@ -103,13 +103,15 @@ def _create_id(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) ->
 def _destroy_id(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) -> None:
     identifier = owner.identifier(request.handle)
     owner.remove(identifier)
-    reply.events = identifier.reported
+    reply.events, reply.surplus = identifier.reported, identifier.channel.take_surplus()
 
 
 def _migrate_id(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) -> None:
     identifier, channel = owner.identifier(request.handle), owner.channel(request.value)
     if identifier.channel is not channel:
+        old = identifier.channel
         identifier.move_to(channel)
+        reply.surplus = old.take_surplus()
     reply.events = identifier.reported
 
 
@@ -199,7 +201,7 @@ def _join(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) -> None
 def _leave(owner: Owner, request: Any, reply: Any, _send: SendDescriptor) -> None:
     membership = owner.membership(request.handle)
     owner.remove_membership(membership)
-    reply.events = membership.reported
+    reply.events, reply.surplus = membership.reported, membership.identifier.channel.take_surplus()
 
 
 def _write_event(owner: Owner, request: Any, _reply: Any, _send: SendDescriptor) -> None:
