@@ -563,6 +563,40 @@ def test_namespaces_have_ports_of_their_own(node: Node) -> None:
     assert bind_error(a, "192.0.2.1", 1) == errno.EADDRNOTAVAIL
 
 
+@pytest.mark.parametrize(
+    ("realm", "source", "destination", "shown"),
+    [
+        # Within a namespace its addresses are what they are.
+        (HOST, "127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        (HOST, "192.0.2.1", "192.0.2.1", "192.0.2.1"),
+        (HOST, "192.0.2.1", None, "192.0.2.1"),
+        # Beyond it they aren't, unless it is the host's.
+        (HOST, "127.0.0.1", None, None),
+        (FixedRealm(2, "10.9.9.9"), "10.9.9.9", None, None),
+        (FixedRealm(2, "10.9.9.9"), "10.9.9.9", "192.0.2.1", None),
+        (FixedRealm(2, "192.0.2.1"), "192.0.2.1", None, None),
+        (FixedRealm(2), "127.0.0.1", None, None),
+    ],
+)
+@pytest.mark.parametrize("port_space", [PS_TCP, PS_UDP])
+def test_a_source_is_shown_where_it_is_known(
+    node: Node, realm: FixedRealm, source: str, destination: str | None, shown: str | None, port_space: int
+) -> None:
+    client, server = node.end(realm), node.end()
+    qp_type = QPT_RC if port_space == PS_TCP else QPT_UD
+    listener = server.create(port_space, qp_type)
+    listener.bind(at("0.0.0.0", 7000))
+    listener.listen(0)
+    active = client.create(port_space, qp_type)
+    active.resolve_address(at(source, 40000), at(destination or server.owner.party.address, 7000))
+    active.resolve_route()
+    active.connect(Parameters())
+    child = server.event().child
+    assert child is not None and child.destination == at(shown or client.owner.party.address, 40000)
+    # To the application it is what it said.
+    assert active.source == at(source, 40000)
+
+
 def test_a_session_that_has_ended_is_nowhere() -> None:
     ours, theirs = socket.socketpair()
     with theirs:

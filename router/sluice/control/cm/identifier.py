@@ -378,19 +378,32 @@ class Identifier:
             place = None
         node = None if place is None else place.node
         service = Service(self.port_space, self.destination, None if place is None else place.scope)
+        shown = self._shown_to(place)
         self.state = State.CONNECT
         if self.is_datagram:
             sidr = Lookup(self._cm, node, self._on_found)
             self.end = sidr
-            request = LookupRequest(sidr.number, service, self.source, self.gid, parameters.private_data)
+            request = LookupRequest(sidr.number, service, shown, self.gid, parameters.private_data)
             sidr.unreachable() if place is None else sidr.request(request)
         else:
             connection = Connection(self._cm, self._owner.party.tenant, node, self._psn, self.emit)
             self.end = connection
-            asks = ConnectRequest(
-                connection.number, service, self.source, self.gid, self.qp_type, self._psn, parameters
-            )
+            asks = ConnectRequest(connection.number, service, shown, self.gid, self.qp_type, self._psn, parameters)
             connection.unreachable() if place is None else connection.request(asks)
+
+    def _shown_to(self, place: Place | None) -> SocketAddress:
+        """The source as the other side sees it (rdma_get_peer_addr(3)), who may go by it.
+
+        What a namespace calls its own is known to those in it: to others it may be anybody's, and the tenant's own
+        address stands for it. The host's addresses are the host's word.
+        """
+        assert self.source is not None
+        party, ip = self._owner.party, self.source.plain
+        if ip == party.address or (place is not None and place.scope in (party.own_scope, party.realm_scope)):
+            return self.source
+        if party.realm.key == self._cm.host.key and not ip.is_loopback and self._cm.host.has(ip):
+            return self.source
+        return self.source.with_ip(party.address)
 
     def _or_of_a_host(self, place: Place) -> Place:
         """Whose it is: an address of a NIC's, at which none of ours listens, is that of the host's other programs."""
