@@ -7,6 +7,7 @@
 #include "session.h"
 #include "tenant.h"
 
+/* Events that wait for room, at most. */
 enum { LATE = 8192 };
 
 static void send_late(struct event_channel *events)

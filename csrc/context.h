@@ -32,7 +32,7 @@ void context_free(struct context *context);
 /* One that is open, or NULL. */
 struct context *context_find(struct session *session, uint32_t handle);
 
-/* Async event to the application; lost only where it has left 8,000 unread, or there is no memory for them. */
+/* Async event to the application; lost only where it has left 8,192 unread, or there is no memory for them. */
 void context_event(struct context *context, uint32_t event_type, uint32_t element);
 
 #endif

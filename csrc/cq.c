@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <infiniband/verbs.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "atomic.h"
 #include "clock.h"

@@ -9,7 +9,7 @@
  * writes to it, or closes it, waits for that lock whatever O_NONBLOCK says. A sender to a socket takes no lock that
  * a reader holds while it copies.
  *
- * It holds a hundred events or so. What finds no room waits at its owner, which is
+ * It holds some 80 events. What finds no room waits at its owner, which is
  * called when there may be some.
  */
 #ifndef SLUICE_EVENT_CHANNEL_H

@@ -135,6 +135,8 @@ def test_objects_beyond_a_limit_are_refused_and_told(router: RunningRouter) -> N
 def narrow() -> Iterator[RunningRouter]:
     """A router whose device is a wire of 2 Gbit/s."""
     running = RunningRouter("--capacity", "2Gbps")
+    running.ask("tenant-add", name="steady", policy={"min": "1500Mbps"})
+    running.ask("tenant-add", name="greedy", policy={"min": "100Mbps", "weight": "10000"})
     yield running
     running.stop()
 
@@ -142,9 +144,6 @@ def narrow() -> Iterator[RunningRouter]:
 @pytest.mark.parametrize("to", ["steady", "sink"])
 def test_a_guarantee_on_a_full_device(narrow: RunningRouter, to: str) -> None:
     """Bytes within a node are on the wire twice, and the guarantee comes before weight both times."""
-    for name, policy in (("steady", {"min": "1500Mbps"}), ("greedy", {"min": "100Mbps", "weight": "10000"})):
-        if name not in narrow.ask("status")["tenants"]:
-            narrow.ask("tenant-add", name=name, policy=policy)
     children = []
     for sender, receiver in (("greedy", "greedy"), ("steady", to)):
         port = next_port()

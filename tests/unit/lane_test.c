@@ -21,7 +21,7 @@ static struct timers timers;
 static struct lane lane;
 static struct list firsts[TENANTS];
 static uint32_t weights[TENANTS];
-static struct bucket floors[TENANTS][LANE_SIDES]; /* of each tenant's sending, and of whom it sends to */
+static struct bucket floors[TENANTS][LANE_SIDES]; /* of whom each tenant sends to, and of its own sending */
 static struct waiter waiters[TENANTS][QPS];
 static uint64_t served[TENANTS], let_go_count;
 static bool again; /* who was served waits again */

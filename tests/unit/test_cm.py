@@ -903,7 +903,7 @@ def test_many_ids_end_in_turns(node: Node, clock: Clock, what: str, monkeypatch:
     assert not +node.cm.ids_of_tenant - Counter({client.owner.party.tenant: 2})
     assert node.cm.channels_of_tenant[server.owner.party.tenant] == 0
     if what == "channel":
-        # The pipe has no other end any more.
+        # The socket has no other end any more.
         assert os.read(server._fd, 1) == b""
         server.close()
     active.destroy()
